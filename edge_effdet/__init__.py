@@ -1,0 +1,1 @@
+"""EfficientDet from training to a Jetson."""

@@ -1,0 +1,31 @@
+"""``edge-effdet VERB …`` and ``python -m edge_effdet VERB …``: the same code as ``python -m edge_effdet.VERB …``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "fine-tune a detector on labelled images",
+    "export": "checkpoint to optimized ONNX graph",
+    "quantize": "FP32 graph to FP16, or to INT8 with calibration images",
+    "build_engine": "checkpoint or graph to a compiled engine, proven",
+    "detect": "find objects in images with an engine",
+    "evaluate": "COCO metrics of an engine or a checkpoint",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return its exit code; without one, list them."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0].replace("-", "_") if arguments else ""
+    if verb in VERBS:
+        return importlib.import_module(f"edge_effdet.{verb}").main(arguments[1:])
+    lines = ["usage: edge-effdet VERB [options]", "", *(f"  {name:<14}{text}" for name, text in VERBS.items())]
+    print("\n".join(lines), file=sys.stdout if verb in ("", "__help", "_h") else sys.stderr)
+    return 0 if verb in ("", "__help", "_h") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Engines: compiled and run. ``base`` holds the protocol and the table of names."""

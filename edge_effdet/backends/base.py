@@ -1,0 +1,130 @@
+"""What a backend offers, and the literal table of their names. Nothing is imported before it is used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.errors import BackendUnavailable, UsageError
+
+BACKENDS = {
+    "onnxruntime": "edge_effdet.backends.onnxruntime",
+    "openvino": "edge_effdet.backends.openvino",
+    "tensorrt": "edge_effdet.backends.tensorrt",
+    "tensorrt-rtx": "edge_effdet.backends.tensorrt_rtx",
+}
+AUTOMATIC = ("tensorrt", "onnxruntime")
+"""What ``--backend auto`` tries, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output of an engine; -1 stands for a dynamic axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Runner(Protocol):
+    """An engine that is loaded and ready; a context manager that frees what it holds."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. Feeds and results by tensor name; the caller owns the results."""
+        ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """The backend works here.
+
+    Attributes:
+        version: of the runtime.
+        device: what it computes on, for people.
+        runs_here: False where it can compile but not run (TensorRT-RTX without a GPU).
+    """
+
+    version: str
+    device: str
+    runs_here: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The backend does not work here: why, and what to do."""
+
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """What a compiler may be told.
+
+    Attributes:
+        target: for TensorRT-RTX the SM versions, as in ``86+89+120``; empty for the backend's default.
+        workspace_mib: limit of the builder's scratch memory; 0 for none.
+        timing_cache: a file that TensorRT's tactic timings are kept in, or None.
+        batch_sizes: smallest, usual and largest batch, where the graph's batch axis is dynamic.
+    """
+
+    target: str = ""
+    workspace_mib: int = 0
+    timing_cache: Path | None = None
+    batch_sizes: tuple[int, int, int] = (1, 1, 8)
+
+
+class Backend(Protocol):
+    """What each module in ``BACKENDS`` offers."""
+
+    SUFFIX: str
+
+    def probe(self) -> Available | Unavailable: ...
+
+    def compile(self, graph: Graph, options: CompileOptions) -> bytes: ...
+
+    def load(self, engine: Engine) -> Runner: ...
+
+
+def get_backend(name: str) -> Backend:
+    """The module of a backend. Raises UsageError for an unknown name."""
+    if name not in BACKENDS:
+        raise UsageError(f"There is no backend {name!r}; the backends are {', '.join(BACKENDS)}.")
+    return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def require(name: str) -> Available:
+    """Probe a backend. Raises BackendUnavailable with the reason and the fix."""
+    answer = get_backend(name).probe()
+    if isinstance(answer, Unavailable):
+        raise BackendUnavailable(f"The backend {name} is not available: {answer.reason}; {answer.fix}.")
+    return answer
+
+
+def choose_automatically() -> tuple[str, list[str]]:
+    """The first backend of ``AUTOMATIC`` that is available and runs here, and why those before it were passed over."""
+    passed: list[str] = []
+    for name in AUTOMATIC:
+        answer = get_backend(name).probe()
+        if isinstance(answer, Available):
+            return name, passed
+        passed.append(f"{name}: {answer.reason}")
+    raise BackendUnavailable(
+        f"No backend is available ({'; '.join(passed)}); pip install 'edge-effdet[ort]' installs one that runs anywhere."
+    )

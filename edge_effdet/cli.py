@@ -1,0 +1,159 @@
+"""What every verb's ``main`` shares: flags built from option dataclasses, logging, exit codes, progress."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edge_effdet.artifacts import Size
+from edge_effdet.errors import EdgeEffDetError, UsageError
+
+T = TypeVar("T")
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a verb has to say: lines for a person, and one object for a machine (``--json``)."""
+
+    text: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def option(default: Any = MISSING, *, help: str, choices: Sequence[str] | None = None) -> Any:  # noqa: A002
+    """A dataclass field that ``add_options`` turns into a flag."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
+    """Add one ``--flag`` a field of each dataclass, with the field's type, default and help."""
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        for item in fields(cls):
+            if "help" not in item.metadata:
+                continue
+            flag = "--" + item.name.replace("_", "-")
+            text = item.metadata["help"]
+            if hints[item.name] is bool:
+                parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=text)
+                continue
+            required = item.default is MISSING
+            if not required and item.default is not None:
+                text += f" (default: {_shown(item.default)})"
+            parser.add_argument(
+                flag,
+                type=_parser_of(hints[item.name]),
+                default=None if required else item.default,
+                required=required,
+                choices=item.metadata["choices"],
+                metavar=None if item.metadata["choices"] else _metavar(item.name),
+                help=text,
+            )
+
+
+def options_from(cls: type[T], arguments: argparse.Namespace) -> T:
+    """The dataclass that ``add_options`` made flags for, from what was parsed."""
+    values = {item.name: getattr(arguments, item.name) for item in fields(cls) if hasattr(arguments, item.name)}  # type: ignore[arg-type]
+    return cls(**values)
+
+
+def make_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every verb has."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m edge_effdet.{verb}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, for machines")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    return parser
+
+
+def run_verb(
+    parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], Result], argv: Sequence[str] | None
+) -> int:
+    """Parse, run, print, and turn errors into one sentence on stderr and the documented exit code."""
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("edge_effdet").setLevel(logging.INFO)
+    try:
+        result = stage(arguments)
+        print(json.dumps(result.data) if arguments.json else result.text, flush=True)
+    except EdgeEffDetError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def progress(items: Iterable[T], total: int, label: str) -> Iterable[T]:
+    """Wrap ``items`` in a progress bar on stderr where tqdm is there and a person is looking."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return items
+    return tqdm(items, total=total, desc=label, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+
+
+def parse_size(text: str) -> Size:
+    """``320`` or ``384x640`` (height x width) to (height, width). Raises UsageError for anything else."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"An image size of {text!r} is neither N nor HxW; write 320 or 384x640.")
+    return int(parts[0]), int(parts[-1])
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first the header, as aligned text; numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join("-" * width for width in widths)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if row is not rows[0] and cell[:1].isdigit() else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[1], lines[0], *lines[2:]])
+
+
+def _shown(default: Any) -> str:
+    return "x".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _metavar(name: str) -> str:
+    return name.rsplit("_", 1)[-1].upper()
+
+
+def _parser_of(hint: Any) -> Callable[[str], Any]:
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = kinds[0]
+    if hint == Size:
+        return _size_argument
+    if hint in (int, float, str, Path):
+        return hint
+    raise TypeError(f"no parser for an option of type {hint}")
+
+
+def _size_argument(text: str) -> Size:
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

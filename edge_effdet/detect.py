@@ -1,0 +1,142 @@
+"""Find objects: ``(Engine, images) -> Detections``. What runs on the device; it imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edge_effdet.artifacts import Detections, Engine, ModelSpec, load_engine, write_json
+from edge_effdet.backends.base import Runner, get_backend, require
+from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.errors import DataError, UsageError
+from edge_effdet.images import list_images, read_image
+from edge_effdet.postprocess import detections_from_outputs
+from edge_effdet.preprocess import images_to_batch, letterbox
+
+logger = logging.getLogger("edge_effdet.detect")
+
+
+def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_threshold: float) -> Detections:
+    """Find objects in one picture.
+
+    Args:
+        runner: a loaded engine with the graph's contract.
+        image: uint8 [height, width, 3], RGB.
+        spec: the engine's.
+        score_threshold: lower scores are dropped.
+    """
+    canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
+    dtype = runner.inputs[0].dtype
+    outputs = runner.run({"images": images_to_batch([canvas]).astype(dtype, copy=False)})
+    return detections_from_outputs(
+        outputs["boxes"][0],
+        outputs["scores"][0],
+        outputs["class_ids"][0],
+        (image.shape[0], image.shape[1]),
+        spec.image_size,
+        score_threshold,
+    )
+
+
+def detect_files(engine: Engine, paths: Sequence[Path], score_threshold: float) -> Iterator[tuple[Path, np.ndarray, Detections]]:
+    """Each picture that can be decoded, with what was found in it; others are skipped with a warning."""
+    skipped = 0
+    with get_backend(engine.backend).load(engine) as runner:
+        for path in paths:
+            try:
+                image = read_image(path)
+            except DataError as error:
+                if len(paths) == 1:
+                    raise
+                skipped += 1
+                logger.warning("skipped an image: %s", error)
+                continue
+            yield path, image, detect_image(runner, image, engine.spec, score_threshold)
+    if skipped == len(paths):
+        raise DataError("None of the images could be decoded; check the files.")
+    if skipped:
+        logger.warning("%d of %d images could not be decoded and were left out", skipped, len(paths))
+
+
+def find_sources(source: Path) -> list[Path]:
+    """The pictures that ``--source`` names: one file, or a folder's.
+
+    Raises:
+        DataError: nothing there, or a folder without pictures.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"There is no image or folder at {source}; check --source.")
+    images = list_images(source)
+    if not images:
+        raise DataError(f"{source} holds no images (.jpg, .png, …); give another folder.")
+    return images
+
+
+def detections_to_json(path: Path, detections: Detections, spec: ModelSpec) -> dict[str, object]:
+    """One picture's detections for machines; boxes are xyxy in pixels of the original."""
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True)
+    return {
+        "image": str(path),
+        "detections": [
+            {
+                "box": [round(value, 2) for value in box],
+                "score": round(score, 4),
+                "class": spec.class_names[class_id],
+                "class_id": class_id,
+                "category_id": spec.category_ids[class_id],
+            }
+            for box, score, class_id in rows
+        ],
+    }
+
+
+def make_argument_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "detect",
+        "Find objects in images with an engine.",
+        "python -m edge_effdet.detect --engine engines/quickstart.int8.onnx --source photos --output found",
+    )
+    parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
+    parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
+    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    if not 0 <= arguments.score_threshold <= 1:
+        raise UsageError(f"A score threshold of {arguments.score_threshold} is not between 0 and 1; 0.3 is usual.")
+    engine = load_engine(arguments.engine)
+    require(engine.backend)
+    results = []
+    for path, image, found in detect_files(engine, find_sources(arguments.source), arguments.score_threshold):
+        results.append(detections_to_json(path, found, engine.spec))
+        if arguments.output:
+            from edge_effdet.drawing import save_annotated
+
+            save_annotated(arguments.output / f"{path.stem}.jpg", image, found, engine.spec)
+    data = {"engine": str(engine.path), "engine_sha256": engine.sha256, "images": results}
+    if arguments.output:
+        write_json(arguments.output / "detections.json", data)
+    rows = [("image", "objects", "found")]
+    for result in results:
+        found_here = [item["class"] for item in result["detections"]]  # type: ignore[index]
+        counts = ", ".join(f"{found_here.count(name)} {name}" for name in dict.fromkeys(found_here))
+        rows.append((Path(str(result["image"])).name, str(len(found_here)), counts or "nothing"))
+    return Result(table(rows), data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_verb(make_argument_parser(), _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The exception tree. Each class carries the exit code that the command line ends with.
+
+    EdgeEffDetError                2
+    ├── UsageError                 2   an option or a combination of options that makes no sense
+    ├── InputError                 2   a file or folder that cannot be used as it is
+    │   ├── DataError                  a data set: images, annotations, splits, classes
+    │   ├── CheckpointError            a checkpoint: missing, truncated, foreign, of another model
+    │   ├── GraphError                 an ONNX file: missing, foreign, of an unexpected form
+    │   └── EngineError                an engine: missing, changed, or without its JSON
+    ├── MissingDependency          3   an optional package; the message names the pip command
+    ├── BackendUnavailable         3   a backend that cannot work on this machine
+    └── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
+
+A message is one sentence for a person: what happened, why, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class EdgeEffDetError(Exception):
+    exit_code = 2
+
+
+class UsageError(EdgeEffDetError):
+    pass
+
+
+class InputError(EdgeEffDetError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class CheckpointError(InputError):
+    pass
+
+
+class GraphError(InputError):
+    pass
+
+
+class EngineError(InputError):
+    pass
+
+
+class MissingDependency(EdgeEffDetError):
+    """An optional package is not installed.
+
+    Args:
+        package: the name to import.
+        extra: the extra of edge-effdet that installs it.
+        purpose: what it was wanted for, as in "to train".
+    """
+
+    exit_code = 3
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{package} is not installed, which is needed {purpose}: run pip install 'edge-effdet[{extra}]'."
+        )
+
+
+class BackendUnavailable(EdgeEffDetError):
+    exit_code = 3
+
+
+class AccuracyGateFailed(EdgeEffDetError):
+    exit_code = 4

@@ -1,0 +1,61 @@
+"""Reading pictures from files: the one decoder that training, evaluation and the device share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edge_effdet.artifacts import Size
+from edge_effdet.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode a picture to uint8 [height, width, 3], RGB, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: missing, empty, truncated, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                # Pillow's own conversion clips 16-bit grey to 255.
+                grey = (np.asarray(image, np.uint16) >> 8).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(upright.convert("RGB"))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no image at {path}; check the path.") from error
+    except UnidentifiedImageError as error:
+        empty = Path(path).stat().st_size == 0
+        raise DataError(f"{path} is {'empty' if empty else 'not an image'}; remove it or copy it again.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be decoded ({error}); remove it or copy it again.") from error
+
+
+def image_size(path: Path) -> Size:
+    """Height and width of a picture as ``read_image`` would return it, from its header alone.
+
+    Raises:
+        DataError: missing, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+    except FileNotFoundError as error:
+        raise DataError(f"There is no image at {path}; check the path.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is not an image ({error}); remove it or copy it again.") from error
+    return (width, height) if sideways else (height, width)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The pictures directly in a folder, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

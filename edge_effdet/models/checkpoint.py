@@ -1,0 +1,157 @@
+"""Checkpoints: safetensors with the ModelSpec and the training provenance in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_effdet.artifacts import Checkpoint, ModelSpec, atomic_output, file_sha256
+from edge_effdet.errors import CheckpointError, InputError
+from edge_effdet.models.zoo import create_network
+
+if TYPE_CHECKING:
+    import torch
+
+_METADATA_KEY = "edge_effdet"
+_PREDICT_WEIGHT = "class_net.predict.conv_pw.weight"
+
+
+def save_checkpoint(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    spec: ModelSpec,
+    provenance: Mapping[str, Any],
+    half: bool = False,
+) -> Checkpoint:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: the file, by convention ``.safetensors``.
+        weights: the state of the network that ``create_network(spec)`` builds.
+        spec: travels in the metadata.
+        provenance: command, data, metrics; anything that JSON holds.
+        half: store floating-point tensors as FP16.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in weights.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise CheckpointError(
+            f"The weights for {path.name} hold values that are not finite, so nothing was written; lower the learning rate."
+        )
+    metadata = {_METADATA_KEY: json.dumps({"spec": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)}
+    with atomic_output(path) as temporary:
+        save_file(tensors, str(temporary), metadata=metadata)
+    return Checkpoint(path, spec, dict(provenance), file_sha256(path))
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's header.
+
+    Raises:
+        CheckpointError: missing, truncated, or not written by ``save_checkpoint``.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path}; train one with python -m edge_effdet.train.")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); copy it again, or train it again."
+        ) from error
+    if _METADATA_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file of another program: it carries no edge_effdet model description; "
+            "train with python -m edge_effdet.train, or give effdet's .pth with --model NAME."
+        )
+    try:
+        content = json.loads(metadata[_METADATA_KEY])
+        spec = ModelSpec.from_dict(content["spec"])
+    except (ValueError, KeyError, InputError) as error:
+        raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
+    return Checkpoint(path, spec, content.get("provenance", {}), file_sha256(path))
+
+
+def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
+    """The checkpoint's network in evaluation mode, FP32, on the CPU."""
+    from safetensors.torch import load_file
+
+    return load_weights(checkpoint.spec, load_file(str(checkpoint.path)), checkpoint.path)
+
+
+def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
+    """effdet's own ``.pth`` as the network of ``spec``.
+
+    The file is read with ``weights_only=True``, so that pickled code in it is refused and not run.
+
+    Raises:
+        CheckpointError: missing, damaged, with code in it, or of another architecture or class count.
+    """
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path}; check the path given to --checkpoint.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds pickled Python objects or is not a PyTorch file, and is not opened for safety; "
+            "save only model.state_dict() and give that file."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a PyTorch file ({_first_line(error)}); copy it again.") from error
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:
+        raise CheckpointError(f"{path} holds no dictionary of weights; save model.state_dict() and give that file.")
+    weights = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
+    return load_weights(spec, weights, path)
+
+
+def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: Path | str) -> torch.nn.Module:
+    """Build the network of ``spec`` and fill it; every tensor must be there and fit.
+
+    Raises:
+        CheckpointError: names the first thing that does not fit; a class count by its number.
+    """
+    network = create_network(spec)
+    expected = {
+        name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")
+    }
+    given = {name: tensor.float() for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+    if _PREDICT_WEIGHT in given and given[_PREDICT_WEIGHT].shape != expected[_PREDICT_WEIGHT].shape:
+        anchors = spec.anchors.num_scales * len(spec.anchors.aspect_ratios)
+        raise CheckpointError(
+            f"{source} predicts {given[_PREDICT_WEIGHT].shape[0] / anchors:g} classes and {spec.num_classes} were expected; "
+            "give the class list that it was trained with."
+        )
+    missing = expected.keys() - given.keys()
+    surplus = given.keys() - expected.keys()
+    misfit = [name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape]
+    if missing or surplus or misfit:
+        example = sorted(missing or surplus or misfit)[0]
+        raise CheckpointError(
+            f"{source} is not a {spec.name}: {len(missing)} tensors are missing, {len(surplus)} are unknown and "
+            f"{len(misfit)} have another shape (first: {example}); give the --model that it was trained as."
+        )
+    network.load_state_dict(given, strict=False)
+    return network.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,82 @@
+"""The network with its doors on: raw pixels in, decoded boxes out. Export traces this module; torch runs it for reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from edge_effdet.artifacts import ModelSpec
+
+MAX_TOP_K = 3840
+"""TensorRT's TopK takes no larger K; effdet's own default is 5000."""
+
+DEFAULT_TOP_K = 1000
+
+
+class Detector(nn.Module):
+    """Normalise, run effdet's network, keep the best anchor x class pairs, decode their boxes.
+
+    Input: uint8 or float32 [B, 3, H, W], RGB, 0 to 255.
+    Outputs: boxes float32 [B, K, 4] xyxy in input pixels, scores float32 [B, K], class_ids int32 [B, K], descending by
+    score. With ``raw``: the class logits and box codes of each level, float32 [B, A*C, h, w] and [B, A*4, h, w].
+    """
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, top_k: int = DEFAULT_TOP_K, raw: bool = False) -> None:
+        super().__init__()
+        from effdet.anchors import Anchors
+
+        self.network = network
+        self.num_classes = spec.num_classes
+        self.raw = raw
+        anchors = Anchors(
+            spec.anchors.min_level,
+            spec.anchors.max_level,
+            spec.anchors.num_scales,
+            spec.anchors.aspect_ratios,
+            spec.anchors.anchor_scale,
+            spec.image_size,
+        ).boxes
+        self.top_k = min(top_k, MAX_TOP_K, len(anchors) * spec.num_classes)
+        # pixel / 255 - mean) / std as one multiplication and one addition.
+        mean, std = torch.tensor(spec.preprocess.mean), torch.tensor(spec.preprocess.std)
+        self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
+        y_min, x_min, y_max, x_max = anchors.unbind(1)
+        centers_sizes = torch.stack(
+            [(x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min], dim=1
+        )
+        self.register_buffer("anchors", centers_sizes, persistent=False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        class_levels, box_levels = self.network(images.float() * self.pixel_scale + self.pixel_shift)
+        if self.raw:
+            return (*class_levels, *box_levels)
+        logits = torch.cat([_anchors_last(level, self.num_classes) for level in class_levels], dim=1)
+        codes = torch.cat([_anchors_last(level, 4) for level in box_levels], dim=1)
+        # The sigmoid is monotonic: the best logits are the best scores, and only K of them need it.
+        top_logits, top_indices = torch.topk(logits.flatten(1), self.top_k, dim=1)
+        anchor_indices = top_indices // self.num_classes
+        class_ids = (top_indices - anchor_indices * self.num_classes).to(torch.int32)
+        top_codes = torch.gather(codes, 1, anchor_indices.unsqueeze(2).expand(-1, -1, 4))
+        return decode_boxes(top_codes, self.anchors[anchor_indices]), top_logits.sigmoid(), class_ids
+
+
+def decode_boxes(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    """Box codes to boxes: the inverse of the Faster R-CNN box coder (arXiv 1506.01497, eq. 2), as effdet orders it.
+
+    Args:
+        codes: [..., 4], (ty, tx, th, tw).
+        anchors: [..., 4], (center x, center y, width, height) in pixels.
+
+    Returns:
+        [..., 4], xyxy in pixels.
+    """
+    ty, tx, th, tw = codes.split(1, dim=-1)
+    centers = torch.cat([tx, ty], dim=-1) * anchors[..., 2:] + anchors[..., :2]
+    half_sizes = torch.cat([tw, th], dim=-1).exp() * (anchors[..., 2:] * 0.5)
+    return torch.cat([centers - half_sizes, centers + half_sizes], dim=-1)
+
+
+def _anchors_last(level: torch.Tensor, values: int) -> torch.Tensor:
+    """[B, A*values, h, w] to [B, h*w*A, values]."""
+    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, values)

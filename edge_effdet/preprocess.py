@@ -1,0 +1,44 @@
+"""From a picture to the network's input: the one letterbox that training, calibration, evaluation and the device share.
+
+Normalisation is not here: it is inside the exported graph, which takes raw pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from edge_effdet.artifacts import PreprocessSpec, Size
+
+
+def letterbox_size(height: int, width: int, target: Size) -> tuple[int, int, float]:
+    """Height and width of the scaled picture inside ``target``, and the scale (target pixels an original pixel).
+
+    Rounded down as effdet's ``ResizePad`` does, but never to zero.
+    """
+    scale = min(target[0] / height, target[1] / width)
+    return max(1, int(height * scale)), max(1, int(width * scale)), scale
+
+
+def letterbox(image: np.ndarray, target: Size, preprocess: PreprocessSpec) -> tuple[np.ndarray, float]:
+    """Scale a picture into the top-left corner of the network's input.
+
+    Args:
+        image: uint8 [height, width, 3], RGB.
+        target: height and width of the result.
+        preprocess: gives the fill colour.
+
+    Returns:
+        uint8 [target height, target width, 3] and the scale, with ``target = original * scale`` for coordinates.
+    """
+    height, width, scale = letterbox_size(image.shape[0], image.shape[1], target)
+    canvas = np.empty((*target, 3), np.uint8)
+    canvas[:] = preprocess.fill_color
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    canvas[:height, :width] = np.asarray(resized)
+    return canvas, scale
+
+
+def images_to_batch(images: list[np.ndarray]) -> np.ndarray:
+    """Stack letterboxed pictures, uint8 [H, W, 3] each, to the graph's input, uint8 [B, 3, H, W]."""
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
