@@ -8,6 +8,7 @@ import logging
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -86,6 +87,9 @@ def run_verb(
     arguments = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("edge_effdet").setLevel(logging.INFO)
+    # Deprecations inside the libraries are for us to see in the tests, not for a user to read.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         result = stage(arguments)
         print(json.dumps(result.data) if arguments.json else result.text, flush=True)
@@ -146,13 +150,13 @@ def _parser_of(hint: Any) -> Callable[[str], Any]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = kinds[0]
     if hint == Size:
-        return _size_argument
+        return size_argument
     if hint in (int, float, str, Path):
         return hint
     raise TypeError(f"no parser for an option of type {hint}")
 
 
-def _size_argument(text: str) -> Size:
+def size_argument(text: str) -> Size:
     try:
         return parse_size(text)
     except UsageError as error:

@@ -136,10 +136,11 @@ def _image_folders(file: Path, root: Path) -> list[Path]:
 
 
 def _split_of(file: Path, root: Path) -> str | None:
-    """The split that a file's name, or its folder's below ``root``, tells."""
+    """The split that a file's name, or its folder's below ``root``, tells: ``train``, ``val``, ``test`` or a name of its own."""
     inner = file.relative_to(root) if root in file.parents else Path(file.name)
     for part in (inner.stem, *reversed(inner.parent.parts)):
         for word in re.findall(r"[a-z]+", part.lower()):
             if word in _SPLIT_WORDS:
                 return _SPLIT_WORDS[word]
-    return None
+    name = inner.stem.removeprefix("instances_")
+    return name if name != inner.stem and name.isidentifier() else None

@@ -37,7 +37,7 @@ class Detector(nn.Module):
             spec.image_size,
         ).boxes
         self.top_k = min(top_k, MAX_TOP_K, len(anchors) * spec.num_classes)
-        # pixel / 255 - mean) / std as one multiplication and one addition.
+        # (pixel / 255 - mean) / std as one multiplication and one addition.
         mean, std = torch.tensor(spec.preprocess.mean), torch.tensor(spec.preprocess.std)
         self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
@@ -58,7 +58,9 @@ class Detector(nn.Module):
         anchor_indices = top_indices // self.num_classes
         class_ids = (top_indices - anchor_indices * self.num_classes).to(torch.int32)
         top_codes = torch.gather(codes, 1, anchor_indices.unsqueeze(2).expand(-1, -1, 4))
-        return decode_boxes(top_codes, self.anchors[anchor_indices]), top_logits.sigmoid(), class_ids
+        # Looked up as an embedding, which is exported as one Gather; indexing becomes GatherND and an Expand.
+        top_anchors = nn.functional.embedding(anchor_indices, self.anchors)
+        return decode_boxes(top_codes, top_anchors), top_logits.sigmoid(), class_ids
 
 
 def decode_boxes(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:

@@ -119,7 +119,7 @@ def create_network(spec: ModelSpec) -> torch.nn.Module:
 
     config = effdet_config(spec.name)
     set_config_writeable(config)
-    config.image_size = list(spec.image_size)
+    config.image_size = spec.image_size
     config.num_classes = spec.num_classes
     config.min_level, config.max_level = spec.anchors.min_level, spec.anchors.max_level
     config.num_levels = spec.anchors.max_level - spec.anchors.min_level + 1

@@ -1,0 +1,104 @@
+"""ONNX Runtime on the CPU: the embedded default. Its engine is the graph itself, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable
+from edge_effdet.errors import EngineError, GraphError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SUFFIX = ".onnx"
+
+_PROVIDER = "CPUExecutionProvider"
+_ERRORS = 3
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+
+def probe() -> Available | Unavailable:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        return Unavailable(f"the Python package onnxruntime cannot be imported ({error})", "run pip install 'edge-effdet[ort]'")
+    if _PROVIDER not in ort.get_available_providers():
+        return Unavailable("this onnxruntime has no CPU provider", "run pip install --force-reinstall onnxruntime")
+    return Available(ort.__version__, "CPU")
+
+
+def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
+    """The graph's bytes, once a session has accepted them.
+
+    Raises:
+        UsageError: a target was given; this backend has none.
+        GraphError: ONNX Runtime refuses the graph.
+    """
+    if options.target:
+        raise UsageError(f"The backend onnxruntime has no targets, so --target {options.target} means nothing; leave it out.")
+    content = graph.path.read_bytes()
+    try:
+        _session(graph.path)
+    except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
+        raise GraphError(f"onnxruntime refuses {graph.path} ({_first_line(error)}); export it again.") from error
+    return content
+
+
+def load(engine: Engine) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(engine.path)
+
+
+class OnnxRuntimeRunner:
+    """A session on the CPU, and nothing else: a provider that falls back would be an error."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._session: Any = _session(path)
+        except Exception as error:
+            raise EngineError(f"onnxruntime cannot load {path} ({_first_line(error)}); build the engine again.") from error
+        if self._session.get_providers() != [_PROVIDER]:
+            raise EngineError(f"onnxruntime runs {path} on {self._session.get_providers()} and not on the CPU.")
+        self.inputs = tuple(_tensor_spec(tensor) for tensor in self._session.get_inputs())
+        self.outputs = tuple(_tensor_spec(tensor) for tensor in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [output.name for output in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS
+    return ort.InferenceSession(str(path), options, providers=[_PROVIDER])
+
+
+def _tensor_spec(tensor: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
+    return TensorSpec(tensor.name, shape, np.dtype(_DTYPES[tensor.type]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,95 @@
+"""OpenVINO on the CPU. It compiles when it loads, so its engine is the graph itself, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable
+from edge_effdet.errors import EngineError, GraphError, UsageError
+
+SUFFIX = ".onnx"
+
+_DEVICE = "CPU"
+
+
+def probe() -> Available | Unavailable:
+    try:
+        import openvino
+    except ImportError as error:
+        return Unavailable(
+            f"the Python package openvino cannot be imported ({error})", "run pip install 'edge-effdet[openvino]'"
+        )
+    core = openvino.Core()
+    if _DEVICE not in core.available_devices:
+        return Unavailable("OpenVINO finds no CPU that it supports", "use --backend onnxruntime")
+    return Available(openvino.__version__, str(core.get_property(_DEVICE, "FULL_DEVICE_NAME")))
+
+
+def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
+    """The graph's bytes, once OpenVINO has compiled them.
+
+    Raises:
+        UsageError: a target was given; this backend has none.
+        GraphError: OpenVINO refuses the graph.
+    """
+    if options.target:
+        raise UsageError(f"The backend openvino has no targets, so --target {options.target} means nothing; leave it out.")
+    content = graph.path.read_bytes()
+    try:
+        _compiled(graph.path)
+    except RuntimeError as error:
+        raise GraphError(f"OpenVINO refuses {graph.path} ({_last_line(error)}); export it again.") from error
+    return content
+
+
+def load(engine: Engine) -> OpenVinoRunner:
+    return OpenVinoRunner(engine.path)
+
+
+class OpenVinoRunner:
+    """A compiled model and one inference request, tuned for latency."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            model = _compiled(path)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
+        self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
+        self.outputs = tuple(_tensor_spec(port) for port in model.outputs)
+        self._request: Any = model.create_infer_request()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._request.infer(dict(feeds))
+        # The request reuses its output memory in the next run; the caller owns what it gets.
+        return {spec.name: results[position].copy() for position, spec in enumerate(self.outputs)}
+
+    def __enter__(self) -> OpenVinoRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._request = None
+
+
+def _compiled(path: Path) -> Any:
+    import openvino
+
+    core = openvino.Core()
+    return core.compile_model(core.read_model(str(path)), _DEVICE, {"PERFORMANCE_HINT": "LATENCY"})
+
+
+def _tensor_spec(port: Any) -> TensorSpec:
+    shape = tuple(-1 if size.is_dynamic else size.get_length() for size in port.get_partial_shape())
+    return TensorSpec(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

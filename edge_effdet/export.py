@@ -1,0 +1,255 @@
+"""Checkpoint to graph: ``Checkpoint -> Graph``, traced by torch.export, then optimized by the rules of ``graph``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_effdet.artifacts import Graph, ModelSpec, Size, text_sha256
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
+from edge_effdet.errors import GraphError, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+    from edge_effdet.graph.rule import RuleReport
+
+logger = logging.getLogger("edge_effdet.export")
+
+OPSET = 18
+"""The lowest that the torch.export-based exporter writes; TensorRT 10.3 parses it, and its Q/DQ takes FP32 scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    input_dtype: str = option("uint8", help="of the input images, 0 to 255", choices=("uint8", "float32"))
+    batch_size: int = option(1, help="images a run; 0 leaves the batch axis dynamic")
+    top_k: int = option(1000, help="candidates that the graph keeps for NMS, at most 3840")
+    raw: bool = option(False, help="end at the ten head tensors, without decoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A graph and how it came about: nodes by kind before and after, and what each rule did."""
+
+    graph: Graph
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    reports: tuple[RuleReport, ...]
+
+
+def export_network(
+    network: torch.nn.Module, spec: ModelSpec, parents: Mapping[str, str], output: Path, options: ExportOptions
+) -> Export:
+    """Trace a network with its pre- and post-processing, optimize the graph and write it.
+
+    Args:
+        network: effdet's, as ``create_network(spec)`` builds it, in evaluation mode.
+        spec: goes into the file.
+        parents: SHA-256 of what the network came from.
+        output: the ONNX file.
+        options: input type, batch, top-K.
+
+    Raises:
+        UsageError: options that do not fit.
+        GraphError: the exporter failed.
+    """
+    import onnx_ir as ir
+
+    from edge_effdet.graph.model import save_graph
+    from edge_effdet.graph.optimize import optimize_model
+    from edge_effdet.models.detector import MAX_TOP_K
+
+    if not 1 <= options.top_k <= MAX_TOP_K:
+        raise UsageError(f"--top-k {options.top_k} is not between 1 and {MAX_TOP_K}, TensorRT's limit; 1000 is usual.")
+    if options.batch_size < 0:
+        raise UsageError(f"--batch-size {options.batch_size} is negative; give 1 or more, or 0 for a dynamic batch.")
+    model = _trace(network, spec, options)
+    before = Counter(node.op_type for node in model.graph)
+    reports = optimize_model(model)
+    for report in reports:
+        for name, reason in report.refused:
+            logger.warning("%s left %s alone: %s", report.rule, name, reason)
+    model.producer_name, model.producer_version = "edge_effdet", None
+    proto: onnx.ModelProto = ir.to_proto(model)
+    _forget_the_trace(proto)
+    graph = save_graph(
+        proto,
+        output,
+        spec=spec,
+        stage="optimized",
+        precision="fp32",
+        rewrites={report.rule: report.fired for report in reports},
+        parents=parents,
+    )
+    return Export(graph, before, Counter(node.op_type for node in proto.graph.node), tuple(reports))
+
+
+def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) -> object:
+    import onnxscript
+    import torch
+
+    from edge_effdet.graph.model import INPUT_NAME, OUTPUT_NAMES
+    from edge_effdet.models.detector import Detector
+
+    op = onnxscript.opset18
+
+    def divide_indices(numerator: int, denominator: int) -> object:
+        # torch's translation of // floors with five more nodes, for negative numbers; indices have none.
+        return op.Div(numerator, op.CastLike(denominator, numerator))
+
+    detector = Detector(network, spec, options.top_k, options.raw).eval()
+    dtype = torch.uint8 if options.input_dtype == "uint8" else torch.float32
+    dynamic = options.batch_size == 0
+    # torch.export takes an axis of size 1 for constant, so a dynamic batch is traced with 2.
+    images = torch.zeros(options.batch_size or 2, 3, *spec.image_size, dtype=dtype)
+    levels = range(spec.anchors.min_level, spec.anchors.max_level + 1)
+    names = [f"{kind}_p{level}" for kind in ("classes", "boxes") for level in levels] if options.raw else OUTPUT_NAMES
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                detector,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=list(names),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=256)},) if dynamic else None,
+                custom_translation_table={torch.ops.aten.floor_divide.default: divide_indices},
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise GraphError(f"torch could not export {spec.name} ({error}); please report it with your versions.") from error
+    assert program is not None
+    return program.model
+
+
+def _forget_the_trace(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes for its own debugging: source lines and paths of the machine that exported."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    model.graph.name = "edge_effdet"
+
+
+def load_source(
+    checkpoint: Path | None,
+    model: str | None,
+    image_size: Size | None = None,
+    classes: str | None = None,
+    seed: int = 0,
+) -> tuple[torch.nn.Module, ModelSpec, dict[str, str]]:
+    """The network that the options name, its spec and its parents.
+
+    A ``.safetensors`` needs nothing else; effdet's ``.pth`` needs ``model``, and ``classes`` where they are not COCO's; a
+    name alone gives seeded random weights.
+
+    Raises:
+        UsageError, CheckpointError: the options do not name one network, or the file does not fit.
+    """
+    try:
+        import effdet  # noqa: F401
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingDependency("effdet", "export", "to read a checkpoint") from error
+    from edge_effdet.artifacts import file_sha256
+    from edge_effdet.models.checkpoint import load_effdet_pth, load_network, open_checkpoint
+    from edge_effdet.models.zoo import create_network, model_spec
+
+    names = tuple(name.strip() for name in classes.split(",")) if classes else None
+    if checkpoint is not None and checkpoint.suffix != ".pth":
+        source = open_checkpoint(checkpoint)
+        if model not in (None, source.spec.name):
+            raise UsageError(f"{checkpoint} is a {source.spec.name}, not a {model}; leave --model out.")
+        if names not in (None, source.spec.class_names):
+            raise UsageError(
+                f"{checkpoint} has {source.spec.num_classes} classes ({', '.join(source.spec.class_names[:5])}…) and "
+                f"--classes names {len(names or ())}; leave --classes out."
+            )
+        if image_size not in (None, source.spec.image_size):
+            raise UsageError(f"{checkpoint} was trained at {source.spec.image_size}; leave --image-size out.")
+        return load_network(source), source.spec, {"checkpoint": source.sha256}
+    if model is None:
+        raise UsageError("A .pth does not say which model it is; give --model NAME too." if checkpoint else
+                         "Nothing to export; give --checkpoint F or --model NAME.")  # fmt: skip
+    spec = model_spec(model, names, image_size=image_size)
+    if checkpoint is not None:
+        return load_effdet_pth(checkpoint, spec), spec, {"checkpoint": file_sha256(checkpoint)}
+    torch.manual_seed(seed)
+    logger.warning("%s has random weights (seed %d): good for looking at graphs, not for finding anything", model, seed)
+    return create_network(spec).eval(), spec, {"seed": text_sha256(f"{model} {seed}")}
+
+
+def explain(export: Export) -> str:
+    """For people: nodes by kind before and after, and what each rule did or refused."""
+    kinds = sorted({*export.before, *export.after}, key=lambda kind: (-export.before.get(kind, 0), kind))
+    rows = [(kind, str(export.before.get(kind, 0)), str(export.after.get(kind, 0))) for kind in kinds]
+    total = ("all", str(sum(export.before.values())), str(sum(export.after.values())))
+    rules = [(report.rule, str(report.fired), str(len(report.refused))) for report in export.reports]
+    refusals = [f"refused {report.rule} at {name}: {why}" for report in export.reports for name, why in report.refused]
+    nodes = table([("nodes", "traced", "optimized"), total, *rows])
+    return "\n".join([nodes, "", table([("rule", "fired", "refused"), *rules]), *refusals])
+
+
+def make_argument_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "export",
+        "Write the optimized ONNX graph of a checkpoint.",
+        "python -m edge_effdet.export --checkpoint runs/bccd/best.safetensors --output bccd.onnx --explain",
+    )
+    add_source_options(parser)
+    add_options(parser, ExportOptions)
+    parser.add_argument("--output", type=Path, required=True, metavar="F", help="the ONNX file to write")
+    parser.add_argument("--explain", action="store_true", help="print nodes by kind and what each rule did")
+    return parser
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    from edge_effdet.cli import size_argument
+
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="a .safetensors of train, or effdet's .pth")
+    parser.add_argument("--model", metavar="NAME", help="the architecture of a .pth; alone, seeded random weights")
+    parser.add_argument("--classes", metavar="A,B,…", help="class names of a .pth (default: COCO's)")
+    parser.add_argument("--image-size", type=size_argument, metavar="N|HxW", help="with --model: multiples of 32")
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    network, spec, parents = load_source(
+        arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes
+    )
+    export = export_network(network, spec, parents, arguments.output, options_from(ExportOptions, arguments))
+    size = arguments.output.stat().st_size / 1e6
+    summary = f"{export.graph.path}: {spec.name}, {sum(export.after.values())} nodes, {size:.1f} MB"
+    data = {
+        "graph": str(export.graph.path),
+        "sha256": export.graph.sha256,
+        "rewrites": dict(export.graph.rewrites),
+        "nodes_before": dict(export.before),
+        "nodes_after": dict(export.after),
+        "refused": [[report.rule, *refusal] for report in export.reports for refusal in report.refused],
+    }
+    return Result(f"{explain(export)}\n\n{summary}" if arguments.explain else summary, data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_verb(make_argument_parser(), _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

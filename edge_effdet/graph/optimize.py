@@ -1,0 +1,61 @@
+"""Apply the rules in order, tidy up by the library's passes, give nodes the names of their modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+
+from edge_effdet.graph.fold_batchnorm import FoldBatchNorm
+from edge_effdet.graph.fold_fusion_weights import FoldFusionWeights
+from edge_effdet.graph.fold_pool_padding import FoldPoolPadding
+from edge_effdet.graph.rule import Rule, RuleReport, apply_rule
+
+RULES: tuple[type[Rule], ...] = (FoldBatchNorm, FoldFusionWeights, FoldPoolPadding)
+
+
+def optimize_model(model: ir.Model) -> list[RuleReport]:
+    """Rewrite a graph in place and report what each rule did."""
+    reports = [apply_rule(model, rule()) for rule in RULES]
+    _tidy(model)
+    name_convolutions(model)
+    return reports
+
+
+def _tidy(model: ir.Model) -> None:
+    """Dead and duplicate nodes, unused opsets, order: by onnx-ir's own passes."""
+    from onnx_ir.passes import Sequential
+    from onnx_ir.passes.common import (
+        CommonSubexpressionEliminationPass,
+        IdentityEliminationPass,
+        RemoveUnusedNodesPass,
+        RemoveUnusedOpsetsPass,
+        TopologicalSortPass,
+    )
+
+    Sequential(
+        IdentityEliminationPass(),
+        CommonSubexpressionEliminationPass(),
+        RemoveUnusedNodesPass(),
+        RemoveUnusedOpsetsPass(),
+        TopologicalSortPass(),
+    )(model)
+
+
+def name_convolutions(model: ir.Model) -> None:
+    """Name each Conv after the module that owns its weight, so that a report says ``backbone.blocks.0.0.conv_dw``.
+
+    The heads run each module once a pyramid level: those get ``@0``, ``@1``, … from the finest level on.
+    """
+    convolutions = [node for node in model.graph if node.op_type == "Conv"]
+    names = [_module_name(node) for node in convolutions]
+    uses, seen = Counter(names), Counter[str]()
+    for node, name in zip(convolutions, names, strict=True):
+        node.name = f"{name}@{seen[name]}" if uses[name] > 1 else name
+        seen[name] += 1
+
+
+def _module_name(conv: ir.Node) -> str:
+    weight = conv.inputs[1]
+    assert weight is not None and weight.name is not None
+    return weight.name.removeprefix("network.").split(".weight")[0]

@@ -1,0 +1,116 @@
+"""The mechanism of a rewrite: check with a reason, rewrite, count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a failure
+    """A rule's check: this looks like my pattern, and the rewrite would be wrong; with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleReport:
+    """What one rule did to one graph.
+
+    Attributes:
+        rule: its name.
+        fired: how often it rewrote.
+        refused: (node name, reason) of each place that it left alone on purpose.
+    """
+
+    rule: str
+    fired: int
+    refused: tuple[tuple[str, str], ...]
+
+
+class Rule(Protocol):
+    name: str
+
+    def check(self, node: ir.Node) -> Any | None:
+        """What ``rewrite`` needs, or None where the pattern does not end at ``node``. Raises Refused with a reason."""
+        ...
+
+    def rewrite(self, node: ir.Node, found: Any) -> None:
+        """Replace the pattern that ends at ``node``. What loses its last consumer is removed afterwards."""
+        ...
+
+
+def apply_rule(model: ir.Model, rule: Rule) -> RuleReport:
+    """Try a rule at each node of the graph, once, in order."""
+    fired = 0
+    refused: list[tuple[str, str]] = []
+    for node in list(model.graph):
+        if node.graph is None:
+            continue
+        try:
+            found = rule.check(node)
+        except Refused as reason:
+            refused.append((node.name or node.op_type, str(reason)))
+            continue
+        if found is not None:
+            rule.rewrite(node, found)
+            fired += 1
+    remove_unused(model)
+    return RuleReport(rule.name, fired, tuple(refused))
+
+
+def remove_unused(model: ir.Model) -> None:
+    """Remove nodes without a consumer and initializers without a use, by onnx-ir's own pass."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(model)
+
+
+def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes ``value``, if it is of that type."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.domain == "" and node.op_type == op_type else None
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer or Constant node, or None."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def has_one_use(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer; a name that is taken gets a number."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        unique, number = f"{name}.{number}", number + 1
+    value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique))
+    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value
+
+
+def insert_before(node: ir.Node, op_type: str, inputs: list[ir.Value | None], name: str, like: ir.Value) -> ir.Value:
+    """Put a new node with one output of the type and shape of ``like`` in front of ``node``; returns the output."""
+    assert node.graph is not None
+    output = ir.Value(name=f"{name}_output", shape=like.shape, type=like.type)
+    node.graph.insert_before(node, ir.Node("", op_type, inputs, outputs=[output], name=name))
+    return output
+
+
+def replace_output(node: ir.Node, new: ir.Value) -> None:
+    """Let every consumer of ``node``'s output, and the graph's outputs, take ``new`` instead; then remove the node."""
+    old, graph = node.outputs[0], node.graph
+    assert graph is not None
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, new)
+    for position, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[position] = new
+            new.name = name
+    graph.remove(node, safe=True)
