@@ -1,5 +1,4 @@
-"""Find objects: ``(Engine, images) -> Detections``. What runs on the device; it imports no torch.
-"""
+"""Find objects: ``(Engine, images) -> Detections``. What runs on the device; it imports no torch."""
 
 from __future__ import annotations
 
@@ -44,7 +43,9 @@ def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_thres
     )
 
 
-def detect_files(engine: Engine, paths: Sequence[Path], score_threshold: float) -> Iterator[tuple[Path, np.ndarray, Detections]]:
+def detect_files(
+    engine: Engine, paths: Sequence[Path], score_threshold: float
+) -> Iterator[tuple[Path, np.ndarray, Detections]]:
     """Each picture that can be decoded, with what was found in it; others are skipped with a warning."""
     skipped = 0
     with get_backend(engine.backend).load(engine) as runner:
@@ -107,7 +108,9 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
     parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
-    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)"
+    )
     return parser
 
 

@@ -13,7 +13,7 @@ from edge_effdet.backends.base import Runner, get_backend, require
 from edge_effdet.cli import Result, make_parser, progress, run_verb, table
 from edge_effdet.data.dataset import Sample, match_classes, read_dataset, readable_images, samples_sha256
 from edge_effdet.detect import detect_image
-from edge_effdet.errors import DataError, UsageError
+from edge_effdet.errors import DataError
 from edge_effdet.metrics import CocoMetrics, coco_metrics
 
 logger = logging.getLogger("edge_effdet.evaluate")
@@ -76,34 +76,28 @@ def make_argument_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    engine = load_engine(arguments.engine) if arguments.engine else None
-    if engine is not None:
-        spec, source_sha256 = engine.spec, engine.sha256
+    if arguments.engine is not None:
+        engine = load_engine(arguments.engine)
         require(engine.backend)
+        split, samples = _read_samples(arguments, engine.spec)
+        metrics, source = evaluate_engine(engine, samples), {"engine_sha256": engine.sha256}
     else:
         from edge_effdet.models.checkpoint import load_network, open_checkpoint
+        from edge_effdet.train import validate
 
-        if arguments.checkpoint.suffix == ".pth":
-            raise UsageError("A .pth names no classes; convert it: python -m edge_effdet.export --checkpoint F --model NAME.")
         checkpoint = open_checkpoint(arguments.checkpoint)
-        spec, source_sha256 = checkpoint.spec, checkpoint.sha256
         network = load_network(checkpoint)
+        split, samples = _read_samples(arguments, checkpoint.spec)
+        metrics, source = validate(network, samples, checkpoint.spec), {"checkpoint_sha256": checkpoint.sha256}
+    data = {**metrics.to_dict(), "split": split, "data_sha256": samples_sha256(samples), **source}
+    return Result(metrics_table(metrics), data)
+
+
+def _read_samples(arguments: argparse.Namespace, spec: ModelSpec) -> tuple[str, tuple[Sample, ...]]:
     dataset = match_classes(read_dataset(arguments.data), spec)
     split, samples = dataset.choose_split(arguments.split, SPLIT_ORDER)
     logger.info("evaluating on %d images of %s (split %s)", len(samples), arguments.data, split)
-    if engine is not None:
-        metrics = evaluate_engine(engine, samples)
-    else:
-        from edge_effdet.train import validate
-
-        metrics = validate(network, samples, spec)
-    data = {
-        **metrics.to_dict(),
-        "split": split,
-        "data_sha256": samples_sha256(samples),
-        ("engine_sha256" if engine else "checkpoint_sha256"): source_sha256,
-    }
-    return Result(metrics_table(metrics), data)
+    return split, samples
 
 
 def main(argv: Sequence[str] | None = None) -> int:

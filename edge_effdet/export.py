@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_effdet.artifacts import Graph, ModelSpec, Size, text_sha256
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
@@ -20,6 +20,7 @@ from edge_effdet.errors import GraphError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
     import torch
 
     from edge_effdet.graph.rule import RuleReport
@@ -95,7 +96,7 @@ def export_network(
     return Export(graph, before, Counter(node.op_type for node in proto.graph.node), tuple(reports))
 
 
-def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) -> object:
+def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) -> ir.Model:
     import onnxscript
     import torch
 
@@ -104,9 +105,9 @@ def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) ->
 
     op = onnxscript.opset18
 
-    def divide_indices(numerator: int, denominator: int) -> object:
+    def divide_indices(numerator: Any, denominator: Any) -> Any:
         # torch's translation of // floors with five more nodes, for negative numbers; indices have none.
-        return op.Div(numerator, op.CastLike(denominator, numerator))
+        return op.Div(numerator, op.CastLike(denominator, numerator))  # pyright: ignore[reportArgumentType]
 
     detector = Detector(network, spec, options.top_k, options.raw).eval()
     dtype = torch.uint8 if options.input_dtype == "uint8" else torch.float32
@@ -130,7 +131,9 @@ def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) ->
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise GraphError(f"torch could not export {spec.name} ({error}); please report it with your versions.") from error
+        raise GraphError(
+            f"torch could not export {spec.name} ({error}); please report it with your versions."
+        ) from error
     assert program is not None
     return program.model
 
@@ -230,9 +233,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    network, spec, parents = load_source(
-        arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes
-    )
+    network, spec, parents = load_source(arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes)
     export = export_network(network, spec, parents, arguments.output, options_from(ExportOptions, arguments))
     size = arguments.output.stat().st_size / 1e6
     summary = f"{export.graph.path}: {spec.name}, {sum(export.after.values())} nodes, {size:.1f} MB"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_effdet.artifacts import Graph
+from edge_effdet.artifacts import Graph, ModelSpec
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.dataset import Dataset, read_dataset
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
 from edge_effdet.quant.placement import EARLY_LAYERS, choose_convolutions
@@ -148,7 +148,9 @@ def _insert_qdq(model: onnx.ModelProto, pixels: np.ndarray, quantized: Sequence[
                 log_level="ERROR",
             )
         result = onnx.load(str(target))
-    for own, original in zip((*result.graph.input, *result.graph.output), (*model.graph.input, *model.graph.output), strict=True):
+    for own, original in zip(
+        (*result.graph.input, *result.graph.output), (*model.graph.input, *model.graph.output), strict=True
+    ):
         own.CopyFrom(original)
     return result
 
@@ -215,7 +217,9 @@ def _check_scales(model: ir.Model) -> None:
         scale = constant(node.inputs[1])
         name = node.inputs[0].name if node.inputs[0] is not None else node.name
         if scale is None or not np.isfinite(scale).all() or scale.dtype != np.float32:
-            raise GraphError(f"Calibration gave {name} no finite FP32 scale; look at that layer with --explain, or use more images.")
+            raise GraphError(
+                f"Calibration gave {name} no finite FP32 scale; look at that layer with --explain, or use more images."
+            )
         if node.op_type == "QuantizeLinear" and not (scale > 0).all():
             raise GraphError(f"{name} was constant over all calibration images, so it has no range; use other images.")
 
@@ -227,7 +231,9 @@ def _restore_names(model: ir.Model, expected: Sequence[str]) -> None:
     found = {node.name for node in model.graph if is_quantized(node)}
     missing = [name for name in expected if name not in found]
     if missing:
-        logger.warning("ModelOpt left %d of %d convolutions in high precision (first: %s)", len(missing), len(expected), missing[0])
+        logger.warning(
+            "ModelOpt left %d of %d convolutions in high precision (first: %s)", len(missing), len(expected), missing[0]
+        )
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
@@ -245,18 +251,22 @@ def make_argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def calibration_images_from(options: CalibrationOptions, graph: Graph) -> CalibrationImages:
-    """The images that the options name. Raises UsageError where they name none: INT8 is never calibrated on random data."""
+def calibration_dataset(options: CalibrationOptions) -> Dataset:
+    """The data that the options name. Raises UsageError where they name none: INT8 is never calibrated on random data."""
     if options.calibration_data is None:
         raise UsageError(
             "INT8 needs real images to measure ranges on, and none were given; add --calibration-data D with a hundred "
             "images like those of the camera."
         )
-    dataset = read_dataset(options.calibration_data)
+    return read_dataset(options.calibration_data)
+
+
+def calibration_images_from(dataset: Dataset, options: CalibrationOptions, spec: ModelSpec) -> CalibrationImages:
+    """The chosen images of the chosen split."""
     split, samples = dataset.choose_split(options.calibration_split, ("calibration", "train"))
     logger.info("calibrating on %d images of %s (split %s)",
                 min(options.calibration_images, len(samples)), options.calibration_data, split)  # fmt: skip
-    return load_calibration_images(samples, graph.spec, options.calibration_images, options.calibration_seed)
+    return load_calibration_images(samples, spec, options.calibration_images, options.calibration_seed)
 
 
 def _run(arguments: argparse.Namespace) -> Result:
@@ -271,10 +281,13 @@ def _run(arguments: argparse.Namespace) -> Result:
     if arguments.fp16:
         result = convert_graph_to_half(graph, arguments.output)
     else:
-        images = calibration_images_from(options_from(CalibrationOptions, arguments), graph)
+        calibration = options_from(CalibrationOptions, arguments)
+        images = calibration_images_from(calibration_dataset(calibration), calibration, graph.spec)
         result = quantize_graph(graph, images, options_from(QuantizeOptions, arguments), arguments.output)
     proof = prove_precision(ir.load(str(result.path)))
-    share = ", ".join(f"{100 * proof.fraction(kind):.1f} % {kind.upper()}" for kind in ("int8", "fp16", "fp32") if proof.macs[kind])
+    share = ", ".join(
+        f"{100 * proof.fraction(kind):.1f} % {kind.upper()}" for kind in ("int8", "fp16", "fp32") if proof.macs[kind]
+    )
     data = {
         "graph": str(result.path),
         "sha256": result.sha256,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -38,7 +38,9 @@ EVALUATIONS_A_RUN = 10
 class DataOptions:
     data: Path = option(help="the data set: a COCO file or folder, or a Pascal VOC folder")
     split: str = option("train", help="the split to train on")
-    val_split: str | None = option(None, help="the split to choose the best epoch on (default: val, where there is one)")
+    val_split: str | None = option(
+        None, help="the split to choose the best epoch on (default: val, where there is one)"
+    )
     workers: int = option(1, help="processes that decode and augment")
 
 
@@ -115,9 +117,7 @@ def train_detector(
     network = _starting_network(spec, options.model)
     network = network.to(memory_format=torch.channels_last).train()
     bench = DetBenchTrain(network, create_labeler=True)
-    optimizer = create_optimizer_v2(
-        network, opt="adamw", lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-    )
+    optimizer = create_optimizer_v2(network, opt="adamw", lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     loader = make_loader(train, spec, options)
     steps = len(loader)
     scheduler = CosineLRScheduler(
@@ -185,7 +185,7 @@ def make_loader(samples: Sequence[Sample], spec: ModelSpec, options: TrainOption
     from torch.utils.data import DataLoader
 
     return DataLoader(
-        _TrainingImages(samples, spec, options.augment, options.schedule.seed),
+        cast(Any, _TrainingImages(samples, spec, options.augment, options.schedule.seed)),
         batch_sampler=_EpochBatches(len(samples), options.schedule.batch_size, options.schedule.seed),
         collate_fn=_collate,
         num_workers=options.workers,

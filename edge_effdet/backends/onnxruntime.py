@@ -34,7 +34,9 @@ def probe() -> Available | Unavailable:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        return Unavailable(f"the Python package onnxruntime cannot be imported ({error})", "run pip install 'edge-effdet[ort]'")
+        return Unavailable(
+            f"the Python package onnxruntime cannot be imported ({error})", "run pip install 'edge-effdet[ort]'"
+        )
     if _PROVIDER not in ort.get_available_providers():
         return Unavailable("this onnxruntime has no CPU provider", "run pip install --force-reinstall onnxruntime")
     return Available(ort.__version__, "CPU")
@@ -48,7 +50,9 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         GraphError: ONNX Runtime refuses the graph.
     """
     if options.target:
-        raise UsageError(f"The backend onnxruntime has no targets, so --target {options.target} means nothing; leave it out.")
+        raise UsageError(
+            f"The backend onnxruntime has no targets, so --target {options.target} means nothing; leave it out."
+        )
     content = graph.path.read_bytes()
     try:
         _session(graph.path)
@@ -68,7 +72,9 @@ class OnnxRuntimeRunner:
         try:
             self._session: Any = _session(path)
         except Exception as error:
-            raise EngineError(f"onnxruntime cannot load {path} ({_first_line(error)}); build the engine again.") from error
+            raise EngineError(
+                f"onnxruntime cannot load {path} ({_first_line(error)}); build the engine again."
+            ) from error
         if self._session.get_providers() != [_PROVIDER]:
             raise EngineError(f"onnxruntime runs {path} on {self._session.get_providers()} and not on the CPU.")
         self.inputs = tuple(_tensor_spec(tensor) for tensor in self._session.get_inputs())

@@ -39,7 +39,9 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         GraphError: OpenVINO refuses the graph.
     """
     if options.target:
-        raise UsageError(f"The backend openvino has no targets, so --target {options.target} means nothing; leave it out.")
+        raise UsageError(
+            f"The backend openvino has no targets, so --target {options.target} means nothing; leave it out."
+        )
     content = graph.path.read_bytes()
     try:
         _compiled(graph.path)

@@ -19,7 +19,14 @@ from edge_effdet.images import image_size
 
 logger = logging.getLogger(__name__)
 
-_SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _HEAD_BYTES = 1 << 16
 
 
@@ -89,7 +96,9 @@ def _load(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not whole JSON ({error}); copy it again.") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{file} has no list {key!r}, so it is not a COCO detection file; give the instances_*.json.")
+            raise DataError(
+                f"{file} has no list {key!r}, so it is not a COCO detection file; give the instances_*.json."
+            )
     return content
 
 

@@ -149,9 +149,7 @@ def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[S
         "train": tuple(sample for index, sample in enumerate(ordered) if index not in chosen),
         "val": tuple(sample for index, sample in enumerate(ordered) if index in chosen),
     }
-    note = (
-        f"{source} names no splits: {count} of {len(ordered)} images, chosen with seed {HELD_OUT_SEED}, are held out as val."
-    )
+    note = f"{source} names no splits: {count} of {len(ordered)} images, chosen with seed {HELD_OUT_SEED}, are held out as val."
     return splits, note
 
 

@@ -48,7 +48,9 @@ def read(path: Path) -> Dataset:
             logger.warning("skipped %s: %s", xml, error)
     class_names = tuple(sorted({name for _, rows in parsed.values() for _, name, _ in rows}))
     if not class_names:
-        raise DataError(f"{folder} holds no readable annotation with an object in it; check that the XML files are whole.")
+        raise DataError(
+            f"{folder} holds no readable annotation with an object in it; check that the XML files are whole."
+        )
     number = {name: index for index, name in enumerate(class_names)}
 
     samples: dict[str, Sample] = {}
@@ -93,9 +95,7 @@ def _read_objects(xml: Path) -> list[_Row]:
     return rows
 
 
-def _read_splits(
-    path: Path, samples: dict[str, Sample]
-) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
+def _read_splits(path: Path, samples: dict[str, Sample]) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
     lists = path / "ImageSets" / "Main"
     splits: dict[str, tuple[Sample, ...]] = {}
     for name in SPLIT_NAMES:

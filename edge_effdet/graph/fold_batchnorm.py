@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edge_effdet.graph.rule import Refused, add_initializer, constant, has_one_use, insert_before, producer, replace_output
+from edge_effdet.graph.rule import (
+    Refused,
+    add_initializer,
+    constant,
+    has_one_use,
+    insert_before,
+    producer,
+    replace_output,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edge_effdet.graph.rule import Refused, add_initializer, constant, has_one_use, insert_before, producer, replace_output
+from edge_effdet.graph.rule import (
+    Refused,
+    add_initializer,
+    constant,
+    has_one_use,
+    insert_before,
+    producer,
+    replace_output,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,7 @@ class FoldFusionWeights:
         if not has_one_use(stack.outputs[0]):
             raise Refused("the stack before it has another consumer")
         factors = np.ones(count, np.float32) if weights is None else np.broadcast_to(weights.reshape(-1), (count,))
-        return [_edge(value, factor) for value, factor in zip(stack.inputs, factors, strict=True)]
+        return [_edge(value, np.asarray(factor)) for value, factor in zip(stack.inputs, factors, strict=True)]
 
     def rewrite(self, node: ir.Node, found: list[_Edge]) -> None:
         graph, like, name = node.graph, node.outputs[0], node.name or "fusion"
@@ -82,8 +90,9 @@ def _edge(unsqueezed: ir.Value | None, factor: np.ndarray) -> _Edge:
     assert value is not None
     total = factor.astype(np.float64)
     division = producer(value, "Div")
-    if division is not None and _scalar(division.inputs[1]) is not None:
-        total = total / _scalar(division.inputs[1])
+    divisor = _scalar(division.inputs[1]) if division is not None else None
+    if division is not None and divisor is not None:
+        total = total / divisor
         value = division.inputs[0]
     product = producer(value, "Mul")
     if product is not None:

@@ -51,7 +51,9 @@ def save_graph(
         ) from error
     with atomic_output(path) as temporary:
         temporary.write_bytes(content)
-    return Graph(path, spec, stage, precision, dict(rewrites), dict(parents), dict(calibration or {}), file_sha256(path))
+    return Graph(
+        path, spec, stage, precision, dict(rewrites), dict(parents), dict(calibration or {}), file_sha256(path)
+    )
 
 
 def load_model(path: Path) -> onnx.ModelProto:
@@ -78,7 +80,9 @@ def load_graph(path: Path) -> Graph:
         GraphError: not ONNX, or an ONNX file of another program.
     """
     model = load_model(path)
-    found = {prop.key.removeprefix(_PREFIX): prop.value for prop in model.metadata_props if prop.key.startswith(_PREFIX)}
+    found = {
+        prop.key.removeprefix(_PREFIX): prop.value for prop in model.metadata_props if prop.key.startswith(_PREFIX)
+    }
     if any(field not in found for field in _FIELDS):
         raise GraphError(
             f"{path} was not exported by edge_effdet (its metadata has no model description), so its classes and anchors are "

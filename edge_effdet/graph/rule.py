@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a failure
+class Refused(Exception):
     """A rule's check: this looks like my pattern, and the rewrite would be wrong; with the reason."""
 
 

@@ -112,7 +112,9 @@ def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
             "save only model.state_dict() and give that file."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or not a PyTorch file ({_first_line(error)}); copy it again.") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a PyTorch file ({_first_line(error)}); copy it again."
+        ) from error
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -144,7 +146,7 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
     surplus = given.keys() - expected.keys()
     misfit = [name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape]
     if missing or surplus or misfit:
-        example = sorted(missing or surplus or misfit)[0]
+        example = min(missing or surplus or misfit)
         raise CheckpointError(
             f"{source} is not a {spec.name}: {len(missing)} tensors are missing, {len(surplus)} are unknown and "
             f"{len(misfit)} have another shape (first: {example}); give the --model that it was trained as."

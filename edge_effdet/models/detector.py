@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,6 +23,10 @@ class Detector(nn.Module):
     score. With ``raw``: the class logits and box codes of each level, float32 [B, A*C, h, w] and [B, A*4, h, w].
     """
 
+    anchors: torch.Tensor
+    pixel_scale: torch.Tensor
+    pixel_shift: torch.Tensor
+
     def __init__(self, network: nn.Module, spec: ModelSpec, top_k: int = DEFAULT_TOP_K, raw: bool = False) -> None:
         super().__init__()
         from effdet.anchors import Anchors
@@ -28,7 +34,7 @@ class Detector(nn.Module):
         self.network = network
         self.num_classes = spec.num_classes
         self.raw = raw
-        anchors = Anchors(
+        anchors: Any = Anchors(
             spec.anchors.min_level,
             spec.anchors.max_level,
             spec.anchors.num_scales,
@@ -42,9 +48,7 @@ class Detector(nn.Module):
         self.register_buffer("pixel_scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
         y_min, x_min, y_max, x_max = anchors.unbind(1)
-        centers_sizes = torch.stack(
-            [(x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min], dim=1
-        )
+        centers_sizes = torch.stack([(x_min + x_max) / 2, (y_min + y_max) / 2, x_max - x_min, y_max - y_min], dim=1)
         self.register_buffer("anchors", centers_sizes, persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -70,7 +70,7 @@ def load_imagenet_backbone(network: torch.nn.Module, backbone_name: str) -> int:
     wanted = backbone.state_dict()
     chosen = {name: renamed[name] for name in wanted if name in renamed}
     if len(chosen) != len(wanted):
-        absent = sorted(wanted.keys() - chosen.keys())[0]
+        absent = min(wanted.keys() - chosen.keys())
         raise CheckpointError(f"{source} has no {absent}; install the package again.")
     backbone.load_state_dict(chosen)
     return len(chosen)
@@ -100,5 +100,3 @@ def load_coco_detector(spec: ModelSpec) -> torch.nn.Module:
                 f"as --checkpoint FILE --model {spec.name}, or put it at {cached}."
             ) from error
     return load_effdet_pth(cached, spec)
-
-

@@ -43,5 +43,7 @@ def choose_convolutions(names: Iterable[str], keep_high: Sequence[str]) -> tuple
     high = [name for name in every if is_final(name) or any(fnmatchcase(name, pattern) for pattern in keep_high)]
     quantized = [name for name in every if name not in set(high)]
     if not quantized:
-        raise UsageError("Every convolution is kept in high precision, so nothing is left for INT8; use --fp16 instead.")
+        raise UsageError(
+            "Every convolution is kept in high precision, so nothing is left for INT8; use --fp16 instead."
+        )
     return quantized, high

@@ -87,7 +87,9 @@ def _half_nodes(graph: ir.Graph) -> set[ir.Node]:
     nodes = after_conv - after_topk - quantized
     for node in nodes:
         if any(value.dtype is None for value in node.outputs):
-            raise GraphError(f"The type of {node.name}'s output is unknown, so it cannot be cast to FP16; export the graph again.")
+            raise GraphError(
+                f"The type of {node.name}'s output is unknown, so it cannot be cast to FP16; export the graph again."
+            )
     return {node for node in nodes if any(value.dtype == ir.DataType.FLOAT for value in node.outputs)}
 
 

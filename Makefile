@@ -1,0 +1,37 @@
+# make engine   set up, build the shipped model's INT8 engine, show what it is worth
+# make test     set up, pass the tests
+# Both make and use .venv/; PYTHON chooses the interpreter (3.11 to 3.13).
+
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3.13 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+OUTPUT ?= runs/quickstart
+
+.PHONY: engine test slow lint clean
+
+engine: $(VENV)/.export
+	$(RUN) -m edge_effdet.build_engine --int8 --output $(OUTPUT)
+
+test: $(VENV)/.dev lint
+	$(RUN) -m pytest
+
+slow: $(VENV)/.dev
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "edge_effdet builds on Python 3.11 to 3.13 and $(PYTHON) is another; run make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

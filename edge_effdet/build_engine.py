@@ -1,0 +1,440 @@
+"""The main job: checkpoint or graph to an engine that is proven: export, optimize, quantize, compile, verify."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_effdet.artifacts import Engine, Graph, atomic_output, engine_json_path, file_sha256, write_json
+from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, get_backend, require
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
+from edge_effdet.data.dataset import (
+    Sample,
+    match_classes,
+    read_dataset,
+    readable_images,
+    samples_manifest,
+    samples_sha256,
+)
+from edge_effdet.detect import detect_image
+from edge_effdet.errors import AccuracyGateFailed, MissingDependency, UsageError
+from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.metrics import CocoMetrics
+from edge_effdet.preprocess import images_to_batch, letterbox
+from edge_effdet.quant.calibration import CalibrationImages, refuse_overlap
+from edge_effdet.quantize import (
+    CalibrationOptions,
+    QuantizeOptions,
+    calibration_dataset,
+    calibration_images_from,
+    convert_graph_to_half,
+    quantize_graph,
+)
+
+logger = logging.getLogger("edge_effdet.build_engine")
+
+GATE_SPLIT_ORDER = ("val", "test")
+TIMED_RUNS, WARM_UP_RUNS = 30, 5
+PICTURES = 4
+PICTURE_THRESHOLD = 0.4
+HALF_BY_NATURE = ("tensorrt", "tensorrt-rtx")
+"""Backends on which what is not INT8 runs in FP16: a GPU gains by it, a CPU only loses."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    backend: str = option("auto", help="what compiles and runs the engine", choices=("auto", *BACKENDS))
+    target: str = option("", help="tensorrt-rtx: SM versions, as in 86+89+120")
+    workspace_mib: int = option(0, help="TensorRT: limit of the builder's scratch memory, 0 for none")
+    timing_cache: Path | None = option(None, help="TensorRT: a file that keeps the timings of kernels between builds")
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    eval_data: Path | None = option(None, help="labelled images to measure the AP on, before and after")
+    split: str | None = option(None, help="their split (default: val, else test, else everything)")
+    max_ap_drop: float | None = option(None, help="points of AP that may be lost; more ends with exit code 4")
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """AP of the FP32 graph and of what was built, on the same images."""
+
+    reference: CocoMetrics
+    built: CocoMetrics
+    measured_on: str
+    split: str
+    data_sha256: str
+
+    @property
+    def drop(self) -> float:
+        """Points of AP lost; negative for a gain."""
+        return 100 * (self.reference.AP - self.built.AP)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "reference_AP": self.reference.AP,
+            "AP": self.built.AP,
+            "drop": self.drop,
+            "reference_AP50": self.reference.AP50,
+            "AP50": self.built.AP50,
+            "images": self.built.images,
+            "split": self.split,
+            "measured_on": self.measured_on,
+            "data_sha256": self.data_sha256,
+        }
+
+
+def lower_graph(
+    graph: Graph, precision: str, images: CalibrationImages | None, options: QuantizeOptions, output: Path
+) -> Graph:
+    """FP32 graph to the precision wanted; FP32 is returned as it is."""
+    if precision == "fp32" or graph.precision == precision:
+        return graph
+    if precision == "fp16":
+        return convert_graph_to_half(graph, output)
+    assert images is not None
+    return quantize_graph(graph, images, options, output)
+
+
+def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Path) -> Engine:
+    """Compile a graph, write the engine atomically, and describe it; the caller writes the JSON when it is complete.
+
+    Raises:
+        BackendUnavailable: the backend does not work here.
+        GraphError: it refuses the graph.
+    """
+    import onnx_ir as ir
+
+    from edge_effdet.quant.proof import prove_precision
+
+    available = require(backend)
+    content = get_backend(backend).compile(graph, options)
+    proof = prove_precision(ir.load(str(graph.path)))
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(content)
+    target = options.target or getattr(get_backend(backend), "DEFAULT_TARGET", available.device)
+    record = {
+        "format": 1,
+        "spec": graph.spec.to_dict(),
+        "engine": path.name,
+        "engine_sha256": file_sha256(path),
+        "backend": backend,
+        "backend_version": available.version,
+        "target": target,
+        "precision": graph.precision,
+        "proof": proof.to_dict(),
+        "calibration": dict(graph.calibration),
+        "accuracy": None,
+        "engine_verified": False,
+        "latency": None,
+        "rewrites": dict(graph.rewrites),
+        "parents": {**graph.parents, "compiled_graph": graph.sha256},
+        "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return Engine(path, graph.spec, backend, graph.precision, record)
+
+
+def measure_accuracy(engine: Engine, reference: Graph, built: Graph, samples: Sequence[Sample], split: str) -> Accuracy:
+    """AP of the FP32 graph and of the engine; where the engine cannot run here, of the graph that it was compiled from."""
+    runs_here = require(engine.backend).runs_here
+    before = evaluate_engine(graph_as_engine(reference), samples)
+    if runs_here:
+        after = evaluate_engine(engine, samples)
+    elif built.sha256 == reference.sha256:
+        after = before
+    else:
+        after = evaluate_engine(graph_as_engine(built), samples)
+    return Accuracy(before, after, "engine" if runs_here else "graph", split, samples_sha256(samples))
+
+
+def graph_as_engine(graph: Graph) -> Engine:
+    """A graph run by onnxruntime, as it is."""
+    return Engine(graph.path, graph.spec, "onnxruntime", graph.precision, {"engine_sha256": graph.sha256})
+
+
+def measure_latency(engine: Engine, image: np.ndarray) -> dict[str, Any]:
+    """Milliseconds of one run of the engine on one letterboxed picture: median and P90, without pre- and post-processing."""
+    canvas, _ = letterbox(image, engine.spec.image_size, engine.spec.preprocess)
+    with get_backend(engine.backend).load(engine) as runner:
+        batch = max(1, runner.inputs[0].shape[0])
+        feeds = {
+            "images": np.repeat(images_to_batch([canvas]), batch, axis=0).astype(runner.inputs[0].dtype, copy=False)
+        }
+        times = []
+        for _ in range(WARM_UP_RUNS + TIMED_RUNS):
+            started = time.perf_counter()
+            runner.run(feeds)
+            times.append(1000 * (time.perf_counter() - started))
+    median, p90 = np.percentile(times[WARM_UP_RUNS:], (50, 90))
+    return {"median_ms": float(median), "p90_ms": float(p90), "runs": TIMED_RUNS, "batch": batch}
+
+
+def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
+    """A sheet of a few annotated pictures: the ones with most objects."""
+    from edge_effdet.drawing import contact_sheet, draw_detections, save_picture
+
+    richest = sorted(samples, key=lambda sample: (-len(sample.boxes), sample.image_id))[:PICTURES]
+    pictures = []
+    with get_backend(engine.backend).load(engine) as runner:
+        for _, image in readable_images(richest):
+            found = detect_image(runner, image, engine.spec, PICTURE_THRESHOLD)
+            pictures.append(draw_detections(image, found, engine.spec))
+    if pictures:
+        save_picture(path, contact_sheet(pictures, columns=2))
+
+
+def summary_table(engine: Engine) -> str:
+    """The engine in one row, for people."""
+    record = engine.record
+    accuracy, latency, proof = record["accuracy"], record["latency"], record["proof"]
+    row = (
+        engine.precision.upper(),
+        f"{engine.backend} {record['backend_version']}",
+        f"{engine.path.stat().st_size / 1e6:.1f} MB",
+        f"{100 * accuracy['AP']:.1f}" if accuracy else "not measured",
+        f"{accuracy['drop']:+.2f}" if accuracy else "not measured",
+        f"{100 * proof['int8_mac_fraction']:.1f} %",
+        f"{latency['median_ms']:.1f} ms" if latency else "does not run here",
+    )
+    return table([("precision", "backend", "size", "AP", "AP drop", "MACs in INT8", "median latency"), row])
+
+
+def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Graph]:
+    """The name of what is built and its FP32 graph, exported unless it is given."""
+    from edge_effdet.export import ExportOptions, export_network, load_source
+    from edge_effdet.graph.model import load_graph, require_detections
+
+    if arguments.onnx is not None:
+        if arguments.checkpoint is not None:
+            raise UsageError("Both --checkpoint and --onnx were given; give one of them.")
+        graph = load_graph(arguments.onnx)
+        require_detections(graph)
+        return arguments.name or arguments.onnx.name.split(".")[0], graph
+    checkpoint = arguments.checkpoint
+    if checkpoint is None:
+        from edge_effdet.quickstart import quickstart_checkpoint
+
+        checkpoint = quickstart_checkpoint()
+    network, spec, parents = load_source(checkpoint, arguments.model, arguments.image_size, arguments.classes)
+    default = checkpoint.parent.name if checkpoint.stem in ("best", "last") else checkpoint.stem
+    name = arguments.name or default
+    logger.info("exporting %s", spec.name)
+    export = export_network(
+        network, spec, parents, output / "graphs" / f"{name}.fp32.onnx", ExportOptions(batch_size=arguments.batch_size)
+    )
+    return name, export.graph
+
+
+def _complete_quickstart(
+    calibration: CalibrationOptions, gate: GateOptions, output: Path
+) -> tuple[CalibrationOptions, GateOptions]:
+    from edge_effdet.quickstart import quickstart_scenes
+
+    scenes = None
+    if calibration.calibration_data is None:
+        scenes = quickstart_scenes(output)
+        calibration = replace(calibration, calibration_data=scenes, calibration_split="calibration")
+    if gate.eval_data is None:
+        # The model was chosen on its val scenes; test is the split that nothing has seen.
+        gate = replace(gate, eval_data=scenes or quickstart_scenes(output), split="test")
+    return calibration, gate
+
+
+def build_engine(
+    name: str,
+    graph: Graph,
+    precision: str,
+    backend: str,
+    compiling: CompileOptions,
+    quantizing: QuantizeOptions,
+    images: CalibrationImages | None,
+    evaluation: tuple[str, Sequence[Sample]] | None,
+    output: Path,
+) -> Engine:
+    """Lower, compile, measure, and write ``<name>.<precision>.<ext>`` and its JSON into ``output``.
+
+    Args:
+        name: of the files.
+        graph: FP32, or already of ``precision``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        backend: a name of ``backends.base.BACKENDS``.
+        compiling, quantizing: options of those stages.
+        images: calibration images, for INT8 from an FP32 graph.
+        evaluation: the split's name and labelled samples to measure AP on, or None.
+        output: a folder.
+    """
+    path = output / f"{name}.{precision}{get_backend(backend).SUFFIX}"
+    # A JSON of an earlier build must not stand beside a new engine, should this build be killed in between.
+    engine_json_path(path).unlink(missing_ok=True)
+    built = lower_graph(graph, precision, images, quantizing, output / "graphs" / f"{name}.{precision}.onnx")
+    logger.info("compiling %s with %s", precision.upper(), backend)
+    engine = compile_engine(built, backend, compiling, path)
+    changes: dict[str, Any] = {}
+    runs_here = require(backend).runs_here
+    if evaluation is not None:
+        split, samples = evaluation
+        logger.info("measuring AP before and after on %d images", len(samples))
+        changes["accuracy"] = measure_accuracy(engine, graph, built, samples, split).to_dict()
+        changes["engine_verified"] = runs_here
+    if runs_here:
+        changes["latency"] = measure_latency(engine, _any_image(evaluation, engine))
+    engine = replace(engine, record={**engine.record, **changes})
+    write_json(engine.json_path, engine.record)
+    if evaluation is not None:
+        shown = engine if runs_here else graph_as_engine(built)
+        save_example(shown, evaluation[1], path.with_suffix(".jpg"))
+    return engine
+
+
+def _any_image(evaluation: tuple[str, Sequence[Sample]] | None, engine: Engine) -> np.ndarray:
+    for _, image in readable_images(evaluation[1] if evaluation else ()):
+        return image
+    # Latency does not depend on what the pixels show, but for NMS, which is not timed.
+    return np.full((*engine.spec.image_size, 3), engine.spec.preprocess.fill_color, np.uint8)
+
+
+def make_argument_parser() -> argparse.ArgumentParser:
+    from edge_effdet.export import add_source_options
+
+    parser = make_parser(
+        "build_engine",
+        "Build an engine and prove it: export, optimize, quantize, compile, verify.",
+        "python -m edge_effdet.build_engine --checkpoint runs/bccd/best.safetensors --int8 \\\n"
+        "      --calibration-data bccd --eval-data bccd --output engines",
+    )
+    add_source_options(parser)
+    parser.add_argument("--onnx", type=Path, metavar="F", help="a graph of export or quantize, instead of a checkpoint")
+    precision = parser.add_mutually_exclusive_group(required=True)
+    for name in ("fp32", "fp16", "int8"):
+        precision.add_argument(
+            f"--{name}", dest="precision", action="store_const", const=name, help=f"build in {name.upper()}"
+        )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images a run; 0 for a dynamic batch (default: 1)"
+    )
+    add_options(parser, BackendOptions, CalibrationOptions, QuantizeOptions, GateOptions)
+    # Only a build knows which backend will run the rest of the graph.
+    parser.set_defaults(high_precision=None)
+    parser.add_argument("--name", metavar="NAME", help="of the files (default: the checkpoint's)")
+    parser.add_argument("--output", type=Path, default=Path("engines"), metavar="DIR", help="folder (default: engines)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    try:
+        import onnx_ir  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependency("onnx-ir", "export", "to build engines") from error
+
+    backend_options = options_from(BackendOptions, arguments)
+    backend = _choose_backend(backend_options.backend)
+    if arguments.high_precision is None:
+        arguments.high_precision = "fp16" if backend in HALF_BY_NATURE else "fp32"
+    calibration, gate = options_from(CalibrationOptions, arguments), options_from(GateOptions, arguments)
+    if gate.max_ap_drop is not None and gate.eval_data is None and (arguments.checkpoint or arguments.onnx):
+        raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
+    output: Path = arguments.output
+    _require_writable(output)
+    name, graph = _source_graph(arguments, output)
+    if graph.precision not in ("fp32", arguments.precision):
+        raise UsageError(
+            f"{graph.path} is {graph.precision} already, so it cannot become {arguments.precision}; give the FP32 graph."
+        )
+    if arguments.checkpoint is None and arguments.onnx is None:
+        calibration, gate = _complete_quickstart(calibration, gate, output)
+    evaluation = None
+    images = None
+    dataset = read_dataset(gate.eval_data) if gate.eval_data is not None else None
+    if dataset is not None:
+        evaluation = match_classes(dataset, graph.spec).choose_split(gate.split, GATE_SPLIT_ORDER)
+    if arguments.precision == "int8" and graph.precision == "fp32":
+        shared = dataset if calibration.calibration_data == gate.eval_data else None
+        images = calibration_images_from(shared or calibration_dataset(calibration), calibration, graph.spec)
+        if evaluation is not None:
+            refuse_overlap(images.manifest, samples_manifest(evaluation[1]))
+    engine = build_engine(
+        name,
+        graph,
+        arguments.precision,
+        backend,
+        CompileOptions(backend_options.target, backend_options.workspace_mib, backend_options.timing_cache),
+        options_from(QuantizeOptions, arguments),
+        images,
+        evaluation,
+        output,
+    )
+    _apply_gate(engine, gate)
+    return Result(_report(engine), {"engine": str(engine.path), **engine.record})
+
+
+def _choose_backend(name: str) -> str:
+    if name != "auto":
+        require(name)
+        return name
+    chosen, passed_over = choose_automatically()
+    reason = f" ({'; '.join(passed_over)})" if passed_over else ""
+    logger.info("backend %s, chosen automatically%s", chosen, reason)
+    return chosen
+
+
+def _require_writable(output: Path) -> None:
+    """Fail before minutes of work, not after them."""
+    with atomic_output(output / ".writable"):
+        pass
+    (output / ".writable").unlink()
+
+
+def _apply_gate(engine: Engine, gate: GateOptions) -> None:
+    accuracy: Mapping[str, Any] | None = engine.record["accuracy"]
+    if gate.max_ap_drop is None or accuracy is None or accuracy["drop"] <= gate.max_ap_drop:
+        return
+    raise AccuracyGateFailed(
+        f"{engine.path} was built and is kept, but it loses {accuracy['drop']:.2f} points of AP "
+        f"({100 * accuracy['reference_AP']:.1f} to {100 * accuracy['AP']:.1f}) and --max-ap-drop allows "
+        f"{gate.max_ap_drop:g}; keep more layers high with --keep-high, calibrate on more images, or use --fp16."
+    )
+
+
+def _report(engine: Engine) -> str:
+    lines = [summary_table(engine), "", f"engine   {engine.path}", f"proof    {engine.json_path}"]
+    picture = engine.path.with_suffix(".jpg")
+    if engine.record["accuracy"]:
+        lines.append(f"picture  {picture}")
+    if engine.backend in ("onnxruntime", "openvino") and engine.precision == "int8" and not cpu_has_vnni():
+        lines.append(
+            "\nThis CPU has no VNNI instructions, so INT8 is slower than FP32 on it: here the build is a check of accuracy, "
+            "not a gain in speed. The gain is on the GPU that the engine is for."
+        )
+    if not engine.record["engine_verified"]:
+        what = "the graph it was compiled from" if engine.record["accuracy"] else "nothing"
+        lines.append(
+            f"\nThe engine itself has not run: the accuracy above was measured on {what}. Verify it on the target with evaluate."
+        )
+    return "\n".join(lines)
+
+
+def cpu_has_vnni() -> bool:
+    """Whether the processor multiplies INT8 in one instruction (x86 VNNI, Arm dot product), from /proc/cpuinfo."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_verb(make_argument_parser(), _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Fixtures that several folders share: the measurement data, and small data sets that are drawn here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+_DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+_OBJECT = """
+  <object><name>{}</name><difficult>0</difficult>
+    <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the measurement data: ``$EDGE_EFFDET_DATA``, or ``shared/data`` beside the repository.
+
+    Skips where it is missing; with ``EDGE_EFFDET_REQUIRE_DATA=1``, which ``.ci/run`` sets where the data is there, fails.
+    """
+    root = Path(os.environ.get("EDGE_EFFDET_DATA") or _DEFAULT_DATA)
+    return _require_folder(root)
+
+
+@pytest.fixture(scope="session")
+def bccd(data_root: Path) -> Path:
+    """364 photographs of blood cells in Pascal VOC form."""
+    return _require_folder(data_root / "bccd")
+
+
+def _require_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        reason = f"no measurement data at {folder}; set EDGE_EFFDET_DATA"
+        if os.environ.get("EDGE_EFFDET_REQUIRE_DATA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve drawn pictures of discs and bars, 60 x 80, in Pascal VOC form: 8 in train, 2 in val, 2 in test."""
+    root = tmp_path_factory.mktemp("tiny_voc")
+    rng = np.random.default_rng(0)
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    stems = [f"scene_{number:02}" for number in range(12)]
+    for stem in stems:
+        picture = Image.fromarray(rng.integers(90, 130, (60, 80, 3), dtype=np.uint8))
+        brush = ImageDraw.Draw(picture)
+        objects = ""
+        for name, x in (("disc", int(rng.integers(2, 16))), ("bar", int(rng.integers(44, 56)))):
+            y = int(rng.integers(2, 30))
+            if name == "disc":
+                brush.ellipse((x, y, x + 19, y + 19), fill=(220, 40, 40))
+                objects += _OBJECT.format(name, x, y, x + 20, y + 20)
+            else:
+                brush.rectangle((x, y, x + 7, y + 23), fill=(30, 60, 220))
+                objects += _OBJECT.format(name, x, y, x + 8, y + 24)
+        picture.save(root / "JPEGImages" / f"{stem}.jpg", quality=95)
+        (root / "Annotations" / f"{stem}.xml").write_text(f"<annotation>{objects}\n</annotation>\n")
+    for split, chosen in (("train", stems[:8]), ("val", stems[8:10]), ("test", stems[10:])):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in chosen))
+    return root

@@ -1,0 +1,125 @@
+"""Decoding: modes, orientation, and files that are none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_effdet.errors import DataError
+from edge_effdet.images import image_size, list_images, read_image
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+
+
+def save(path, pixels, orientation=None, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    if orientation:
+        exif = image.getexif()
+        exif[ORIENTATION] = orientation
+        options["exif"] = exif
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_a_lossless_picture_comes_back(tmp_path, pixels, suffix):
+    path = save(tmp_path / f"image{suffix}", pixels)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, pixels)
+    assert image_size(path) == (4, 6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I", "F"])
+def test_every_mode_becomes_rgb(tmp_path, pixels, mode):
+    path = save(tmp_path / "image.tif", Image.fromarray(pixels).convert(mode)) if mode != "P" else save(
+        tmp_path / "image.png", Image.fromarray(pixels).convert(mode)
+    )  # fmt: skip
+    image = read_image(path)
+    assert image.shape == (4, 6, 3)
+    assert image.dtype == np.uint8
+
+
+def test_16_bit_grey_keeps_its_upper_8_bits(tmp_path):
+    grey = np.array([[0, 256, 65535], [255, 32768, 511]], np.uint16)
+    path = save(tmp_path / "grey.png", grey)
+    np.testing.assert_array_equal(read_image(path), np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, lambda image: image),
+        (2, lambda image: image[:, ::-1]),
+        (3, lambda image: image[::-1, ::-1]),
+        (4, lambda image: image[::-1]),
+        (5, lambda image: image.transpose(1, 0, 2)),
+        (6, lambda image: np.rot90(image, -1)),
+        (7, lambda image: image.transpose(1, 0, 2)[::-1, ::-1]),
+        (8, lambda image: np.rot90(image)),
+    ],
+)
+def test_orientation_is_applied_and_the_size_agrees(tmp_path, pixels, orientation, turn):
+    path = save(tmp_path / "image.png", pixels, orientation)
+    image = read_image(path)
+    np.testing.assert_array_equal(image, turn(pixels))
+    assert image_size(path) == image.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_orientation_of_16_bit_grey_is_applied_and_the_size_agrees(tmp_path, orientation):
+    grey = np.arange(24, dtype=np.uint16).reshape(4, 6) << 10
+    path = save(tmp_path / "grey.png", grey, orientation)
+    image = read_image(path)
+    assert image_size(path) == image.shape[:2]
+    upright = grey[::-1, ::-1] if orientation == 3 else np.rot90(grey, -1)
+    np.testing.assert_array_equal(image[..., 0], upright >> 8)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_missing_file_is_named(tmp_path, read):
+    with pytest.raises(DataError, match=r"no image at .*absent\.jpg"):
+        read(tmp_path / "absent.jpg")
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize("content", [b"", b"words", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_picture_is_named(tmp_path, read, content):
+    (tmp_path / "broken.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        read(tmp_path / "broken.jpg")
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "image.png").touch()
+    with pytest.raises(DataError, match=r"image\.png is empty; remove it"):
+        read_image(tmp_path / "image.png")
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_truncated_picture_has_a_size_and_no_pixels(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / f"cut{suffix}", noise)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert image_size(path) == (64, 64)
+    with pytest.raises(DataError, match=rf"cut\{suffix} cannot be decoded"):
+        read_image(path)
+
+
+def test_a_folder_is_listed_by_name(tmp_path, pixels):
+    for name in ("b.png", "a.JPG", "c.webp"):
+        save(tmp_path / name, pixels)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
