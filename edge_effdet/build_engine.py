@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -25,11 +26,10 @@ from edge_effdet.data.dataset import (
     samples_manifest,
     samples_sha256,
 )
-from edge_effdet.detect import detect_image
+from edge_effdet.detect import detect_image, feeds_for_image
 from edge_effdet.errors import AccuracyGateFailed, MissingDependency, UsageError
 from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.metrics import CocoMetrics
-from edge_effdet.preprocess import images_to_batch, letterbox
 from edge_effdet.quant.calibration import CalibrationImages, refuse_overlap
 from edge_effdet.quantize import (
     CalibrationOptions,
@@ -137,6 +137,7 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
         "accuracy": None,
         "engine_verified": False,
         "latency": None,
+        "reference": None,
         "rewrites": dict(graph.rewrites),
         "parents": {**graph.parents, "compiled_graph": graph.sha256},
         "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -162,21 +163,27 @@ def graph_as_engine(graph: Graph) -> Engine:
     return Engine(graph.path, graph.spec, "onnxruntime", graph.precision, {"engine_sha256": graph.sha256})
 
 
-def measure_latency(engine: Engine, image: np.ndarray) -> dict[str, Any]:
-    """Milliseconds of one run of the engine on one letterboxed picture: median and P90, without pre- and post-processing."""
-    canvas, _ = letterbox(image, engine.spec.image_size, engine.spec.preprocess)
-    with get_backend(engine.backend).load(engine) as runner:
-        batch = max(1, runner.inputs[0].shape[0])
-        feeds = {
-            "images": np.repeat(images_to_batch([canvas]), batch, axis=0).astype(runner.inputs[0].dtype, copy=False)
-        }
-        times = []
-        for _ in range(WARM_UP_RUNS + TIMED_RUNS):
-            started = time.perf_counter()
-            runner.run(feeds)
-            times.append(1000 * (time.perf_counter() - started))
-    median, p90 = np.percentile(times[WARM_UP_RUNS:], (50, 90))
-    return {"median_ms": float(median), "p90_ms": float(p90), "runs": TIMED_RUNS, "batch": batch}
+def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
+    """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing.
+
+    The engines take turns, so that what else the machine does falls on all of them alike.
+    """
+    if not engines:
+        return []
+    with contextlib.ExitStack() as stack:
+        runners = [stack.enter_context(get_backend(engine.backend).load(engine)) for engine in engines]
+        feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
+        times = np.zeros((WARM_UP_RUNS + TIMED_RUNS, len(engines)))
+        for row in times:
+            for column, runner in enumerate(runners):
+                started = time.perf_counter()
+                runner.run(feeds[column])
+                row[column] = 1000 * (time.perf_counter() - started)
+    medians, p90s = np.percentile(times[WARM_UP_RUNS:], (50, 90), axis=0)
+    return [
+        {"median_ms": float(median), "p90_ms": float(p90), "runs": TIMED_RUNS, "batch": len(feed["images"])}
+        for median, p90, feed in zip(medians, p90s, feeds, strict=True)
+    ]
 
 
 def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
@@ -194,19 +201,26 @@ def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
 
 
 def summary_table(engine: Engine) -> str:
-    """The engine in one row, for people."""
+    """The engine for people, below the FP32 graph that it is compared with."""
     record = engine.record
-    accuracy, latency, proof = record["accuracy"], record["latency"], record["proof"]
-    row = (
-        engine.precision.upper(),
-        f"{engine.backend} {record['backend_version']}",
-        f"{engine.path.stat().st_size / 1e6:.1f} MB",
-        f"{100 * accuracy['AP']:.1f}" if accuracy else "not measured",
-        f"{accuracy['drop']:+.2f}" if accuracy else "not measured",
-        f"{100 * proof['int8_mac_fraction']:.1f} %",
-        f"{latency['median_ms']:.1f} ms" if latency else "does not run here",
-    )
-    return table([("precision", "backend", "size", "AP", "AP drop", "MACs in INT8", "median latency"), row])
+    accuracy, proof, reference = record["accuracy"], record["proof"], record["reference"]
+
+    def row(
+        precision: str, backend: str, size: int, ap: str, drop: str, share: float, latency: dict[str, Any] | None
+    ) -> Any:
+        speed = f"{latency['median_ms']:.1f} ms" if latency else "does not run here"
+        return precision, backend, f"{size / 1e6:.1f} MB", ap, drop, f"{100 * share:.1f} %", speed
+
+    none = "not measured"
+    rows = [("precision", "backend", "size", "AP", "AP drop", "MACs in INT8", "median latency")]
+    if reference is not None:
+        before = f"{100 * accuracy['reference_AP']:.1f}" if accuracy else none
+        rows.append(row("FP32", "onnxruntime", reference["bytes"], before, "-", 0.0, reference["latency"]))
+    after = (f"{100 * accuracy['AP']:.1f}", f"{accuracy['drop']:+.2f}") if accuracy else (none, none)
+    share = proof["int8_mac_fraction"]
+    size = engine.path.stat().st_size
+    rows.append(row(engine.precision.upper(), engine.backend, size, *after, share, record["latency"]))
+    return table(rows)
 
 
 def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Graph]:
@@ -286,8 +300,15 @@ def build_engine(
         logger.info("measuring AP before and after on %d images", len(samples))
         changes["accuracy"] = measure_accuracy(engine, graph, built, samples, split).to_dict()
         changes["engine_verified"] = runs_here
-    if runs_here:
-        changes["latency"] = measure_latency(engine, _any_image(evaluation, engine))
+    image = _any_image(evaluation, engine)
+    timed = {"engine": engine} if runs_here else {}
+    if built.sha256 != graph.sha256:
+        timed["reference"] = graph_as_engine(graph)
+    latencies = dict(zip(timed, measure_latency(list(timed.values()), image), strict=True))
+    changes["latency"] = latencies.get("engine")
+    if "reference" in timed:
+        size = graph.path.stat().st_size
+        changes["reference"] = {"sha256": graph.sha256, "bytes": size, "latency": latencies["reference"]}
     engine = replace(engine, record={**engine.record, **changes})
     write_json(engine.json_path, engine.record)
     if evaluation is not None:

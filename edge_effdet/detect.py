@@ -30,9 +30,7 @@ def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_thres
         spec: the engine's.
         score_threshold: lower scores are dropped.
     """
-    canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
-    dtype = runner.inputs[0].dtype
-    outputs = runner.run({"images": images_to_batch([canvas]).astype(dtype, copy=False)})
+    outputs = runner.run(feeds_for_image(runner, image, spec))
     return detections_from_outputs(
         outputs["boxes"][0],
         outputs["scores"][0],
@@ -41,6 +39,13 @@ def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_thres
         spec.image_size,
         score_threshold,
     )
+
+
+def feeds_for_image(runner: Runner, image: np.ndarray, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """The engine's input for one picture: letterboxed, of the engine's type, repeated where its batch is fixed above 1."""
+    canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
+    batch = max(1, runner.inputs[0].shape[0])
+    return {"images": images_to_batch([canvas] * batch).astype(runner.inputs[0].dtype, copy=False)}
 
 
 def detect_files(

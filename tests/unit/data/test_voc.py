@@ -159,7 +159,7 @@ def test_a_box_is_clipped_to_the_picture(tmp_path):
 def test_a_broken_xml_is_skipped_with_its_name_and_reason(tmp_path, caplog, text, reason):
     dataset = read_dataset(write_voc(tmp_path, {"bad": text, "good": item()}))
     assert stems_of(dataset.all_samples()) == ["good"]
-    assert caplog.text.count("skipped") == 1
+    assert len(caplog.records) == 1
     assert str(tmp_path / "Annotations" / "bad.xml") in caplog.text
     assert re.search(reason, caplog.text)
 

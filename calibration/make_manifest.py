@@ -1,0 +1,67 @@
+"""Write the manifest of a calibration set: which images, their hashes, and how they were chosen.
+
+    python calibration/make_manifest.py --data bccd --split train --output calibration/bccd.json
+
+``--check`` compares a manifest with the data instead, and fails where they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_effdet.artifacts import write_json
+from edge_effdet.cli import Result, make_parser, run_verb
+from edge_effdet.data.dataset import manifest_sha256, read_dataset, samples_manifest
+from edge_effdet.errors import DataError
+from edge_effdet.quant.calibration import choose_samples
+
+
+def make_manifest(data: Path, split: str, count: int, seed: int) -> dict[str, Any]:
+    """What ``quantize`` would calibrate on, as JSON."""
+    _, samples = read_dataset(data).choose_split(split, ())
+    images = samples_manifest(choose_samples(samples, count, seed))
+    return {
+        "data": data.name,
+        "split": split,
+        "chosen": f"random.Random({seed}).sample over the image ids in order",
+        "seed": seed,
+        "count": len(images),
+        "manifest_sha256": manifest_sha256(images),
+        "images": images,
+    }
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    manifest = make_manifest(arguments.data, arguments.split, arguments.images, arguments.seed)
+    digest = manifest["manifest_sha256"]
+    if arguments.check:
+        expected = json.loads(arguments.output.read_text(encoding="utf-8"))
+        if expected["manifest_sha256"] != digest:
+            raise DataError(
+                f"{arguments.output} does not describe {arguments.data}: the images changed; write it again."
+            )
+        return Result(f"{arguments.output} describes {arguments.data}", {"manifest_sha256": digest})
+    write_json(arguments.output, manifest)
+    return Result(f"{arguments.output}: {manifest['count']} images, manifest {digest}", {"manifest_sha256": digest})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "calibration", "Write or check a calibration manifest.", "python calibration/make_manifest.py …"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="D", help="a data set")
+    parser.add_argument("--split", default="train", metavar="NAME", help="its split (default: train)")
+    parser.add_argument("--images", type=int, default=128, metavar="N", help="how many (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: 0)")
+    parser.add_argument("--output", type=Path, required=True, metavar="F", help="the manifest")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    return run_verb(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

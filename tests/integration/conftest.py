@@ -1,0 +1,42 @@
+"""What several integration tests need and is slow to make: graphs of the BCCD checkpoint, once a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_effdet.artifacts import Graph
+from edge_effdet.data.dataset import Dataset, match_classes, read_dataset
+from edge_effdet.export import ExportOptions, export_network, load_source
+from edge_effdet.quant.calibration import load_calibration_images
+from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
+
+ASSETS = Path(__file__).parent.parent / "assets"
+BCCD_CHECKPOINT = ASSETS / "bccd_lite0.safetensors"
+"""Trained by ``python -m edge_effdet.train --data bccd --epochs 60 --flip both``; the command is in its metadata."""
+
+
+@pytest.fixture(scope="session")
+def bccd_graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """The optimized FP32 graph of the BCCD checkpoint."""
+    network, spec, parents = load_source(BCCD_CHECKPOINT, None)
+    path = tmp_path_factory.mktemp("bccd") / "bccd.fp32.onnx"
+    return export_network(network, spec, parents, path, ExportOptions()).graph
+
+
+@pytest.fixture(scope="session")
+def bccd_dataset(bccd: Path, bccd_graph: Graph) -> Dataset:
+    return match_classes(read_dataset(bccd), bccd_graph.spec)
+
+
+@pytest.fixture(scope="session")
+def bccd_half_graph(bccd_graph: Graph) -> Graph:
+    return convert_graph_to_half(bccd_graph, bccd_graph.path.with_name("bccd.fp16.onnx"))
+
+
+@pytest.fixture(scope="session")
+def bccd_int8_graph(bccd_graph: Graph, bccd_dataset: Dataset) -> Graph:
+    """INT8 with the rest in FP32, calibrated on 32 training images."""
+    images = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 32, seed=0)
+    return quantize_graph(bccd_graph, images, QuantizeOptions(), bccd_graph.path.with_name("bccd.int8.onnx"))

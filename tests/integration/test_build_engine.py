@@ -1,0 +1,170 @@
+"""The main job on real images, from checkpoint to a proven engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edge_effdet import build_engine, detect, evaluate
+from edge_effdet.artifacts import Graph, file_sha256, load_engine
+from edge_effdet.backends import openvino, tensorrt_rtx
+from edge_effdet.backends.base import CompileOptions
+from edge_effdet.data.dataset import Dataset
+from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.quant.calibration import CalibrationImages
+from tests.integration.conftest import BCCD_CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, bccd: Path) -> Path:
+    """An INT8 engine of the BCCD checkpoint, judged on all 72 test images."""
+    output = tmp_path_factory.mktemp("engines")
+    arguments = (
+        f"--checkpoint {BCCD_CHECKPOINT} --int8 --backend onnxruntime --name bccd --output {output} "
+        f"--calibration-data {bccd} --calibration-images 64 --eval-data {bccd} --split test --max-ap-drop 1.5"
+    )
+    assert build_engine.main(arguments.split()) == 0
+    return output / "bccd.int8.onnx"
+
+
+@pytest.mark.data
+def test_int8_keeps_its_accuracy_and_proves_it(built: Path):
+    record = json.loads(built.with_name(built.name + ".json").read_text())
+    assert record["accuracy"]["images"] == 72
+    assert record["accuracy"]["reference_AP50"] >= 0.75
+    assert record["accuracy"]["drop"] <= 1.5
+    assert record["accuracy"]["measured_on"] == "engine" and record["engine_verified"]
+    assert record["proof"]["int8_mac_fraction"] >= 0.70
+    assert record["proof"]["layers_kept_high_precision"]
+    assert not any("predict" in name for name in record["proof"]["layers_kept_high_precision"])
+    assert set(record["proof"]["final_convolutions"].values()) == {"fp32"}
+    assert record["calibration"]["images"] == 64 and len(record["calibration"]["manifest_sha256"]) == 64
+    assert record["parents"]["checkpoint"] == file_sha256(BCCD_CHECKPOINT)
+    assert record["engine_sha256"] == file_sha256(built)
+    assert built.with_suffix(".jpg").is_file()
+
+
+@pytest.mark.data
+def test_evaluate_reads_the_same_ap_from_the_engine_file(built: Path, bccd: Path, capsys: pytest.CaptureFixture[str]):
+    assert evaluate.main(["--engine", str(built), "--data", str(bccd), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = load_engine(built).record
+    assert printed["AP"] == pytest.approx(record["accuracy"]["AP"])
+    assert printed["engine_sha256"] == record["engine_sha256"]
+    assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "images"} <= printed.keys()
+    assert (printed["images"], printed["split"]) == (72, "test")
+
+
+@pytest.mark.data
+def test_detect_a_folder_with_a_truncated_picture(
+    built: Path, bccd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    source = tmp_path / "photos"
+    source.mkdir()
+    whole = (bccd / "JPEGImages" / "BloodImage_00007.jpg").read_bytes()
+    (source / "a.jpg").write_bytes(whole)
+    (source / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    assert detect.main(["--engine", str(built), "--source", str(source), "--output", str(tmp_path / "found")]) == 0
+    assert "b.jpg" in caplog.text and "1 of 2 images" in caplog.text
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())
+    (picture,) = found["images"]
+    assert any(item["class"] == "WBC" and item["score"] > 0.5 for item in picture["detections"])
+    assert Image.open(tmp_path / "found" / "a.jpg").size == (640, 480)
+
+
+@pytest.mark.data
+def test_a_changed_engine_is_refused(built: Path, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    changed = tmp_path / built.name
+    content = bytearray(built.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    changed.with_name(changed.name + ".json").write_text(built.with_name(built.name + ".json").read_text())
+    image = bccd / "JPEGImages" / "BloodImage_00007.jpg"
+    assert detect.main(["--engine", str(changed), "--source", str(image)]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    changed.with_name(changed.name + ".json").unlink()
+    assert detect.main(["--engine", str(changed), "--source", str(image)]) == 2
+    assert "has no" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_too_large_a_drop_ends_with_4_and_keeps_the_engine(
+    bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    # A graph that is INT8 already is its own reference, so its drop is 0: more than the -1 that is allowed here.
+    arguments = (
+        f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} "
+        f"--eval-data {bccd} --max-ap-drop=-1"
+    )
+    assert build_engine.main(arguments.split()) == 4
+    assert "x.int8.onnx was built and is kept" in capsys.readouterr().err
+    load_engine(tmp_path / "x.int8.onnx")
+
+
+@pytest.mark.data
+def test_openvino_agrees_with_onnxruntime(bccd_graph: Graph, bccd_dataset: Dataset, tmp_path: Path):
+    assert openvino.compile(bccd_graph, CompileOptions()) == bccd_graph.path.read_bytes()
+    engine = build_engine.graph_as_engine(bccd_graph)
+    samples = bccd_dataset.splits["test"][:12]
+    first = evaluate_engine(engine, samples)
+    second = evaluate_engine(build_engine.replace(engine, backend="openvino"), samples)
+    assert second.AP == pytest.approx(first.AP, abs=1e-3)
+
+
+@pytest.mark.data
+def test_fp16_graph_keeps_the_ap(bccd_graph: Graph, bccd_half_graph: Graph, bccd_dataset: Dataset):
+    samples = bccd_dataset.splits["test"][:24]
+    full = evaluate_engine(build_engine.graph_as_engine(bccd_graph), samples)
+    half = evaluate_engine(build_engine.graph_as_engine(bccd_half_graph), samples)
+    assert half.AP == pytest.approx(full.AP, abs=0.005)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_rtx_builds_without_a_gpu(
+    precision: str, bccd_graph: Graph, bccd_half_graph: Graph, bccd_int8_graph: Graph
+):
+    graph = {"fp32": bccd_graph, "fp16": bccd_half_graph, "int8": bccd_int8_graph}[precision]
+    together = tensorrt_rtx.compile(graph, CompileOptions(target="86+89+120"))
+    turing = tensorrt_rtx.compile(graph, CompileOptions(target="75"))
+    assert len(together) > 1_000_000 and len(turing) > 1_000_000
+    assert together != turing
+
+
+@pytest.mark.data
+def test_an_engine_that_cannot_run_here_says_so(
+    bccd_half_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    if tensorrt_rtx.probe().runs_here:  # type: ignore[union-attr]
+        pytest.skip("a GPU is here, so the engine runs")
+    arguments = (
+        f"--onnx {bccd_half_graph.path} --fp16 --backend tensorrt-rtx --target 89 --name ahead --output {tmp_path} "
+        f"--eval-data {bccd} --split test --json"
+    )
+    assert build_engine.main(arguments.split()) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["accuracy"]["measured_on"] == "graph"
+    assert printed["engine_verified"] is False and printed["latency"] is None
+    assert printed["target"] == "89" and printed["backend"] == "tensorrt-rtx"
+    assert printed["proof"]["fp16_mac_fraction"] == 1.0
+    assert detect.main(["--engine", str(tmp_path / "ahead.fp16.engine"), "--source", str(bccd / "JPEGImages")]) == 3
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_int8_graph_with_fp16_around_it_builds_and_detects_the_same(
+    bccd_graph: Graph, bccd_int8_graph: Graph, bccd_dataset: Dataset, tmp_path: Path
+):
+    from edge_effdet.quant.calibration import load_calibration_images
+    from edge_effdet.quantize import QuantizeOptions, quantize_graph
+
+    images: CalibrationImages = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 32, seed=0)
+    mixed = quantize_graph(bccd_graph, images, QuantizeOptions(high_precision="fp16"), tmp_path / "mixed.onnx")
+    samples = bccd_dataset.splits["test"][:24]
+    one = evaluate_engine(build_engine.graph_as_engine(bccd_int8_graph), samples)
+    two = evaluate_engine(build_engine.graph_as_engine(mixed), samples)
+    assert two.AP == pytest.approx(one.AP, abs=0.01)
+    assert len(tensorrt_rtx.compile(mixed, CompileOptions(target="89"))) > 1_000_000

@@ -1,0 +1,83 @@
+"""A short training run on drawn scenes: what it writes, that it learns, that a seed gives the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edge_effdet import evaluate, train
+from edge_effdet.data.synthetic import SceneOptions, write_scenes
+from edge_effdet.models.checkpoint import open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root, {"train": 12, "val": 4}, seed=1, options=SceneOptions(image_size=(128, 128), max_side=100))
+    return root
+
+
+def run(scenes: Path, output: Path, extra: str = "") -> int:
+    return train.main(
+        f"--data {scenes} --output {output} --image-size 64 --epochs 4 --batch-size 4 --workers 0 {extra}".split()
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    assert run(scenes, output) == 0
+    return output
+
+
+def test_writes_checkpoints_that_describe_themselves(trained: Path, scenes: Path):
+    best = open_checkpoint(trained / "best.safetensors")
+    assert best.spec.name == "tf_efficientdet_lite0" and best.spec.image_size == (64, 64)
+    assert best.spec.class_names == ("ball", "bottle", "box", "cone", "ring", "star")
+    assert best.provenance["splits"] == {"train": "train", "val": "val"}
+    assert best.provenance["schedule"]["epochs"] == 4 and best.provenance["val"]["images"] == 4
+    assert open_checkpoint(trained / "last.safetensors").provenance["epoch"] == 4
+    assert evaluate.main(["--checkpoint", str(best.path), "--data", str(scenes), "--split", "val"]) == 0
+
+
+def test_the_loss_falls(trained: Path):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert "AP50" in rows[-1]
+
+
+def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(trained: Path, scenes: Path, tmp_path: Path):
+    assert run(scenes, tmp_path, "--workers 2") == 0
+    first, second = load_file(trained / "last.safetensors"), load_file(tmp_path / "last.safetensors")
+    assert first.keys() == second.keys()
+    # Sums over threads may change their order; a different sample or augmentation would differ by far more.
+    assert max(float(np.abs(first[name] - second[name]).max()) for name in first) < 1e-3
+
+
+def test_refuses_to_choose_on_training_images(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(scenes, tmp_path / "out", "--val-split train") == 2
+    assert "stand in both" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("--split nothing", "has no split 'nothing'"),
+        ("--model tf_efficientdet_lite9", "did you mean"),
+        ("--image-size 100", "multiples of 32"),
+        ("--checkpoint nowhere.safetensors", "There is no checkpoint"),
+    ],
+)
+def test_bad_options_end_with_2_and_write_nothing(
+    extra: str, said: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(scenes, tmp_path / "out", extra) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()[-1]) < 600
+    assert not list(tmp_path.rglob("*.safetensors"))

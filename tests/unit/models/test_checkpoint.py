@@ -1,0 +1,221 @@
+"""Checkpoints: there and back, and files that are none, are cut, foreign, hostile or of another model."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from effdet import DetBenchPredict
+from effdet import create_model_from_config as create_effdet
+from safetensors.torch import load_file, save_file
+
+from edge_effdet.artifacts import ModelSpec, file_sha256
+from edge_effdet.errors import CheckpointError
+from edge_effdet.models.checkpoint import (
+    load_effdet_pth,
+    load_network,
+    load_weights,
+    open_checkpoint,
+    save_checkpoint,
+)
+from edge_effdet.models.zoo import create_network, effdet_config, model_spec
+
+SPEC = model_spec("tf_efficientdet_lite0", ("disc", "bar"), (3, 7), (64, 64))
+PROVENANCE = {"command": "train", "val": {"AP": 0.5, "AP_small": None}}
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    built = create_network(SPEC).eval()
+    generator = torch.Generator().manual_seed(1)
+    # A fresh batch norm is the identity and would hide one that is not stored.
+    for module in built.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return built
+
+
+@pytest.fixture(scope="module")
+def saved(network, tmp_path_factory):
+    return save_checkpoint(
+        tmp_path_factory.mktemp("saved") / "best.safetensors", network.state_dict(), SPEC, PROVENANCE
+    )
+
+
+def weights_of(module):
+    return {name: tensor for name, tensor in module.state_dict().items() if "num_batches" not in name}
+
+
+def test_a_checkpoint_comes_back(network, saved):
+    opened = open_checkpoint(saved.path)
+    assert opened == saved
+    assert (opened.spec, opened.provenance, opened.sha256) == (SPEC, PROVENANCE, file_sha256(saved.path))
+    loaded = load_network(opened)
+    assert not loaded.training
+    for name, tensor in weights_of(loaded).items():
+        assert torch.equal(tensor, network.state_dict()[name]), name
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        for ours, expected in zip(loaded(images)[0], network(images)[0], strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_the_same_weights_give_the_same_bytes(network, saved, tmp_path):
+    again = save_checkpoint(tmp_path / "again.safetensors", network.state_dict(), SPEC, PROVENANCE)
+    assert again.sha256 == saved.sha256
+
+
+def test_half_is_half_the_size_and_loads_as_fp32(network, saved, tmp_path):
+    half = save_checkpoint(tmp_path / "half.safetensors", network.state_dict(), SPEC, {}, half=True)
+    assert half.path.stat().st_size < 0.52 * saved.path.stat().st_size
+    assert {tensor.dtype for tensor in load_file(half.path).values()} == {torch.float16}
+    for name, tensor in weights_of(load_network(open_checkpoint(half.path))).items():
+        assert tensor.dtype == torch.float32
+        # Half a unit in the last of FP16's 11 bits; below its normal range, half its smallest step.
+        torch.testing.assert_close(tensor, network.state_dict()[name], rtol=2**-11, atol=2**-25)
+
+
+@pytest.mark.parametrize(("value", "half"), [(float("nan"), False), (float("inf"), False), (1e6, True)])
+def test_weights_that_are_not_finite_are_not_written(network, tmp_path, value, half):
+    weights = dict(network.state_dict())
+    weights["class_net.predict.conv_pw.bias"] = torch.full_like(weights["class_net.predict.conv_pw.bias"], value)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors hold values that are not finite"):
+        save_checkpoint(tmp_path / "best.safetensors", weights, SPEC, {}, half)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    for load in (open_checkpoint, lambda path: load_effdet_pth(path, SPEC)):
+        with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent"):
+            load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, 5000, -1])
+def test_a_truncated_checkpoint_is_named(saved, tmp_path, keep):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(saved.path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a whole safetensors file") as caught:
+        open_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"words " * 100)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
+        open_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_of_another_program_are_told(tmp_path, metadata):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is a safetensors file of another program"):
+        open_checkpoint(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"spec": {}}', '{"spec": null}', "3"])
+def test_a_damaged_description_is_told(tmp_path, text):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "damaged.safetensors", {"edge_effdet": text})
+    with pytest.raises(CheckpointError, match=r"damaged\.safetensors has a damaged model description"):
+        open_checkpoint(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"state_dict": {}, "state_dict_ema": state},
+        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
+    ],
+)
+def test_effdets_own_pth_loads(tmp_path, wrap):
+    config = effdet_config(SPEC.name)
+    reference = create_effdet(config, num_classes=2, image_size=(64, 64), pretrained=False, pretrained_backbone=False)
+    torch.save(wrap(reference.state_dict()), tmp_path / "effdet.pth")
+    loaded = load_effdet_pth(tmp_path / "effdet.pth", SPEC)
+    for name, tensor in weights_of(loaded).items():
+        assert torch.equal(tensor, reference.state_dict()[name])
+
+
+def test_the_pth_of_effdets_bench_loads_without_its_anchors(network, tmp_path):
+    state = DetBenchPredict(network).state_dict()
+    assert any(name.startswith("model.") for name in state)
+    torch.save({name: tensor for name, tensor in state.items() if "anchors" not in name}, tmp_path / "bench.pth")
+    assert torch.equal(
+        load_effdet_pth(tmp_path / "bench.pth", SPEC).class_net.predict.conv_pw.bias,
+        network.class_net.predict.conv_pw.bias,
+    )
+
+
+def test_pickled_code_is_refused_and_does_not_run(tmp_path):
+    marker = tmp_path / "it_ran"
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    torch.save({"weight": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(CheckpointError, match=r"hostile\.pth holds pickled Python objects"):
+        load_effdet_pth(tmp_path / "hostile.pth", SPEC)
+    assert not marker.exists()
+    torch.load(tmp_path / "hostile.pth", weights_only=False)
+    assert marker.exists(), "the file would not have done anything"
+
+
+def test_a_pickled_module_is_refused(network, tmp_path):
+    torch.save(network.class_net.predict, tmp_path / "module.pth")
+    with pytest.raises(CheckpointError, match=r"module\.pth holds pickled Python objects.*state_dict"):
+        load_effdet_pth(tmp_path / "module.pth", SPEC)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, 20_000, -1])
+def test_a_truncated_pth_is_named(network, tmp_path, keep):
+    torch.save(network.state_dict(), tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"cut\.pth (is truncated|holds pickled|is not)") as caught:
+        load_effdet_pth(tmp_path / "cut.pth", SPEC)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [{}, {"weight": 3}, [torch.zeros(2)], torch.zeros(2), 3])
+def test_a_pth_without_weights_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth holds no dictionary of weights"):
+        load_effdet_pth(tmp_path / "odd.pth", SPEC)
+
+
+def test_another_class_count_is_told_by_its_number(network):
+    three = model_spec(SPEC.name, ("a", "b", "c"), image_size=(64, 64))
+    with pytest.raises(CheckpointError, match="source predicts 2 classes and 3 were expected"):
+        load_weights(three, network.state_dict(), "source")
+
+
+@pytest.mark.parametrize("name", ["tf_efficientdet_d0", "tf_efficientdet_lite1"])
+def test_another_architecture_is_told(network, name):
+    """lite1's head is wider than lite0's: the same classes, another shape."""
+    other = model_spec(name, ("disc", "bar"), image_size=(64, 64))
+    with pytest.raises(
+        CheckpointError, match=rf"source is not a {name}: \d+ tensors are missing, \d+ are unknown and \d+"
+    ):
+        load_weights(other, network.state_dict(), "source")
+
+
+def test_a_missing_and_a_surplus_tensor_are_named(network):
+    weights = dict(network.state_dict())
+    kept = weights.pop("box_net.predict.conv_pw.bias")
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing, 0 are unknown.*box_net\.predict\.conv_pw\.bias"):
+        load_weights(SPEC, weights, "source")
+    with pytest.raises(CheckpointError, match=r"0 tensors are missing, 1 are unknown and 0 .*first: odd"):
+        load_weights(SPEC, {**weights, "box_net.predict.conv_pw.bias": kept, "odd": kept}, "source")
+
+
+def test_the_description_is_json_that_others_can_read(saved):
+    from safetensors import safe_open
+
+    with safe_open(saved.path, framework="np") as file:
+        content = json.loads(file.metadata()["edge_effdet"])
+    assert ModelSpec.from_dict(content["spec"]) == SPEC

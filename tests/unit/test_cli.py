@@ -1,0 +1,426 @@
+"""The command line's contract: help, exit codes, one JSON line, one sentence on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_effdet import __main__ as program
+from edge_effdet.artifacts import ModelSpec, Size, engine_json_path, file_sha256, write_json
+from edge_effdet.backends import base
+from edge_effdet.cli import (
+    INTERRUPTED,
+    Result,
+    add_options,
+    make_parser,
+    option,
+    options_from,
+    parse_size,
+    progress,
+    run_verb,
+    table,
+)
+from edge_effdet.errors import (
+    AccuracyGateFailed,
+    BackendUnavailable,
+    CheckpointError,
+    DataError,
+    EdgeEffDetError,
+    EngineError,
+    GraphError,
+    InputError,
+    MissingDependency,
+    UsageError,
+)
+
+VERBS = ("train", "export", "quantize", "build_engine", "detect", "evaluate")
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """``run_verb`` sets up logging for a process of its own."""
+    root, own = logging.getLogger(), logging.getLogger("edge_effdet")
+    handlers, level, own_level = root.handlers[:], root.level, own.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    own.setLevel(own_level)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a stage, or a verb by its name, as a process would; gives (exit code, stdout, stderr)."""
+
+    def run_here(stage, *argv):
+        if callable(stage):
+            code = run_verb(make_parser("test", "Test.", "python -m edge_effdet.test"), stage, argv)
+        else:
+            code = importlib.import_module(f"edge_effdet.{stage}").main([str(item) for item in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_here
+
+
+@pytest.fixture
+def tiny_engine(tmp_path):
+    """An engine for onnxruntime that finds one disc in the upper left quarter of any picture."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, types = onnx.helper, onnx.TensorProto
+    found = {
+        "boxes": (types.FLOAT, np.array([[[0, 0, 32, 32], [0, 0, 30, 32]]], np.float32)),
+        "scores": (types.FLOAT, np.array([[0.9, 0.6]], np.float32)),
+        "class_ids": (types.INT32, np.array([[1, 1]], np.int32)),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array))
+            for name, (_, array) in found.items()
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("images", types.UINT8, [1, 3, 64, 64])],
+        [helper.make_tensor_value_info(name, kind, array.shape) for name, (kind, array) in found.items()],
+    )
+    path = tmp_path / "engine" / "tiny.onnx"
+    path.parent.mkdir()
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    write_record(path)
+    return path
+
+
+def write_record(path, **changes):
+    record = {
+        "spec": ModelSpec("tiny", (64, 64), ("bar", "disc"), (1, 2)).to_dict(),
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "engine_sha256": file_sha256(path),
+    }
+    write_json(engine_json_path(path), record | changes)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((50, 100, 3), np.uint8)).save(path)
+    return path
+
+
+def test_the_verbs_are_the_documented_ones():
+    assert set(VERBS) <= set(program.VERBS)
+    for verb in program.VERBS:
+        assert callable(importlib.import_module(f"edge_effdet.{verb}").main)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_ends_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"edge_effdet.{verb}").main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: python -m edge_effdet.{verb}" in text
+    assert f"example:\n  python -m edge_effdet.{verb} --" in text
+    assert "--json" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_the_help_can_be_parsed(verb):
+    parser = importlib.import_module(f"edge_effdet.{verb}").make_argument_parser()
+    parser.parse_args(shlex.split(parser.epilog.split("example:\n")[1])[3:])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_flag_is_bad_usage(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"edge_effdet.{verb}").main(["--no-such-flag"])
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_verb_they_are_listed(arguments, capsys):
+    assert program.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in program.VERBS)
+
+
+def test_an_unknown_verb_is_bad_usage(capsys):
+    assert program.main(["paint"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "evaluate" in captured.err
+
+
+def test_a_verb_may_be_written_with_a_hyphen(capsys):
+    with pytest.raises(SystemExit) as caught:
+        program.main(["build-engine", "--help"])
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["detect", "--help"]])
+def test_the_program_as_a_process(arguments):
+    done = subprocess.run([sys.executable, "-m", "edge_effdet", *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage:" in done.stdout
+
+
+def test_a_result_is_text_for_people_and_one_line_for_machines(run):
+    def stage(arguments):
+        return Result("two\nlines", {"AP": 0.5, "name": "bär"})
+
+    assert run(stage) == (0, "two\nlines\n", "")
+    code, out, err = run(stage, "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert json.loads(out) == {"AP": 0.5, "name": "bär"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("a."), 2),
+        (InputError("a."), 2),
+        (DataError("a."), 2),
+        (CheckpointError("a."), 2),
+        (GraphError("a."), 2),
+        (EngineError("a."), 2),
+        (EdgeEffDetError("a."), 2),
+        (MissingDependency("torch", "train", "to train"), 3),
+        (BackendUnavailable("a."), 3),
+        (AccuracyGateFailed("a."), 4),
+    ],
+)
+def test_each_error_has_its_exit_code_and_one_line_on_stderr(run, error, code):
+    def stage(arguments):
+        raise error
+
+    assert run(stage) == (code, "", f"error: {error}\n")
+    with pytest.raises(type(error)):
+        run(stage, "--debug")
+
+
+def test_what_is_not_ours_is_not_hidden(run):
+    def stage(arguments):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(stage)
+
+
+def test_an_interruption_has_its_exit_code(run):
+    def stage(arguments):
+        raise KeyboardInterrupt
+
+    code, out, err = run(stage)
+    assert (code, out) == (INTERRUPTED, "")
+    assert "interrupted" in err
+    assert INTERRUPTED == 130
+
+
+def test_an_interrupted_process_ends_with_130_and_leaves_no_half_file(tmp_path):
+    """What Ctrl-C sends, to a stage that is writing."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from edge_effdet.artifacts import atomic_output\n"
+        "from edge_effdet.cli import make_parser, run_verb\n"
+        "def stage(arguments):\n"
+        "    with atomic_output(Path(sys.argv[1])) as temporary:\n"
+        "        temporary.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+        "sys.exit(run_verb(make_parser('test', 'Test.', 'none'), stage, []))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "file")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.startswith("interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As ``… | head -1`` does."""
+    code = (
+        "import sys; from edge_effdet.cli import Result, make_parser, run_verb\n"
+        "sys.exit(run_verb(make_parser('test', 'Test.', 'none'), lambda _: Result('line\\n' * 100000), []))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(timeout=30), err) == (0, "")
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "message"),
+    [
+        ("detect", ("--engine", "absent.onnx", "--source", "."), "There is no engine at absent.onnx"),
+        ("evaluate", ("--engine", "absent.onnx", "--data", "."), "There is no engine at absent.onnx"),
+        ("quantize", ("--onnx", "absent.onnx", "--fp16", "--output", "o.onnx"), "There is no ONNX file at absent.onnx"),
+        ("train", ("--data", "absent", "--output", "o"), "There is no data at absent"),
+        ("export", ("--output", "o.onnx"), "Nothing to export"),
+        ("export", ("--checkpoint", "absent.safetensors", "--output", "o.onnx"), "There is no checkpoint at"),
+        ("export", ("--model", "yolo", "--output", "o.onnx"), "There is no model named 'yolo'"),
+        ("build_engine", ("--checkpoint", "absent.safetensors", "--fp32", "--output", "o"), "There is no checkpoint at"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_code_2(run, tmp_path, monkeypatch, verb, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(verb, *arguments)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert last.endswith(".")
+    assert "Traceback" not in err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_detect_prints_a_table_or_one_json_line(run, tiny_engine, picture):
+    code, out, err = run("detect", "--engine", tiny_engine, "--source", picture)
+    assert (code, err) == (0, "")
+    assert "photo.png" in out
+    assert "1 disc" in out
+    code, out, _ = run("detect", "--engine", tiny_engine, "--source", picture, "--json")
+    assert (code, out.count("\n")) == (0, 1)
+    data = json.loads(out)
+    assert data["engine_sha256"] == file_sha256(tiny_engine)
+    expected = {"box": [0.0, 0.0, 50.0, 50.0], "score": 0.9, "class": "disc", "class_id": 1, "category_id": 2}
+    assert data["images"] == [{"image": str(picture), "detections": [expected]}]
+
+
+def test_evaluate_prints_a_table_or_one_json_line(run, tiny_engine, tiny_voc):
+    code, out, _ = run("evaluate", "--engine", tiny_engine, "--data", tiny_voc)
+    assert code == 0
+    assert "AP_medium" in out
+    code, out, err = run("evaluate", "--engine", tiny_engine, "--data", tiny_voc, "--json")
+    assert (code, out.count("\n")) == (0, 1)
+    data = json.loads(out)
+    assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "images", "engine_sha256"} <= set(data)
+    assert (data["images"], data["split"]) == (2, "test")
+    assert "split test" in err
+    assert "NaN" not in out
+
+
+def test_an_engine_that_was_changed_is_refused(run, tiny_engine, picture):
+    tiny_engine.write_bytes(tiny_engine.read_bytes() + b"\0")
+    code, _, err = run("detect", "--engine", tiny_engine, "--source", picture)
+    assert code == 2
+    assert "is not the file that tiny.onnx.json describes" in err
+
+
+def test_a_backend_that_cannot_work_here_is_exit_code_3_with_the_fix(run, tiny_engine, picture):
+    if isinstance(base.get_backend("tensorrt").probe(), base.Available):
+        pytest.skip("TensorRT works on this machine")
+    write_record(tiny_engine, backend="tensorrt")
+    code, out, err = run("detect", "--engine", tiny_engine, "--source", picture)
+    assert (code, out) == (3, "")
+    assert err.startswith("error: The backend tensorrt is not available: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--score-threshold", "1.5"), "score threshold of 1.5 is not between 0 and 1"),
+        (("--source", "absent"), "There is no image or folder at absent"),
+        (("--source", "{empty}"), "holds no images"),
+        (("--source", "{words}"), "not an image"),
+    ],
+)
+def test_detect_refuses_what_it_cannot_use(run, tiny_engine, picture, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "words.png").write_text("words")
+    arguments = [item.format(empty=tmp_path / "empty", words=tmp_path / "words.png") for item in arguments]
+    code, _, err = run("detect", "--engine", tiny_engine, "--source", picture, *arguments)
+    assert code == 2
+    assert message in err
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    folder: Path = option(help="required")
+    learning_rate: float = option(1e-3, help="a number")
+    image_size: Size | None = option(None, help="N or HxW")
+    pictures: int = option(3, help="a count")
+    flip: bool = option(False, help="a switch")
+    method: str = option("max", help="a choice", choices=("max", "entropy"))
+    hidden: tuple[str, ...] = ("not", "a", "flag")
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    return options_from(Options, parser.parse_args(["--folder", "f", *argv]))
+
+
+def test_flags_come_from_a_dataclass():
+    assert parse() == Options(Path("f"))
+    given = parse(
+        *("--learning-rate", "0.1", "--image-size", "64x96", "--pictures", "5", "--flip", "--method", "entropy")
+    )
+    assert given == Options(Path("f"), 0.1, (64, 96), 5, True, "entropy")
+    assert parse("--image-size", "320").image_size == (320, 320)
+    assert parse("--no-flip").flip is False
+
+
+@pytest.mark.parametrize(
+    "argv", [("--pictures", "x"), ("--image-size", "64*96"), ("--method", "mean"), ("--hidden", "x")]
+)
+def test_a_flag_of_another_kind_is_bad_usage(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_a_required_flag_is_required_and_defaults_are_shown(capsys):
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert "--folder" in capsys.readouterr().err
+    text = parser.format_help()
+    assert "(default: 0.001)" in text
+    assert "hidden" not in text
+
+
+@pytest.mark.parametrize(("text", "size"), [("320", (320, 320)), ("384x640", (384, 640)), ("384X640", (384, 640))])
+def test_a_size(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "0x64", "64x", "-64", "64x64x3", "6.4", "²", "64 x 64"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError, match="neither N nor HxW"):
+        parse_size(text)
+
+
+def test_a_table_is_aligned_with_numbers_to_the_right():
+    assert table([("image", "objects"), ("a.jpg", "3"), ("long.jpg", "12")]) == (
+        "image     objects\n--------  -------\na.jpg           3\nlong.jpg       12"
+    )
+    assert table([("only", "header")]).splitlines()[0] == "only  header"
+
+
+def test_progress_passes_everything_on_and_is_silent_without_a_terminal(capsys):
+    assert list(progress(range(3), 3, "counting")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_works_without_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(progress([1, 2], 2, "counting")) == [1, 2]

@@ -1,0 +1,116 @@
+"""The device has NumPy, Pillow and one backend: what runs there imports nothing else, and every ``--help`` works."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+DEVICE_SIDE = (
+    "edge_effdet",
+    "edge_effdet.__main__",
+    "edge_effdet.artifacts",
+    "edge_effdet.backends.base",
+    "edge_effdet.backends.cuda",
+    "edge_effdet.backends.onnxruntime",
+    "edge_effdet.backends.openvino",
+    "edge_effdet.backends.tensorrt",
+    "edge_effdet.backends.tensorrt_rtx",
+    "edge_effdet.cli",
+    "edge_effdet.detect",
+    "edge_effdet.drawing",
+    "edge_effdet.errors",
+    "edge_effdet.evaluate",
+    "edge_effdet.images",
+    "edge_effdet.metrics",
+    "edge_effdet.postprocess",
+    "edge_effdet.preprocess",
+)
+HOST_ONLY = (
+    "edge_effdet.backends.torch_eager",
+    "edge_effdet.graph.",
+    "edge_effdet.models.detector",
+    "edge_effdet.quant.precision",
+    "edge_effdet.quant.proof",
+)
+"""Prefixes of the modules whose every line is about torch or ONNX, so that they import it at their top."""
+
+HEAVY = ("torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda")
+
+BLOCK = """
+import importlib, json, pkgutil, sys
+
+class Blocker:
+    allowed = {"numpy", "PIL", "edge_effdet"} | set(sys.stdlib_module_names)
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in self.allowed:
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_fresh(code, *arguments):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_device_side_loads_no_heavy_package():
+    code = (
+        "import importlib, json, sys\n"
+        "modules, heavy = map(json.loads, sys.argv[1:])\n"
+        "for name in modules: importlib.import_module(name)\n"
+        "print(json.dumps([name for name in heavy if name in sys.modules]))"
+    )
+    assert json.loads(run_fresh(code, json.dumps(DEVICE_SIDE), json.dumps(HEAVY))) == []
+
+
+def test_the_blocker_blocks():
+    code = BLOCK + "try:\n    import safetensors\nexcept ModuleNotFoundError as error:\n    print(error)\n"
+    assert "blocked" in run_fresh(code)
+
+
+def test_every_module_but_the_hosts_imports_with_numpy_and_pillow_alone():
+    code = (
+        BLOCK
+        + """
+import edge_effdet
+failed = {}
+names = ["edge_effdet", *(found.name for found in pkgutil.walk_packages(edge_effdet.__path__, "edge_effdet."))]
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        failed[name] = str(error)
+print(json.dumps([names, failed]))
+"""
+    )
+    names, failed = json.loads(run_fresh(code))
+    assert set(DEVICE_SIDE) <= set(names)
+    surprising = {name: why for name, why in failed.items() if not name.startswith(HOST_ONLY)}
+    assert surprising == {}
+    assert all("blocked" in why for why in failed.values())
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "train", "export", "quantize", "build_engine", "detect", "evaluate", "data.synthetic"]
+)
+def test_help_works_with_numpy_and_pillow_alone(verb):
+    code = (
+        BLOCK
+        + """
+main = importlib.import_module("edge_effdet." + (sys.argv[1] or "__main__")).main
+try:
+    code = main(["--help"])
+except SystemExit as ended:
+    code = ended.code
+sys.exit(code)
+"""
+    )
+    text = run_fresh(code, verb)
+    assert "usage:" in text
+    assert "example:" in text or not verb
