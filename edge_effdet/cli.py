@@ -85,8 +85,11 @@ def run_verb(
 ) -> int:
     """Parse, run, print, and turn errors into one sentence on stderr and the documented exit code."""
     arguments = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("edge_effdet").setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("edge_effdet")
+    previous = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     # Deprecations inside the libraries are for us to see in the tests, not for a user to read.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -104,6 +107,10 @@ def run_verb(
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    finally:
+        # A program may call main more than once, each time with another stderr.
+        logger.removeHandler(handler)
+        logger.setLevel(previous)
     return 0
 
 
@@ -119,7 +126,7 @@ def progress(items: Iterable[T], total: int, label: str) -> Iterable[T]:
 def parse_size(text: str) -> Size:
     """``320`` or ``384x640`` (height x width) to (height, width). Raises UsageError for anything else."""
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"An image size of {text!r} is neither N nor HxW; write 320 or 384x640.")
     return int(parts[0]), int(parts[-1])
 

@@ -26,7 +26,8 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):
                 # Pillow's own conversion clips 16-bit grey to 255.
-                grey = (np.asarray(image, np.uint16) >> 8).astype(np.uint8)
+                upright = ImageOps.exif_transpose(image)
+                grey = (np.asarray(upright, np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright.convert("RGB"))
@@ -48,7 +49,8 @@ def image_size(path: Path) -> Size:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+            # PngImageFile's own getexif decodes the picture; the base class's reads what the header gave.
+            sideways = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _SIDEWAYS
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -93,6 +93,8 @@ def coco_metrics(samples: Sequence[Sample], detections: Sequence[Detections], sp
     except ModuleNotFoundError as error:
         raise MissingDependency("faster-coco-eval", "eval", "to compute COCO metrics") from error
 
+    if len(samples) != len(detections):
+        raise ValueError(f"{len(samples)} samples and {len(detections)} detections; give one entry an image")
     if not any((~sample.ignore).any() for sample in samples):
         raise DataError("None of the images has a labelled box, so AP is not defined; evaluate on labelled images.")
     truth = COCO(coco_ground_truth(samples, spec))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_effdet.artifacts import Detections, Size
+from edge_effdet.errors import EngineError
 from edge_effdet.preprocess import letterbox_size
 
 
@@ -79,7 +80,14 @@ def detections_from_outputs(
         score_threshold: lower scores are dropped before suppression.
         iou_threshold: see ``suppress_overlaps``.
         limit: at most so many detections.
+
+    Raises:
+        EngineError: a value is not finite.
     """
+    if not np.isfinite(boxes).all() or not np.isfinite(scores).all():
+        raise EngineError(
+            "The engine returned numbers that are not finite, so it is broken on this machine; build it again."
+        )
     *_, scale = letterbox_size(*original, target)
     candidates = np.flatnonzero(scores >= score_threshold)
     boxes, scores, class_ids = boxes[candidates], scores[candidates], class_ids[candidates]

@@ -42,7 +42,7 @@ class QuantizeOptions:
 @dataclass(frozen=True, slots=True)
 class CalibrationOptions:
     calibration_data: Path | None = option(None, help="a data set; INT8 needs its real images, labels do not matter")
-    calibration_split: str | None = option(None, help="its split (default: train, else everything)")
+    calibration_split: str | None = option(None, help="its split (default: calibration, else train, else everything)")
     calibration_images: int = option(128, help="how many of them, chosen with the seed")
     calibration_seed: int = option(0, help="of the choice")
 

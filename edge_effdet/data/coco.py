@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ _SPLIT_WORDS = {
     "test": "test",
 }
 _HEAD_BYTES = 1 << 16
+_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+"""How the files begin that COCO's own folder holds beside the boxes."""
 
 
 def recognises(path: Path) -> bool:
@@ -45,10 +49,16 @@ def read(path: Path) -> Dataset:
     categories: dict[int, str] = {}
     for file, content in contents.items():
         for category in content["categories"]:
-            known = categories.setdefault(int(category["id"]), str(category["name"]))
-            if known != str(category["name"]):
+            try:
+                number, name = int(category["id"]), str(category["name"])
+            except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"{file} calls category {category['id']} {category['name']!r}, another file of {path} calls it "
+                    f"{file} has a category without a number or a name ({category}); export it again."
+                ) from error
+            known = categories.setdefault(number, name)
+            if known != name:
+                raise DataError(
+                    f"{file} calls category {number} {name!r}, another file of {path} calls it "
                     f"{known!r}; give them one list of categories."
                 )
     category_ids = tuple(sorted(categories))
@@ -56,8 +66,11 @@ def read(path: Path) -> Dataset:
 
     splits: dict[str, tuple[Sample, ...]] = {}
     unnamed: list[Sample] = []
-    for file, content in contents.items():
-        samples = _read_samples(file, path if path.is_dir() else file.parent, content, index)
+    by_file = {
+        file: _read_samples(file, path if path.is_dir() else file.parent, content, index)
+        for file, content in contents.items()
+    }
+    for file, samples in _with_unique_ids(by_file, path).items():
         split = _split_of(file, path)
         if split is None:
             unnamed.extend(samples)
@@ -73,11 +86,26 @@ def read(path: Path) -> Dataset:
     return Dataset(path, "coco", tuple(categories[number] for number in category_ids), category_ids, splits, notes)
 
 
+def _with_unique_ids(by_file: dict[Path, tuple[Sample, ...]], root: Path) -> dict[Path, tuple[Sample, ...]]:
+    """The pictures' paths for ids where one id means two pictures: Roboflow numbers each split from 0."""
+    pictures: dict[str, set[Path]] = defaultdict(set)
+    for samples in by_file.values():
+        for sample in samples:
+            pictures[sample.image_id].add(sample.path)
+    if all(len(paths) == 1 for paths in pictures.values()):
+        return by_file
+    base = root if root.is_dir() else root.parent
+    return {
+        file: tuple(replace(sample, image_id=Path(os.path.relpath(sample.path, base)).as_posix()) for sample in samples)
+        for file, samples in by_file.items()
+    }
+
+
 def _annotation_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".json" and _looks_like_coco(path) else []
     candidates = [*path.glob("annotations/*.json"), *path.glob("*/_annotations.coco.json"), *path.glob("*.json")]
-    return sorted(file for file in candidates if _looks_like_coco(file))
+    return sorted(file for file in candidates if not file.name.startswith(_OTHER_TASKS) and _looks_like_coco(file))
 
 
 def _looks_like_coco(file: Path) -> bool:
@@ -105,12 +133,16 @@ def _load(file: Path) -> dict[str, Any]:
 def _read_samples(file: Path, root: Path, content: dict[str, Any], index: dict[int, int]) -> tuple[Sample, ...]:
     annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
+        if isinstance(annotation, dict) and "image_id" in annotation:
+            annotations[annotation["image_id"]].append(annotation)
     folders = _image_folders(file, root)
     samples: list[Sample] = []
     absent: list[str] = []
     for image in content["images"]:
-        name = str(image["file_name"])
+        try:
+            image_id, name = image["id"], str(image["file_name"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{file} has an image without an id or a file name ({image}); export it again.") from error
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if path is None:
             absent.append(name)
@@ -121,7 +153,7 @@ def _read_samples(file: Path, root: Path, content: dict[str, Any], index: dict[i
             logger.warning("skipped an image: %s", error)
             continue
         rows = []
-        for annotation in annotations.get(image["id"], ()):
+        for annotation in annotations.get(image_id, ()):
             try:
                 x, y, box_width, box_height = (float(value) for value in annotation["bbox"])
                 position = index[int(annotation["category_id"])]
@@ -129,7 +161,7 @@ def _read_samples(file: Path, root: Path, content: dict[str, Any], index: dict[i
                 logger.warning("skipped annotation %s in %s: no box or no known category", annotation.get("id"), file)
                 continue
             rows.append(((x, y, x + box_width, y + box_height), position, bool(annotation.get("iscrowd", 0))))
-        samples.append(make_sample(str(image["id"]), path, height, width, rows, f"{file} ({name})"))
+        samples.append(make_sample(str(image_id), path, height, width, rows, f"{file} ({name})"))
     if absent:
         logger.warning("%s names %d images that are not there (first: %s)", file, len(absent), absent[0])
     return tuple(samples)
@@ -152,4 +184,4 @@ def _split_of(file: Path, root: Path) -> str | None:
             if word in _SPLIT_WORDS:
                 return _SPLIT_WORDS[word]
     name = inner.stem.removeprefix("instances_")
-    return name if name != inner.stem and name.isidentifier() else None
+    return name if name != inner.stem and name.isidentifier() and name != "default" else None

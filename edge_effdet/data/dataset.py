@@ -64,12 +64,12 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
 
     def choose_split(self, wanted: str | None, defaults: Sequence[str]) -> tuple[str, tuple[Sample, ...]]:
-        """The split ``wanted``, or the first of ``defaults`` that exists, or all samples (named ``all``).
+        """The split ``wanted``, or the first of ``defaults`` that exists, or all samples, which may be asked for as ``all``.
 
         Raises:
             DataError: ``wanted`` does not exist, or the split is empty.
         """
-        if wanted is not None and wanted not in self.splits:
+        if wanted not in (None, "all", *self.splits):
             raise DataError(
                 f"{self.root} has no split {wanted!r}; it has {', '.join(self.splits)}: name one of them with --split."
             )
@@ -123,7 +123,7 @@ def make_sample(
     for box, class_id, ignored in rows:
         x_min, y_min, x_max, y_max = (float(value) for value in box)
         clipped = [max(x_min, 0.0), max(y_min, 0.0), min(x_max, float(width)), min(y_max, float(height))]
-        if not np.isfinite(clipped).all() or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        if not np.isfinite([x_min, y_min, x_max, y_max]).all() or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
             logger.warning("skipped a degenerate box [%g %g %g %g] in %s", x_min, y_min, x_max, y_max, source)
             continue
         boxes.append(clipped)

@@ -41,6 +41,8 @@ class FoldBatchNorm:
     def check(self, node: ir.Node) -> _Fold | None:
         if node.op_type != "BatchNormalization":
             return None
+        if node.attributes.get_int("training_mode", 0):
+            raise Refused("it is in training mode and normalises by the batch's own statistics")
         conv = producer(node.inputs[0], "Conv")
         if conv is None:
             raise Refused("its input does not come from a Conv")

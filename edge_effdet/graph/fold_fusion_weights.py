@@ -46,6 +46,8 @@ class FoldFusionWeights:
         scaled = producer(stacked, "Mul")
         if scaled is not None:
             stacked, weights = _value_and_constant(scaled)
+            if weights is None and producer(stacked, "Concat") is None:
+                stacked = scaled.inputs[0]
         stack = producer(stacked, "Concat")
         if stack is None or not all(producer(value, "Unsqueeze") for value in stack.inputs):
             return None
@@ -55,8 +57,12 @@ class FoldFusionWeights:
             raise Refused("it does not sum over the last axis alone")
         if stack.attributes.get_int("axis", 0) % (rank + 1) != rank:
             raise Refused("the stack before it is not along the last axis")
+        if any(_new_axes(value, rank) != [rank] for value in stack.inputs):
+            raise Refused("an input of the stack before it has its new axis elsewhere")
         count = len(stack.inputs)
-        if scaled is not None and (weights is None or weights.size not in (1, count)):
+        if scaled is not None and (
+            weights is None or (weights.size != 1 and not weights.size == weights.shape[-1] == count)
+        ):
             raise Refused("the weights of the stack are not one constant an edge")
         if not has_one_use(stack.outputs[0]):
             raise Refused("the stack before it has another consumer")
@@ -101,6 +107,12 @@ def _edge(unsqueezed: ir.Value | None, factor: np.ndarray) -> _Edge:
             total, value = total * scalar.reshape(()).astype(np.float64), inner
     assert value is not None
     return _Edge(value, total.astype(np.float32).reshape(()))
+
+
+def _new_axes(unsqueezed: ir.Value | None, rank: int) -> list[int] | None:
+    unsqueeze = producer(unsqueezed, "Unsqueeze")
+    axes = constant(unsqueeze.inputs[1]) if unsqueeze is not None and len(unsqueeze.inputs) > 1 else None
+    return None if axes is None else [axis % (rank + 1) for axis in axes.tolist()]
 
 
 def _value_and_constant(product: ir.Node) -> tuple[ir.Value | None, np.ndarray | None]:

@@ -20,6 +20,8 @@ class FoldPoolPadding:
         pad = producer(node.inputs[0], "Pad") if node.op_type == "MaxPool" else None
         if pad is None:
             return None
+        if node.attributes.get_int("ceil_mode", 0) or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            raise Refused("it rounds its output's size up or pads by itself, which depends on where the padding stands")
         amounts, fill = constant(pad.inputs[1]), constant(pad.inputs[2]) if len(pad.inputs) > 2 else None
         if pad.attributes.get_string("mode", "constant") != "constant":
             raise Refused("the padding before it is not constant")

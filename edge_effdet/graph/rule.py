@@ -107,10 +107,12 @@ def replace_output(node: ir.Node, new: ir.Value) -> None:
     """Let every consumer of ``node``'s output, and the graph's outputs, take ``new`` instead; then remove the node."""
     old, graph = node.outputs[0], node.graph
     assert graph is not None
-    name = old.name
+    if old.is_graph_output():
+        if new.is_graph_input() or new.is_graph_output():
+            new = insert_before(node, "Identity", [new], f"{node.name}_identity", old)
+        for position, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[position] = new
+        new.name = old.name
     ir.convenience.replace_all_uses_with(old, new)
-    for position, output in enumerate(graph.outputs):
-        if output is old:
-            graph.outputs[position] = new
-            new.name = name
     graph.remove(node, safe=True)

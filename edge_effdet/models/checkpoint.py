@@ -84,7 +84,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         content = json.loads(metadata[_METADATA_KEY])
         spec = ModelSpec.from_dict(content["spec"])
-    except (ValueError, KeyError, InputError) as error:
+    except (ValueError, KeyError, TypeError, InputError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
     return Checkpoint(path, spec, content.get("provenance", {}), file_sha256(path))
 
@@ -142,7 +142,11 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
         name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")
     }
     given = {name: tensor.float() for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
-    if _PREDICT_WEIGHT in given and given[_PREDICT_WEIGHT].shape != expected[_PREDICT_WEIGHT].shape:
+    if (
+        _PREDICT_WEIGHT in given
+        and given[_PREDICT_WEIGHT].shape[1:] == expected[_PREDICT_WEIGHT].shape[1:]
+        and len(given[_PREDICT_WEIGHT]) != len(expected[_PREDICT_WEIGHT])
+    ):
         anchors = spec.anchors.num_scales * len(spec.anchors.aspect_ratios)
         raise CheckpointError(
             f"{source} predicts {given[_PREDICT_WEIGHT].shape[0] / anchors:g} classes and {spec.num_classes} were expected; "

@@ -91,8 +91,8 @@ def load_coco_detector(spec: ModelSpec) -> torch.nn.Module:
         )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
         try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(cached), progress=True)
         except OSError as error:
             raise CheckpointError(

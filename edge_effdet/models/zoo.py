@@ -93,6 +93,13 @@ def model_spec(
             f"An image size of {height}x{width} does not fit {name}: height and width must be multiples of 32, at least "
             f"64; try {max(64, round(height / 32) * 32)}x{max(64, round(width / 32) * 32)}."
         )
+    # effdet pools to the next level only where both sides shrink, so one side may not reach 1 before the other.
+    if any((height > 2**level) != (width > 2**level) for level in range(config.min_level, config.max_level)):
+        larger = max(height, width)
+        raise UsageError(
+            f"An image size of {height}x{width} does not fit {name}: one side vanishes in its pyramid before the other; "
+            f"give both sides more than {2 ** (config.max_level - 1)} pixels, or try {larger}x{larger}."
+        )
     if class_names is None:
         class_names, category_ids = coco_classes()
     preprocess = PreprocessSpec()

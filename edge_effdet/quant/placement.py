@@ -35,6 +35,10 @@ def choose_convolutions(names: Iterable[str], keep_high: Sequence[str]) -> tuple
         UsageError: a pattern matches nothing, or nothing is left for INT8.
     """
     every = list(names)
+    if not every:
+        raise UsageError(
+            "The graph holds no convolution, so there is nothing to quantize; give a graph that export wrote."
+        )
     for pattern in keep_high:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise UsageError(

@@ -138,7 +138,8 @@ def test_help_ends_with_an_example(verb, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_example_of_the_help_can_be_parsed(verb):
     parser = importlib.import_module(f"edge_effdet.{verb}").make_argument_parser()
-    parser.parse_args(shlex.split(parser.epilog.split("example:\n")[1])[3:])
+    example = parser.epilog.split("example:\n")[1].replace("\\\n", " ")
+    parser.parse_args(shlex.split(example)[3:])
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,126 @@
+"""What INT8 costs in AP: ours against what a user would run without us, on the same images in one run.
+
+python -m benchmarks.accuracy --checkpoint tests/assets/bccd_lite0.safetensors --data ../shared/data/bccd --name bccd
+python -m benchmarks.accuracy --name quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from benchmarks.machine import save_result
+from benchmarks.peers import modelopt_defaults, onnxruntime_static
+from edge_effdet.artifacts import Graph, file_sha256
+from edge_effdet.build_engine import graph_as_engine, measure_latency
+from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
+from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.export import ExportOptions, export_network, load_source
+from edge_effdet.images import read_image
+from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
+from edge_effdet.quant.proof import prove_precision
+from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
+from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
+
+
+def compare(graph: Graph, images: CalibrationImages, samples: Sequence[Sample], work: Path) -> list[dict[str, Any]]:
+    """One row a way to quantize ``graph``: AP, share of INT8 MACs, seconds to quantize, milliseconds a run."""
+
+    def ours(method: str, keep_high: str | None = None) -> Callable[[Path], object]:
+        options = QuantizeOptions(method) if keep_high is None else QuantizeOptions(method, keep_high)
+        return lambda path: quantize_graph(graph, images, options, path)
+
+    ways: dict[str, Callable[[Path], object]] = {
+        "FP16": lambda path: convert_graph_to_half(graph, path),
+        "INT8, ours (entropy)": ours("entropy"),
+        "INT8, ours (max)": ours("max"),
+        "INT8, ours, all but the final convolutions": ours("entropy", ""),
+        "INT8, ModelOpt's defaults": lambda path: modelopt_defaults.quantize(graph.path, images.pixels, path),
+        "INT8, onnxruntime MinMax": lambda path: onnxruntime_static.quantize(graph.path, images.pixels, path),
+        "INT8, onnxruntime MinMax, convolutions": lambda path: onnxruntime_static.quantize(
+            graph.path, images.pixels, path, convolutions_only=True
+        ),
+    }
+    graphs, seconds = {"FP32": graph}, {"FP32": 0.0}
+    for number, (name, quantize) in enumerate(ways.items()):
+        path = work / f"{number}.onnx"
+        started = time.perf_counter()
+        quantize(path)
+        seconds[name] = time.perf_counter() - started
+        graphs[name] = replace(graph, path=path, sha256=file_sha256(path))
+    engines = {name: graph_as_engine(each) for name, each in graphs.items()}
+    metrics = {name: evaluate_engine(engine, samples) for name, engine in engines.items()}
+    latencies = measure_latency(list(engines.values()), read_image(samples[0].path))
+    return [
+        {
+            "way": name,
+            "AP": metrics[name].AP,
+            "AP50": metrics[name].AP50,
+            "drop": 100 * (metrics["FP32"].AP - metrics[name].AP),
+            "int8_mac_fraction": prove_precision(ir.load(str(graphs[name].path))).fraction("int8"),
+            "quantize_seconds": round(seconds[name], 1),
+            "median_ms": latency["median_ms"],
+        }
+        for name, latency in zip(engines, latencies, strict=True)
+    ]
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        work = Path(folder)
+        data = arguments.data or quickstart_scenes(work)
+        checkpoint = arguments.checkpoint or quickstart_checkpoint()
+        network, spec, parents = load_source(checkpoint, None)
+        graph = export_network(network, spec, parents, work / "fp32.onnx", ExportOptions()).graph
+        dataset = match_classes(read_dataset(data), spec)
+        _, calibration = dataset.choose_split(None, ("calibration", "train"))
+        _, samples = dataset.choose_split("test", ())
+        images = load_calibration_images(calibration, spec, arguments.images, seed=0)
+        rows = compare(graph, images, samples, work)
+    result = {
+        "checkpoint_sha256": parents["checkpoint"],
+        "calibration": {key: value for key, value in images.record("").items() if key not in ("manifest", "method")},
+        "evaluation": {"split": "test", "images": len(samples), "data_sha256": samples_sha256(samples)},
+        "rows": rows,
+    }
+    path = save_result(f"accuracy-{arguments.name}", result)
+    shown = [
+        (
+            row["way"],
+            f"{100 * row['AP']:.1f}",
+            f"{100 * row['AP50']:.1f}",
+            f"{row['drop']:+.2f}",
+            f"{100 * row['int8_mac_fraction']:.1f} %",
+            f"{row['quantize_seconds']:.0f} s",
+            f"{row['median_ms']:.1f} ms",
+        )
+        for row in rows
+    ]
+    header = ("way", "AP", "AP50", "drop", "INT8 MACs", "to quantize", "a run")
+    return Result(f"{table([header, *shown])}\n\n{path}", result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "benchmarks", "What INT8 costs in AP, against peers.", "python -m benchmarks.accuracy --name quickstart"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="default: the shipped model")
+    parser.add_argument(
+        "--data", type=Path, metavar="D", help="calibrates on train, judges on test; default: its scenes"
+    )
+    parser.add_argument("--images", type=int, default=64, metavar="N", help="calibration images (default: 64)")
+    parser.add_argument("--name", required=True, help="of the result file")
+    return run_verb(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

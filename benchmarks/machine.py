@@ -1,0 +1,52 @@
+"""What machine and versions a result was measured with, and where its file goes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from edge_effdet.artifacts import write_json
+from edge_effdet.build_engine import cpu_has_vnni
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("edge-effdet", "numpy", "onnxruntime", "onnx", "torch", "effdet", "timm", "nvidia-modelopt", "tensorrt-rtx")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, Python and package versions."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "vnni": cpu_has_vnni(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def save_result(name: str, result: dict[str, Any]) -> Path:
+    """Write ``results/<device>/<date>-<name>.json`` and return its path."""
+    machine = describe_machine()
+    device = re.sub(r"[^a-z0-9]+", "-", machine["processor"].lower()).strip("-") + f"-{machine['cores']}-cores"
+    now = datetime.now(timezone.utc)
+    path = RESULTS / device / f"{now:%Y-%m-%d}-{name}.json"
+    write_json(path, {"name": name, "measured_at": now.isoformat(timespec="seconds"), "machine": machine, **result})
+    return path
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

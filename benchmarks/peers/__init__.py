@@ -1,0 +1,1 @@
+"""What a user would do without edge_effdet, one script a peer."""

@@ -1,0 +1,39 @@
+"""onnxruntime's own quantize_static, with its defaults (MinMax, every operator it knows) or convolutions only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def quantize(source: Path, pixels: np.ndarray, output: Path, convolutions_only: bool = False) -> None:
+    """FP32 graph to Q/DQ INT8.
+
+    Args:
+        source: the FP32 graph, with one input for a batch of 1.
+        pixels: uint8 [N, 3, H, W].
+        output: the ONNX file.
+        convolutions_only: leave every other operator alone.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds: Iterator[dict[str, Any]] = iter({"images": image[None]} for image in pixels)
+
+        def get_next(self) -> dict[str, Any] | None:  # type: ignore[override]
+            return next(self.feeds, None)
+
+    quantize_static(
+        str(source),
+        str(output),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv"] if convolutions_only else None,
+    )
