@@ -20,7 +20,6 @@ import onnx_ir as ir
 from benchmarks.machine import save_result
 from benchmarks.peers import modelopt_defaults, onnxruntime_static
 from edge_effdet.artifacts import Graph, file_sha256
-from edge_effdet.build_engine import graph_as_engine, measure_latency
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
 from edge_effdet.evaluate import evaluate_engine
@@ -30,6 +29,7 @@ from edge_effdet.quant.calibration import CalibrationImages, load_calibration_im
 from edge_effdet.quant.proof import prove_precision
 from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
+from edge_effdet.verify import graph_as_engine, measure_latency
 
 
 def compare(graph: Graph, images: CalibrationImages, samples: Sequence[Sample], work: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from edge_effdet.backends.base import CompileOptions
 from edge_effdet.data.dataset import Dataset
 from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.verify import graph_as_engine
 from tests.integration.conftest import BCCD_CHECKPOINT
 
 
@@ -107,18 +109,18 @@ def test_too_large_a_drop_ends_with_4_and_keeps_the_engine(
 @pytest.mark.data
 def test_openvino_agrees_with_onnxruntime(bccd_graph: Graph, bccd_dataset: Dataset, tmp_path: Path):
     assert openvino.compile(bccd_graph, CompileOptions()) == bccd_graph.path.read_bytes()
-    engine = build_engine.graph_as_engine(bccd_graph)
+    engine = graph_as_engine(bccd_graph)
     samples = bccd_dataset.splits["test"][:12]
     first = evaluate_engine(engine, samples)
-    second = evaluate_engine(build_engine.replace(engine, backend="openvino"), samples)
+    second = evaluate_engine(replace(engine, backend="openvino"), samples)
     assert second.AP == pytest.approx(first.AP, abs=1e-3)
 
 
 @pytest.mark.data
 def test_fp16_graph_keeps_the_ap(bccd_graph: Graph, bccd_half_graph: Graph, bccd_dataset: Dataset):
     samples = bccd_dataset.splits["test"][:24]
-    full = evaluate_engine(build_engine.graph_as_engine(bccd_graph), samples)
-    half = evaluate_engine(build_engine.graph_as_engine(bccd_half_graph), samples)
+    full = evaluate_engine(graph_as_engine(bccd_graph), samples)
+    half = evaluate_engine(graph_as_engine(bccd_half_graph), samples)
     assert half.AP == pytest.approx(full.AP, abs=0.005)
 
 
@@ -164,7 +166,7 @@ def test_int8_graph_with_fp16_around_it_builds_and_detects_the_same(
     images: CalibrationImages = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 32, seed=0)
     mixed = quantize_graph(bccd_graph, images, QuantizeOptions(high_precision="fp16"), tmp_path / "mixed.onnx")
     samples = bccd_dataset.splits["test"][:24]
-    one = evaluate_engine(build_engine.graph_as_engine(bccd_int8_graph), samples)
-    two = evaluate_engine(build_engine.graph_as_engine(mixed), samples)
+    one = evaluate_engine(graph_as_engine(bccd_int8_graph), samples)
+    two = evaluate_engine(graph_as_engine(mixed), samples)
     assert two.AP == pytest.approx(one.AP, abs=0.01)
     assert len(tensorrt_rtx.compile(mixed, CompileOptions(target="89"))) > 1_000_000

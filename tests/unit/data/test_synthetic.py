@@ -101,7 +101,7 @@ def test_what_would_hide_an_object_is_not_placed():
     options = SceneOptions(image_size=(120, 160), max_side=60)
     rng = np.random.default_rng(0)
     canvas = synthetic._Canvas(options, np.zeros((120, 160, 3), np.float32), np.full((120, 160), -1, np.int16), [], [])
-    ball = synthetic._object_patch(0, 60, 50, rng)
+    ball = synthetic.object_patch(0, 60, 50, rng)
     assert canvas.try_place(ball, 20, 20, 0)
     before = canvas.image.copy()
     assert not canvas.try_place(ball, 20, 20, 0)

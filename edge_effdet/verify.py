@@ -1,0 +1,116 @@
+"""Verify an engine: its AP beside the FP32 graph's, its latency beside the FP32 graph's, and a picture for the eye."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.backends.base import get_backend, require
+from edge_effdet.data.dataset import Sample, readable_images, samples_sha256
+from edge_effdet.detect import detect_image, feeds_for_image
+from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.metrics import CocoMetrics
+
+TIMED_RUNS, WARM_UP_RUNS = 30, 5
+PICTURES = 4
+PICTURE_THRESHOLD = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """AP of the FP32 graph and of what was built, on the same images."""
+
+    reference: CocoMetrics
+    built: CocoMetrics
+    measured_on: str
+    split: str
+    data_sha256: str
+
+    @property
+    def drop(self) -> float:
+        """Points of AP lost; negative for a gain."""
+        return 100 * (self.reference.AP - self.built.AP)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "reference_AP": self.reference.AP,
+            "AP": self.built.AP,
+            "drop": self.drop,
+            "reference_AP50": self.reference.AP50,
+            "AP50": self.built.AP50,
+            "images": self.built.images,
+            "split": self.split,
+            "measured_on": self.measured_on,
+            "data_sha256": self.data_sha256,
+        }
+
+
+def measure_accuracy(engine: Engine, reference: Graph, built: Graph, samples: Sequence[Sample], split: str) -> Accuracy:
+    """AP of the FP32 graph and of the engine; where the engine cannot run here, of the graph that it was compiled from."""
+    runs_here = require(engine.backend).runs_here
+    before = evaluate_engine(graph_as_engine(reference), samples)
+    if runs_here:
+        after = evaluate_engine(engine, samples)
+    elif built.sha256 == reference.sha256:
+        after = before
+    else:
+        after = evaluate_engine(graph_as_engine(built), samples)
+    return Accuracy(before, after, "engine" if runs_here else "graph", split, samples_sha256(samples))
+
+
+def graph_as_engine(graph: Graph) -> Engine:
+    """A graph run by onnxruntime, as it is."""
+    return Engine(graph.path, graph.spec, "onnxruntime", graph.precision, {"engine_sha256": graph.sha256})
+
+
+def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
+    """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing.
+
+    The engines take turns, so that what else the machine does falls on all of them alike.
+    """
+    if not engines:
+        return []
+    with contextlib.ExitStack() as stack:
+        runners = [stack.enter_context(get_backend(engine.backend).load(engine)) for engine in engines]
+        feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
+        times = np.zeros((WARM_UP_RUNS + TIMED_RUNS, len(engines)))
+        for row in times:
+            for column, runner in enumerate(runners):
+                started = time.perf_counter()
+                runner.run(feeds[column])
+                row[column] = 1000 * (time.perf_counter() - started)
+    medians, p90s = np.percentile(times[WARM_UP_RUNS:], (50, 90), axis=0)
+    return [
+        {"median_ms": float(median), "p90_ms": float(p90), "runs": TIMED_RUNS, "batch": len(feed["images"])}
+        for median, p90, feed in zip(medians, p90s, feeds, strict=True)
+    ]
+
+
+def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
+    """A sheet of a few annotated pictures: the ones with most objects."""
+    from edge_effdet.drawing import contact_sheet, draw_detections, save_picture
+
+    richest = sorted(samples, key=lambda sample: (-len(sample.boxes), sample.image_id))[:PICTURES]
+    pictures = []
+    with get_backend(engine.backend).load(engine) as runner:
+        for _, image in readable_images(richest):
+            found = detect_image(runner, image, engine.spec, PICTURE_THRESHOLD)
+            pictures.append(draw_detections(image, found, engine.spec))
+    if pictures:
+        save_picture(path, contact_sheet(pictures, columns=2))
+
+
+def cpu_has_vnni() -> bool:
+    """Whether the processor multiplies INT8 in one instruction (x86 VNNI, Arm dot product), from /proc/cpuinfo."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
