@@ -98,6 +98,7 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
         "proof": proof.to_dict(),
         "calibration": dict(graph.calibration),
         "accuracy": None,
+        "measured_on": None,
         "engine_verified": False,
         "latency": None,
         "reference": None,
@@ -207,6 +208,7 @@ def build_engine(
         split, samples = evaluation
         logger.info("measuring AP before and after on %d images", len(samples))
         changes["accuracy"] = measure_accuracy(engine, graph, built, samples, split).to_dict()
+        changes["measured_on"] = changes["accuracy"]["measured_on"]
         changes["engine_verified"] = runs_here
     image = _any_image(evaluation, engine)
     timed = {"engine": engine} if runs_here else {}
@@ -344,10 +346,12 @@ def _report(engine: Engine) -> str:
             "\nThis CPU has no VNNI instructions, so INT8 is slower than FP32 on it: here the build is a check of accuracy, "
             "not a gain in speed. The gain is on the GPU that the engine is for."
         )
-    if not engine.record["engine_verified"]:
-        what = "the graph it was compiled from" if engine.record["accuracy"] else "nothing"
+    if not engine.record["accuracy"]:
+        lines.append("\nNo accuracy was measured; add --eval-data D with labelled images.")
+    if not engine.record["latency"]:
         lines.append(
-            f"\nThe engine itself has not run: the accuracy above was measured on {what}. Verify it on the target with evaluate."
+            f"\nThe engine cannot run on this machine, so it is unproven: the AP above is that of the graph it was compiled "
+            f"from. On the target, run python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
         )
     return "\n".join(lines)
 

@@ -12,12 +12,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Graph, ModelSpec
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
 from edge_effdet.data.dataset import Dataset, read_dataset
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
@@ -130,6 +130,7 @@ def _insert_qdq(model: onnx.ModelProto, pixels: np.ndarray, quantized: Sequence[
 
     input_type = model.graph.input[0].type.tensor_type.elem_type
     data = pixels.astype(onnx.helper.tensor_dtype_to_np_dtype(input_type), copy=False)
+    feeds: Any = _CalibrationFeeds(model.graph.input[0].name, data)
     # ModelOpt writes next to its input; calibration runs one image at a time, whatever batch the graph is for.
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
@@ -138,7 +139,7 @@ def _insert_qdq(model: onnx.ModelProto, pixels: np.ndarray, quantized: Sequence[
             quantize(
                 str(source),
                 quantize_mode="int8",
-                calibration_data={model.graph.input[0].name: data},
+                calibration_data_reader=feeds,
                 calibration_method=method,
                 calibration_eps=["cpu"],
                 op_types_to_quantize=["Conv"],
@@ -153,6 +154,23 @@ def _insert_qdq(model: onnx.ModelProto, pixels: np.ndarray, quantized: Sequence[
     ):
         own.CopyFrom(original)
     return result
+
+
+class _CalibrationFeeds:
+    """Images one by one for ONNX Runtime's calibrators, with a progress bar; what CalibrationDataReader asks for."""
+
+    def __init__(self, name: str, images: np.ndarray) -> None:
+        self._feeds = [{name: image[None]} for image in images]
+        self.rewind()
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._coming, None)
+
+    def get_first(self) -> dict[str, np.ndarray]:
+        return self._feeds[0]
+
+    def rewind(self) -> None:
+        self._coming = iter(progress(self._feeds, len(self._feeds), "calibrating"))
 
 
 def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:

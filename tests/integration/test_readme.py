@@ -1,0 +1,52 @@
+"""The README's commands run as they stand there, but for a shorter training on smaller pictures."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORTER = {"train": "--epochs 1 --image-size 64 --workers 0"}
+
+
+def read_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.data
+def test_commands_of_the_tour(bccd: Path, tmp_path: Path):
+    (tmp_path / "bccd").symlink_to(bccd.resolve())
+    (tmp_path / "photos").mkdir()
+    for name in ("BloodImage_00007.jpg", "BloodImage_00021.jpg"):
+        shutil.copy(bccd / "JPEGImages" / name, tmp_path / "photos")
+    commands = [command for command in read_commands() if command.startswith("python ")]
+    assert len(commands) >= 8
+    for command in commands:
+        verb = command.split()[2].rsplit(".", 1)[-1]
+        words = shlex.split(f"{command} {SHORTER.get(verb, '')}")
+        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip(), command
+    made = {path.name for path in (tmp_path / "engines").iterdir()}
+    assert {"bccd.int8.onnx", "bccd.int8.onnx.json", "bccd.int8.jpg", "bccd.fp16.engine"} <= made
+    assert (tmp_path / "found" / "detections.json").is_file()
+
+
+def test_make_knows_its_targets():
+    targets = [command.split()[1] for command in read_commands() if command.startswith("make ")]
+    assert targets == ["engine", "test"]
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_links_lead_somewhere():
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name} links to {link}"
