@@ -303,6 +303,17 @@ def _starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module
     return network
 
 
+def _describe_start(options: ModelOptions) -> dict[str, Any]:
+    """For the provenance: the checkpoint with its own provenance, or the kind of backbone."""
+    from edge_effdet.models import pretrained
+    from edge_effdet.models.checkpoint import open_checkpoint
+
+    if options.checkpoint is not None:
+        start = open_checkpoint(options.checkpoint)
+        return {"checkpoint_sha256": start.sha256, "provenance": dict(start.provenance)}
+    return {"backbone": options.backbone if options.backbone != "auto" else pretrained.backbone_source(options.model)}
+
+
 def _choose_samples(
     dataset: Dataset, data: DataOptions
 ) -> tuple[tuple[str, tuple[Sample, ...]], tuple[str, tuple[Sample, ...]]]:
@@ -358,6 +369,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         "splits": {"train": train_name, "val": val_name},
         "schedule": asdict(options.schedule),
         "augment": asdict(options.augment),
+        "started_from": _describe_start(options.model),
     }
     started = time.monotonic()
     best = train_detector(train, val, spec, options, arguments.output, provenance)

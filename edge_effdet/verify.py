@@ -107,10 +107,10 @@ def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
         save_picture(path, contact_sheet(pictures, columns=2))
 
 
-def cpu_has_vnni() -> bool:
-    """Whether the processor multiplies INT8 in one instruction (x86 VNNI, Arm dot product), from /proc/cpuinfo."""
+def cpu_has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies INT8 in one instruction (x86 VNNI, Arm dot product); False where it cannot tell."""
     try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+        flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
     except OSError:
         return False
     return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from edge_effdet import build_engine, detect, evaluate
 from edge_effdet.artifacts import Graph, file_sha256, load_engine
@@ -15,6 +14,7 @@ from edge_effdet.backends import openvino, tensorrt_rtx
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.data.dataset import Dataset
 from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.images import image_size
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.verify import graph_as_engine
 from tests.integration.conftest import BCCD_CHECKPOINT
@@ -74,7 +74,7 @@ def test_detect_a_folder_with_a_truncated_picture(
     found = json.loads((tmp_path / "found" / "detections.json").read_text())
     (picture,) = found["images"]
     assert any(item["class"] == "WBC" and item["score"] > 0.5 for item in picture["detections"])
-    assert Image.open(tmp_path / "found" / "a.jpg").size == (640, 480)
+    assert image_size(tmp_path / "found" / "a.jpg") == (480, 640)
 
 
 @pytest.mark.data

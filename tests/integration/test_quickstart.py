@@ -1,0 +1,68 @@
+"""The shipped model, as ``make engine`` builds it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge_effdet import build_engine, detect
+from edge_effdet.data.synthetic import CLASS_NAMES
+from edge_effdet.images import image_size
+from edge_effdet.models.checkpoint import open_checkpoint
+from edge_effdet.quickstart import SCENES, quickstart_checkpoint
+from edge_effdet.verify import cpu_has_vnni
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="module")
+def printed(output: Path) -> str:
+    capture = pytest.MonkeyPatch()
+    lines: list[str] = []
+    capture.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+    try:
+        assert build_engine.main(["--int8", "--backend", "onnxruntime", "--output", str(output)]) == 0
+    finally:
+        capture.undo()
+    return "\n".join(lines)
+
+
+def test_the_shipped_checkpoint_is_small_and_says_how_it_was_made():
+    checkpoint = open_checkpoint(quickstart_checkpoint())
+    assert checkpoint.path.stat().st_size <= 8_000_000
+    assert checkpoint.spec.name == "tf_efficientdet_lite0" and checkpoint.spec.class_names == CLASS_NAMES
+    assert checkpoint.provenance["command"].startswith("python -m edge_effdet.train --data")
+    assert 0 < checkpoint.provenance["val"]["AP"] < 1
+
+
+def test_make_engine_builds_a_proven_int8_engine(output: Path, printed: str):
+    record = json.loads((output / "quickstart.int8.onnx.json").read_text())
+    assert record["accuracy"]["images"] == SCENES["test"] and record["accuracy"]["split"] == "test"
+    assert record["accuracy"]["drop"] <= 1.5
+    assert record["proof"]["int8_mac_fraction"] >= 0.70
+    assert record["calibration"]["images"] == SCENES["calibration"]
+    assert record["accuracy"]["reference_AP"] > 0.15
+    for heading in ("precision", "backend", "size", "AP", "AP drop", "MACs in INT8", "median latency"):
+        assert heading in printed
+    assert "INT8" in printed and "FP32" in printed
+    assert ("check of accuracy" in printed) != cpu_has_vnni()
+    assert min(image_size(output / "quickstart.int8.jpg")) >= 480
+
+
+def test_the_engine_finds_objects_in_a_scene(output: Path, printed: str, capsys: pytest.CaptureFixture[str]):
+    (scene,) = output.glob("scenes-*/test/000000.jpg")
+    assert detect.main(["--engine", str(output / "quickstart.int8.onnx"), "--source", str(scene), "--json"]) == 0
+    (picture,) = json.loads(capsys.readouterr().out)["images"]
+    assert {item["class"] for item in picture["detections"]} <= set(CLASS_NAMES)
+
+
+def test_the_manifest_names_the_calibration_scenes(output: Path, printed: str):
+    record = json.loads((output / "quickstart.int8.onnx.json").read_text())
+    manifest = json.loads((Path(__file__).parents[2] / "calibration" / "quickstart.json").read_text())
+    assert manifest["images"].keys() == record["calibration"]["manifest"].keys()
+    assert manifest["count"] == record["calibration"]["images"]
