@@ -298,6 +298,14 @@ def atomic_output(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder and write in it, so that a stage fails before minutes of work and not after. Raises InputError."""
+    probe = Path(folder) / ".writable"
+    with atomic_output(probe):
+        pass
+    probe.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic_output(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

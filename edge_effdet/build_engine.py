@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph, atomic_output, engine_json_path, file_sha256, write_json
+from edge_effdet.artifacts import (
+    Engine,
+    Graph,
+    atomic_output,
+    engine_json_path,
+    file_sha256,
+    require_writable,
+    write_json,
+)
 from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, get_backend, require
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
 from edge_effdet.data.dataset import (
@@ -275,7 +283,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     if gate.max_ap_drop is not None and gate.eval_data is None and (arguments.checkpoint or arguments.onnx):
         raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
     output: Path = arguments.output
-    _require_writable(output)
+    require_writable(output)
     name, graph = _source_graph(arguments, output)
     if graph.precision not in ("fp32", arguments.precision):
         raise UsageError(
@@ -318,13 +326,6 @@ def _choose_backend(name: str) -> str:
     return chosen
 
 
-def _require_writable(output: Path) -> None:
-    """Fail before minutes of work, not after them."""
-    with atomic_output(output / ".writable"):
-        pass
-    (output / ".writable").unlink()
-
-
 def _apply_gate(engine: Engine, gate: GateOptions) -> None:
     accuracy: Mapping[str, Any] | None = engine.record["accuracy"]
     if gate.max_ap_drop is None or accuracy is None or accuracy["drop"] <= gate.max_ap_drop:
@@ -341,11 +342,7 @@ def _report(engine: Engine) -> str:
     picture = engine.path.with_suffix(".jpg")
     if engine.record["accuracy"]:
         lines.append(f"picture  {picture}")
-    if engine.backend in ("onnxruntime", "openvino") and engine.precision == "int8" and not cpu_has_vnni():
-        lines.append(
-            "\nThis CPU has no VNNI instructions, so INT8 is slower than FP32 on it: here the build is a check of accuracy, "
-            "not a gain in speed. The gain is on the GPU that the engine is for."
-        )
+    lines.extend(_speed_remark(engine))
     if not engine.record["accuracy"]:
         lines.append("\nNo accuracy was measured; add --eval-data D with labelled images.")
     if not engine.record["latency"]:
@@ -354,6 +351,19 @@ def _report(engine: Engine) -> str:
             f"from. On the target, run python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
         )
     return "\n".join(lines)
+
+
+def _speed_remark(engine: Engine) -> list[str]:
+    """What a person must know before reading the latency of INT8 on a CPU."""
+    if engine.backend not in ("onnxruntime", "openvino") or engine.precision != "int8":
+        return []
+    gain = "Here the build is a check of accuracy, not a gain in speed. The gain is on the GPU that the graph is for."
+    if not cpu_has_vnni():
+        return [f"\nThis CPU has no VNNI instructions, so INT8 is slower than FP32 on it. {gain}"]
+    reference, latency = engine.record["reference"], engine.record["latency"]
+    if reference is not None and latency["median_ms"] >= reference["latency"]["median_ms"]:
+        return [f"\nINT8 is not faster than FP32 on this CPU, though it has VNNI instructions. {gain}"]
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,9 +87,11 @@ def run_verb(
     arguments = parser.parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("edge_effdet")
-    previous = logger.level
+    previous = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # Some libraries give the root a handler when they are imported, which would print each line again.
+    logger.propagate = False
     # Deprecations inside the libraries are for us to see in the tests, not for a user to read.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -110,7 +112,8 @@ def run_verb(
     finally:
         # A program may call main more than once, each time with another stderr.
         logger.removeHandler(handler)
-        logger.setLevel(previous)
+        level, logger.propagate = previous
+        logger.setLevel(level)
     return 0
 
 

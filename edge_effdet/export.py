@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import Graph, ModelSpec, Size, text_sha256
+from edge_effdet.artifacts import Graph, ModelSpec, Size, require_writable, text_sha256
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 
@@ -234,6 +234,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Result:
     network, spec, parents = load_source(arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes)
+    require_writable(arguments.output.parent)
     export = export_network(network, spec, parents, arguments.output, options_from(ExportOptions, arguments))
     size = arguments.output.stat().st_size / 1e6
     summary = f"{export.graph.path}: {spec.name}, {sum(export.after.values())} nodes, {size:.1f} MB"

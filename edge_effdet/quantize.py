@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Graph, ModelSpec
+from edge_effdet.artifacts import Graph, ModelSpec, require_writable
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
 from edge_effdet.data.dataset import Dataset, read_dataset
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
@@ -296,6 +296,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     from edge_effdet.quant.proof import prove_precision
 
     graph = load_graph(arguments.onnx)
+    require_writable(arguments.output.parent)
     if arguments.fp16:
         result = convert_graph_to_half(graph, arguments.output)
     else:

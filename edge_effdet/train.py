@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edge_effdet.artifacts import Checkpoint, ModelSpec, Size, write_text
+from edge_effdet.artifacts import Checkpoint, ModelSpec, Size, require_writable, write_text
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
 from edge_effdet.data.dataset import Dataset, Sample, match_classes, read_dataset, samples_sha256
 from edge_effdet.data.transforms import flip_horizontally, flip_vertically, jitter_letterbox
@@ -359,6 +359,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     if options.model.checkpoint is not None:
         dataset = match_classes(dataset, spec)
     (train_name, train), (val_name, val) = _choose_samples(dataset, data)
+    require_writable(arguments.output)
     logger.info(
         "training %s at %dx%d on %d images (split %s), choosing on %d (split %s)",
         spec.name, *spec.image_size, len(train), train_name, len(val), val_name,

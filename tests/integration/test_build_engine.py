@@ -62,7 +62,7 @@ def test_evaluate_reads_the_same_ap_from_the_engine_file(built: Path, bccd: Path
 
 @pytest.mark.data
 def test_detect_a_folder_with_a_truncated_picture(
-    built: Path, bccd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    built: Path, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source = tmp_path / "photos"
     source.mkdir()
@@ -70,7 +70,8 @@ def test_detect_a_folder_with_a_truncated_picture(
     (source / "a.jpg").write_bytes(whole)
     (source / "b.jpg").write_bytes(whole[: len(whole) // 2])
     assert detect.main(["--engine", str(built), "--source", str(source), "--output", str(tmp_path / "found")]) == 0
-    assert "b.jpg" in caplog.text and "1 of 2 images" in caplog.text
+    said = capsys.readouterr().err
+    assert "b.jpg" in said and "1 of 2 images" in said
     found = json.loads((tmp_path / "found" / "detections.json").read_text())
     (picture,) = found["images"]
     assert any(item["class"] == "WBC" and item["score"] > 0.5 for item in picture["detections"])

@@ -50,7 +50,8 @@ def test_make_engine_builds_a_proven_int8_engine(output: Path, printed: str):
     for heading in ("precision", "backend", "size", "AP", "AP drop", "MACs in INT8", "median latency"):
         assert heading in printed
     assert "INT8" in printed and "FP32" in printed
-    assert ("check of accuracy" in printed) != cpu_has_vnni()
+    slower = record["latency"]["median_ms"] >= record["reference"]["latency"]["median_ms"]
+    assert ("check of accuracy" in printed) == (slower or not cpu_has_vnni())
     assert min(image_size(output / "quickstart.int8.jpg")) >= 480
 
 
