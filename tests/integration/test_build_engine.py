@@ -17,6 +17,7 @@ from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.images import image_size
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.verify import graph_as_engine
+from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT
 
 
@@ -114,7 +115,7 @@ def test_openvino_agrees_with_onnxruntime(bccd_graph: Graph, bccd_dataset: Datas
     samples = bccd_dataset.splits["test"][:12]
     first = evaluate_engine(engine, samples)
     second = evaluate_engine(replace(engine, backend="openvino"), samples)
-    assert second.AP == pytest.approx(first.AP, abs=1e-3)
+    assert second.AP == pytest.approx(first.AP, abs=tolerances.AP_OTHER_RUNTIME)
 
 
 @pytest.mark.data
@@ -122,7 +123,7 @@ def test_fp16_graph_keeps_the_ap(bccd_graph: Graph, bccd_half_graph: Graph, bccd
     samples = bccd_dataset.splits["test"][:24]
     full = evaluate_engine(graph_as_engine(bccd_graph), samples)
     half = evaluate_engine(graph_as_engine(bccd_half_graph), samples)
-    assert half.AP == pytest.approx(full.AP, abs=0.005)
+    assert half.AP == pytest.approx(full.AP, abs=tolerances.AP_FP16)
 
 
 @pytest.mark.data
@@ -169,5 +170,5 @@ def test_int8_graph_with_fp16_around_it_builds_and_detects_the_same(
     samples = bccd_dataset.splits["test"][:24]
     one = evaluate_engine(graph_as_engine(bccd_int8_graph), samples)
     two = evaluate_engine(graph_as_engine(mixed), samples)
-    assert two.AP == pytest.approx(one.AP, abs=0.01)
+    assert two.AP == pytest.approx(one.AP, abs=tolerances.AP_INT8_REST_IN_FP16)
     assert len(tensorrt_rtx.compile(mixed, CompileOptions(target="89"))) > 1_000_000

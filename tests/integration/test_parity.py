@@ -14,6 +14,7 @@ from edge_effdet.detect import detect_image
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
 from edge_effdet.postprocess import iou_matrix
 from edge_effdet.preprocess import letterbox
+from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT
 
 THRESHOLD = 0.3
@@ -44,13 +45,13 @@ def test_detections_equal_those_of_effdet(bccd_graph: Graph, bccd_dataset: Datas
         for sample, image in readable_images(bccd_dataset.splits["test"][:30]):
             expected = predict_with_effdet(bench, image, spec)
             # A score at the threshold may fall on either side of it; whatever is expected must be there just below.
-            found = detect_image(runner, image, spec, THRESHOLD - 1e-3)
+            found = detect_image(runner, image, spec, THRESHOLD - tolerances.SCORE)
             assert len(expected) <= len(found) <= len(expected) + 2, sample.image_id
             overlap = iou_matrix(expected.boxes, found.boxes)
             overlap[expected.class_ids[:, None] != found.class_ids[None]] = 0
             best = overlap.argmax(axis=1)
             assert len(set(best)) == len(best)
-            assert overlap.max(axis=1).min(initial=1) >= 0.99
-            np.testing.assert_allclose(found.scores[best], expected.scores, atol=1e-3)
+            assert overlap.max(axis=1).min(initial=1) >= tolerances.BOX_IOU
+            np.testing.assert_allclose(found.scores[best], expected.scores, atol=tolerances.SCORE)
             compared += len(expected)
     assert compared >= 200

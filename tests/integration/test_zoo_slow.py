@@ -18,6 +18,7 @@ from edge_effdet.models.detector import Detector
 from edge_effdet.models.zoo import create_network, model_spec
 from edge_effdet.quant.calibration import load_calibration_images
 from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
+from tests import tolerances
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -67,7 +68,7 @@ def test_head_tensors_equal_those_of_torch(network: torch.nn.Module, batch_size:
     assert len(found) == len(expected) == 10
     for name, tensor in zip(found, expected, strict=True):
         error = np.abs(found[name] - tensor.numpy()).max() / np.abs(tensor.numpy()).max()
-        assert error <= 1e-4, name
+        assert error <= tolerances.HEAD_TENSOR, name
 
 
 @pytest.mark.data
