@@ -119,13 +119,13 @@ def test_class_lists_that_do_not_match(tmp_path: Path, capsys: pytest.CaptureFix
     fails(export.main, arguments, 2, "has 3 classes", capsys)
 
 
-def test_unknown_model_backend_and_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_unknown_model_backend_and_target(bccd_graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     fails(export.main, f"--model efficientdet_d99 --output {tmp_path / 'x.onnx'}", 2, "no model named", capsys)
-    checkpoint = f"--checkpoint {BCCD_CHECKPOINT} --fp32 --output {tmp_path / 'engines'}"
-    fails(build_engine.main, f"{checkpoint} --backend tensorrt-rtx --target 33", 2, "33", capsys)
-    fails(build_engine.main, f"{checkpoint} --backend onnxruntime --target 89", 2, "no targets", capsys)
+    graph = f"--onnx {bccd_graph.path} --fp32 --output {tmp_path / 'engines'}"
+    fails(build_engine.main, f"{graph} --backend tensorrt-rtx --target 33", 2, "33", capsys)
+    fails(build_engine.main, f"{graph} --backend onnxruntime --target 89", 2, "no targets", capsys)
     with pytest.raises(SystemExit) as exit_:
-        build_engine.main(f"{checkpoint} --backend toaster".split())
+        build_engine.main(f"{graph} --backend toaster".split())
     assert exit_.value.code == 2
     assert not list(tmp_path.rglob("*.engine*")) and not list((tmp_path / "engines").glob("*.onnx*"))
 

@@ -17,13 +17,13 @@ from edge_effdet.models.checkpoint import open_checkpoint
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
-    write_scenes(root, {"train": 12, "val": 4}, seed=1, options=SceneOptions(image_size=(128, 128), max_side=100))
+    write_scenes(root, {"train": 16, "val": 4}, seed=1, options=SceneOptions(image_size=(128, 128), max_side=100))
     return root
 
 
 def run(scenes: Path, output: Path, extra: str = "") -> int:
     return train.main(
-        f"--data {scenes} --output {output} --image-size 64 --epochs 4 --batch-size 4 --workers 0 {extra}".split()
+        f"--data {scenes} --output {output} --image-size 64 --epochs 5 --batch-size 4 --learning-rate 0.003 --workers 0 {extra}".split()
     )
 
 
@@ -39,14 +39,14 @@ def test_writes_checkpoints_that_describe_themselves(trained: Path, scenes: Path
     assert best.spec.name == "tf_efficientdet_lite0" and best.spec.image_size == (64, 64)
     assert best.spec.class_names == ("ball", "bottle", "box", "cone", "ring", "star")
     assert best.provenance["splits"] == {"train": "train", "val": "val"}
-    assert best.provenance["schedule"]["epochs"] == 4 and best.provenance["val"]["images"] == 4
-    assert open_checkpoint(trained / "last.safetensors").provenance["epoch"] == 4
+    assert best.provenance["schedule"]["epochs"] == 5 and best.provenance["val"]["images"] == 4
+    assert open_checkpoint(trained / "last.safetensors").provenance["epoch"] == 5
     assert evaluate.main(["--checkpoint", str(best.path), "--data", str(scenes), "--split", "val"]) == 0
 
 
 def test_the_loss_falls(trained: Path):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert "AP50" in rows[-1]
 
