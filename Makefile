@@ -2,7 +2,8 @@
 # make test     set up, pass the tests
 # Both make and use .venv/; PYTHON chooses the interpreter (3.11 to 3.13).
 
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3.13 || command -v python3)
+# A name on the PATH may be a shim of pyenv without that version behind it, so each is tried.
+PYTHON ?= $(shell for name in python3.12 python3.11 python3.13; do $$name -c '' 2>/dev/null && exec echo $$name; done; echo python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
 OUTPUT ?= runs/quickstart

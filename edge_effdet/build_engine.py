@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -133,7 +135,8 @@ def summary_table(engine: Engine) -> str:
     if reference is not None:
         before = f"{100 * accuracy['reference_AP']:.1f}" if accuracy else none
         rows.append(row("FP32", "onnxruntime", reference["bytes"], before, "-", 0.0, reference["latency"]))
-    after = (f"{100 * accuracy['AP']:.1f}", f"{accuracy['drop']:+.2f}") if accuracy else (none, none)
+    drop = f"{accuracy['drop']:+.2f}" if accuracy and accuracy["drop"] is not None else none
+    after = (f"{100 * accuracy['AP']:.1f}", drop) if accuracy else (none, none)
     share = proof["int8_mac_fraction"]
     size = engine.path.stat().st_size
     rows.append(row(engine.precision.upper(), engine.backend, size, *after, share, record["latency"]))
@@ -157,7 +160,7 @@ def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Gra
 
         checkpoint = quickstart_checkpoint()
     network, spec, parents = load_source(checkpoint, arguments.model, arguments.image_size, arguments.classes)
-    default = checkpoint.parent.name if checkpoint.stem in ("best", "last") else checkpoint.stem
+    default = checkpoint.resolve().parent.name if checkpoint.stem in ("best", "last") else checkpoint.stem
     name = arguments.name or default
     logger.info("exporting %s", spec.name)
     export = export_network(
@@ -204,17 +207,32 @@ def build_engine(
         evaluation: the split's name and labelled samples to measure AP on, or None.
         output: a folder.
     """
+    require_writable(output)
     path = output / f"{name}.{precision}{get_backend(backend).SUFFIX}"
-    # A JSON of an earlier build must not stand beside a new engine, should this build be killed in between.
-    engine_json_path(path).unlink(missing_ok=True)
     built = lower_graph(graph, precision, images, quantizing, output / "graphs" / f"{name}.{precision}.onnx")
     logger.info("compiling %s with %s", precision.upper(), backend)
-    engine = compile_engine(built, backend, compiling, path)
+    # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
+    # an earlier engine without its own.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=output) as aside:
+        engine = _verify(compile_engine(built, backend, compiling, Path(aside) / path.name), graph, built, evaluation)
+        # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
+        engine_json_path(path).unlink(missing_ok=True)
+        os.replace(engine.path, path)
+    engine = replace(engine, path=path)
+    write_json(engine.json_path, engine.record)
+    if evaluation is not None:
+        shown = engine if require(backend).runs_here else graph_as_engine(built)
+        save_example(shown, evaluation[1], path.with_suffix(".jpg"))
+    return engine
+
+
+def _verify(engine: Engine, graph: Graph, built: Graph, evaluation: tuple[str, Sequence[Sample]] | None) -> Engine:
+    """Fill in the parts of the record that are measured."""
     changes: dict[str, Any] = {}
-    runs_here = require(backend).runs_here
+    runs_here = require(engine.backend).runs_here
     if evaluation is not None:
         split, samples = evaluation
-        logger.info("measuring AP before and after on %d images", len(samples))
+        logger.info("measuring AP before and after on %d images (split %s)", len(samples), split)
         changes["accuracy"] = measure_accuracy(engine, graph, built, samples, split).to_dict()
         changes["measured_on"] = changes["accuracy"]["measured_on"]
         changes["engine_verified"] = runs_here
@@ -227,12 +245,7 @@ def build_engine(
     if "reference" in timed:
         size = graph.path.stat().st_size
         changes["reference"] = {"sha256": graph.sha256, "bytes": size, "latency": latencies["reference"]}
-    engine = replace(engine, record={**engine.record, **changes})
-    write_json(engine.json_path, engine.record)
-    if evaluation is not None:
-        shown = engine if runs_here else graph_as_engine(built)
-        save_example(shown, evaluation[1], path.with_suffix(".jpg"))
-    return engine
+    return replace(engine, record={**engine.record, **changes})
 
 
 def _any_image(evaluation: tuple[str, Sequence[Sample]] | None, engine: Engine) -> np.ndarray:
@@ -289,6 +302,11 @@ def _run(arguments: argparse.Namespace) -> Result:
         raise UsageError(
             f"{graph.path} is {graph.precision} already, so it cannot become {arguments.precision}; give the FP32 graph."
         )
+    if gate.max_ap_drop is not None and graph.precision != "fp32":
+        raise UsageError(
+            f"{graph.path} is {graph.precision} already, so there is no FP32 graph here to lose AP against; leave "
+            "--max-ap-drop out, or give the FP32 graph."
+        )
     if arguments.checkpoint is None and arguments.onnx is None:
         calibration, gate = _complete_quickstart(calibration, gate, output)
     evaluation = None
@@ -299,8 +317,9 @@ def _run(arguments: argparse.Namespace) -> Result:
     if arguments.precision == "int8" and graph.precision == "fp32":
         shared = dataset if calibration.calibration_data == gate.eval_data else None
         images = calibration_images_from(shared or calibration_dataset(calibration), calibration, graph.spec)
-        if evaluation is not None:
-            refuse_overlap(images.manifest, samples_manifest(evaluation[1]))
+    manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
+    if evaluation is not None and manifest:
+        refuse_overlap(manifest, samples_manifest(evaluation[1]))
     engine = build_engine(
         name,
         graph,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -124,13 +125,22 @@ def _run(arguments: argparse.Namespace) -> Result:
         raise UsageError(f"A score threshold of {arguments.score_threshold} is not between 0 and 1; 0.3 is usual.")
     engine = load_engine(arguments.engine)
     require(engine.backend)
+    sources = find_sources(arguments.source)
+    if arguments.output and arguments.output.resolve() == sources[0].resolve().parent:
+        raise UsageError(
+            f"--output {arguments.output} is the folder of the images themselves, which the annotated ones would "
+            "overwrite; give another folder."
+        )
+    stems = Counter(path.stem for path in sources)
     results = []
-    for path, image, found in detect_files(engine, find_sources(arguments.source), arguments.score_threshold):
+    for path, image, found in detect_files(engine, sources, arguments.score_threshold):
         results.append(detections_to_json(path, found, engine.spec))
         if arguments.output:
             from edge_effdet.drawing import save_annotated
 
-            save_annotated(arguments.output / f"{path.stem}.jpg", image, found, engine.spec)
+            # a.jpg and a.png are two pictures.
+            name = path.stem if stems[path.stem] == 1 else path.name
+            save_annotated(arguments.output / f"{name}.jpg", image, found, engine.spec)
     data = {"engine": str(engine.path), "engine_sha256": engine.sha256, "images": results}
     if arguments.output:
         write_json(arguments.output / "detections.json", data)

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +131,11 @@ def _insert_qdq(model: onnx.ModelProto, pixels: np.ndarray, quantized: Sequence[
     input_type = model.graph.input[0].type.tensor_type.elem_type
     data = pixels.astype(onnx.helper.tensor_dtype_to_np_dtype(input_type), copy=False)
     feeds: Any = _CalibrationFeeds(model.graph.input[0].name, data)
-    # ModelOpt writes next to its input; calibration runs one image at a time, whatever batch the graph is for.
+    _require_single_images(model)
+    # ModelOpt writes next to its input.
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(_with_batch_of_one(model), str(source))
+        onnx.save(model, str(source))
         with _quiet():
             quantize(
                 str(source),
@@ -173,20 +174,14 @@ class _CalibrationFeeds:
         self._coming = iter(progress(self._feeds, len(self._feeds), "calibrating"))
 
 
-def _with_batch_of_one(model: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    batch = copy.graph.input[0].type.tensor_type.shape.dim[0]
-    if not batch.dim_value:
-        batch.dim_value = 1
-    elif batch.dim_value != 1:
+def _require_single_images(model: onnx.ModelProto) -> None:
+    # A dynamic batch must stay dynamic here: with a 1 in its place ModelOpt folds the shapes that depend on it.
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    if batch > 1:
         raise UsageError(
-            f"The graph takes batches of {batch.dim_value}, and calibration runs one image at a time; export it with "
+            f"The graph takes batches of {batch}, and calibration runs one image at a time; export it with "
             "--batch-size 1, or 0 for a dynamic batch."
         )
-    return copy
 
 
 @contextlib.contextmanager
@@ -284,7 +279,8 @@ def calibration_images_from(dataset: Dataset, options: CalibrationOptions, spec:
     split, samples = dataset.choose_split(options.calibration_split, ("calibration", "train"))
     logger.info("calibrating on %d images of %s (split %s)",
                 min(options.calibration_images, len(samples)), options.calibration_data, split)  # fmt: skip
-    return load_calibration_images(samples, spec, options.calibration_images, options.calibration_seed)
+    images = load_calibration_images(samples, spec, options.calibration_images, options.calibration_seed)
+    return replace(images, split=split)
 
 
 def _run(arguments: argparse.Namespace) -> Result:

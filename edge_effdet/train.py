@@ -111,8 +111,14 @@ def train_detector(
     from edge_effdet.models.checkpoint import save_checkpoint
 
     schedule = options.schedule
+    _check_options(options, spec, len(train))
     if not any((~sample.ignore).any() for sample in train):
         raise DataError("No image of the training split has a labelled box; check the annotations.")
+    if val and not any((~sample.ignore).any() for sample in val):
+        raise DataError(
+            "No image of the validation split has a labelled box, so no epoch can be called the best; choose another with "
+            "--val-split."
+        )
     torch.manual_seed(schedule.seed)
     network = _starting_network(spec, options.model)
     network = network.to(memory_format=torch.channels_last).train()
@@ -175,6 +181,36 @@ def train_detector(
         )  # fmt: skip
     assert best is not None
     return best
+
+
+def _check_options(options: TrainOptions, spec: ModelSpec, images: int) -> None:
+    """Refuse numbers that make no sense before anything is computed. Raises UsageError."""
+    schedule, augment = options.schedule, options.augment
+    for flag, value, least in (
+        ("--epochs", schedule.epochs, 1),
+        ("--batch-size", schedule.batch_size, 1),
+        ("--workers", options.workers, 0),
+        ("--seed", schedule.seed, 0),
+        ("--warmup-epochs", schedule.warmup_epochs, 0),
+        ("--weight-decay", schedule.weight_decay, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{flag} {value} makes no sense; give at least {least}.")
+    for flag, value in (("--learning-rate", schedule.learning_rate), ("--clip-norm", schedule.clip_norm)):
+        if not value > 0:
+            raise UsageError(f"{flag} {value:g} makes no sense; give a number above 0.")
+    if not 0 <= schedule.ema_decay < 1:
+        raise UsageError(f"--ema-decay {schedule.ema_decay:g} is not between 0 and 1; 0.998 is usual.")
+    if not 0 < augment.scale_min <= augment.scale_max:
+        raise UsageError(
+            f"--scale-min {augment.scale_min:g} and --scale-max {augment.scale_max:g} are not ascending numbers above 0."
+        )
+    # Batch norm needs more than one value a channel, and the coarsest level of a small picture has one an image.
+    if min(schedule.batch_size, images) == 1 and max(spec.image_size) <= 2**spec.anchors.max_level:
+        raise UsageError(
+            f"Batches of 1 at {spec.image_size[0]}x{spec.image_size[1]} leave batch norm one value a channel; give "
+            "--batch-size 2 or more, more training images, or a larger --image-size."
+        )
 
 
 def make_loader(samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> torch.utils.data.DataLoader:

@@ -18,32 +18,35 @@ from edge_effdet.detect import detect_image, feeds_for_image
 from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.metrics import CocoMetrics
 
-TIMED_RUNS, WARM_UP_RUNS = 30, 5
+ROUNDS, TIMED_RUNS, WARM_UP_RUNS = 6, 5, 3
+PAUSE_SECONDS = 0.05
+"""Before an engine's turn: onnxruntime's threads go on spinning after a run and would slow the next engine down."""
+
 PICTURES = 4
 PICTURE_THRESHOLD = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """AP of the FP32 graph and of what was built, on the same images."""
+    """AP of the FP32 graph, where there is one, and of what was built, on the same images."""
 
-    reference: CocoMetrics
+    reference: CocoMetrics | None
     built: CocoMetrics
     measured_on: str
     split: str
     data_sha256: str
 
     @property
-    def drop(self) -> float:
-        """Points of AP lost; negative for a gain."""
-        return 100 * (self.reference.AP - self.built.AP)
+    def drop(self) -> float | None:
+        """Points of AP lost; negative for a gain; None without a reference."""
+        return None if self.reference is None else 100 * (self.reference.AP - self.built.AP)
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "reference_AP": self.reference.AP,
+            "reference_AP": self.reference.AP if self.reference else None,
             "AP": self.built.AP,
             "drop": self.drop,
-            "reference_AP50": self.reference.AP50,
+            "reference_AP50": self.reference.AP50 if self.reference else None,
             "AP50": self.built.AP50,
             "images": self.built.images,
             "split": self.split,
@@ -53,12 +56,15 @@ class Accuracy:
 
 
 def measure_accuracy(engine: Engine, reference: Graph, built: Graph, samples: Sequence[Sample], split: str) -> Accuracy:
-    """AP of the FP32 graph and of the engine; where the engine cannot run here, of the graph that it was compiled from."""
+    """AP of the FP32 graph and of the engine; where the engine cannot run here, of the graph that it was compiled from.
+
+    A ``reference`` that is FP16 or INT8 already is none: its own loss would count as nothing.
+    """
     runs_here = require(engine.backend).runs_here
-    before = evaluate_engine(graph_as_engine(reference), samples)
+    before = evaluate_engine(graph_as_engine(reference), samples) if reference.precision == "fp32" else None
     if runs_here:
         after = evaluate_engine(engine, samples)
-    elif built.sha256 == reference.sha256:
+    elif before is not None and built.sha256 == reference.sha256:
         after = before
     else:
         after = evaluate_engine(graph_as_engine(built), samples)
@@ -73,22 +79,26 @@ def graph_as_engine(graph: Graph) -> Engine:
 def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
     """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing.
 
-    The engines take turns, so that what else the machine does falls on all of them alike.
+    The engines take turns of a few runs, so that what else the machine does falls on all of them alike. Turns of one
+    run would not do: the threads of one engine spin into the run of the next and add a third to its time.
     """
     if not engines:
         return []
     with contextlib.ExitStack() as stack:
         runners = [stack.enter_context(get_backend(engine.backend).load(engine)) for engine in engines]
         feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
-        times = np.zeros((WARM_UP_RUNS + TIMED_RUNS, len(engines)))
-        for row in times:
-            for column, runner in enumerate(runners):
-                started = time.perf_counter()
-                runner.run(feeds[column])
-                row[column] = 1000 * (time.perf_counter() - started)
-    medians, p90s = np.percentile(times[WARM_UP_RUNS:], (50, 90), axis=0)
+        times: list[list[float]] = [[] for _ in engines]
+        for _ in range(ROUNDS):
+            for runner, feed, own in zip(runners, feeds, times, strict=True):
+                time.sleep(PAUSE_SECONDS)
+                for run in range(WARM_UP_RUNS + TIMED_RUNS):
+                    started = time.perf_counter()
+                    runner.run(feed)
+                    if run >= WARM_UP_RUNS:
+                        own.append(1000 * (time.perf_counter() - started))
+    medians, p90s = np.percentile(times, (50, 90), axis=1)
     return [
-        {"median_ms": float(median), "p90_ms": float(p90), "runs": TIMED_RUNS, "batch": len(feed["images"])}
+        {"median_ms": float(median), "p90_ms": float(p90), "runs": ROUNDS * TIMED_RUNS, "batch": len(feed["images"])}
         for median, p90, feed in zip(medians, p90s, feeds, strict=True)
     ]
 

@@ -161,10 +161,12 @@ def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
     Raises:
         DataError: a class with boxes that the model does not know; names it.
     """
-    by_name = {name.casefold(): index for index, name in enumerate(spec.class_names)}
+    # Exact names go first: in a data set of letters "a" is not "A".
+    by_name = {name: index for index, name in enumerate(spec.class_names)}
+    by_folded_name = {name.casefold(): index for index, name in enumerate(spec.class_names)}
     by_id = {number: index for index, number in enumerate(spec.category_ids)}
     table = np.full(len(dataset.class_names), -1, np.int64)
-    named = [by_name.get(name.casefold(), -1) for name in dataset.class_names]
+    named = [by_name.get(name, by_folded_name.get(name.casefold(), -1)) for name in dataset.class_names]
     anonymous = all(index < 0 for index in named)
     for own, index in enumerate(named):
         # Ids are only trusted where no name matches at all: two lists that share names number their classes as they like.

@@ -41,7 +41,7 @@ def save_checkpoint(
         half: store floating-point tensors as FP16.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
@@ -54,7 +54,8 @@ def save_checkpoint(
         )
     metadata = {_METADATA_KEY: json.dumps({"spec": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)}
     with atomic_output(path) as temporary:
-        save_file(tensors, str(temporary), metadata=metadata)
+        # Not save_file, which hides a full disk behind an exception of its own.
+        temporary.write_bytes(save(tensors, metadata=metadata))
     return Checkpoint(path, spec, dict(provenance), file_sha256(path))
 
 
@@ -128,6 +129,8 @@ def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:
         raise CheckpointError(f"{path} holds no dictionary of weights; save model.state_dict() and give that file.")
     weights = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
+    # A bench of effdet saved whole carries its anchors, which follow from the spec.
+    weights.pop("anchors.boxes", None)
     return load_weights(spec, weights, path)
 
 

@@ -24,17 +24,20 @@ class CalibrationImages:
         pixels: uint8 [N, 3, H, W], letterboxed.
         manifest: image id to SHA-256 of the file.
         seed: that chose them.
+        split: of the data set that they were chosen from; empty where nothing named one.
     """
 
     pixels: np.ndarray
     manifest: Mapping[str, str]
     seed: int
+    split: str = ""
 
     def record(self, method: str) -> dict[str, object]:
         """For the graph's metadata and the engine's JSON."""
         return {
             "method": method,
             "images": len(self.pixels),
+            "split": self.split,
             "seed": self.seed,
             "manifest_sha256": manifest_sha256(self.manifest),
             "manifest": dict(self.manifest),

@@ -96,16 +96,31 @@ def test_a_changed_engine_is_refused(built: Path, bccd: Path, tmp_path: Path, ca
 
 @pytest.mark.data
 def test_too_large_a_drop_ends_with_4_and_keeps_the_engine(
-    bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    # A graph that is INT8 already is its own reference, so its drop is 0: more than the -1 that is allowed here.
+    # FP32 is its own reference, so its drop is 0: more than the -1 that is allowed here.
     arguments = (
-        f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} "
+        f"--onnx {bccd_graph.path} --fp32 --backend onnxruntime --name x --output {tmp_path} "
         f"--eval-data {bccd} --max-ap-drop=-1"
     )
     assert build_engine.main(arguments.split()) == 4
-    assert "x.int8.onnx was built and is kept" in capsys.readouterr().err
-    load_engine(tmp_path / "x.int8.onnx")
+    assert "x.fp32.onnx was built and is kept" in capsys.readouterr().err
+    load_engine(tmp_path / "x.fp32.onnx")
+
+
+@pytest.mark.data
+def test_a_graph_that_is_int8_already_is_no_reference_for_itself(
+    bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --json"
+    assert build_engine.main(f"{arguments} --eval-data {bccd} --max-ap-drop 1".split()) == 2
+    assert "no FP32 graph here to lose AP against" in capsys.readouterr().err
+    assert build_engine.main(f"{arguments} --eval-data {bccd} --split train".split()) == 2
+    assert "are also evaluation images" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x.*"))
+    assert build_engine.main(f"{arguments} --eval-data {bccd}".split()) == 0
+    accuracy = json.loads(capsys.readouterr().out)["accuracy"]
+    assert accuracy["AP"] > 0.3 and accuracy["reference_AP"] is None and accuracy["drop"] is None
 
 
 @pytest.mark.data

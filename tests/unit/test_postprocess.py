@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_effdet.errors import EngineError
 from edge_effdet.postprocess import box_areas, detections_from_outputs, iou_matrix, suppress_overlaps
 
 ALL = 1 << 30
@@ -121,5 +122,5 @@ def test_no_candidates_are_no_detections(original):
 
 def test_a_box_that_is_not_a_number_is_refused():
     boxes = np.array([[0, np.nan, 8, 8]], np.float32)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(EngineError, match="not finite"):
         detections_from_outputs(boxes, np.ones(1, np.float32), np.zeros(1, np.int32), (64, 64), (64, 64))
