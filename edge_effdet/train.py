@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Checkpoint, ModelSpec, Size, require_writable, write_text
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
-from edge_effdet.data.dataset import Dataset, Sample, match_classes, read_dataset, samples_sha256
+from edge_effdet.data.dataset import Dataset, Sample, match_classes, read_dataset, readable_images, samples_sha256
 from edge_effdet.data.transforms import flip_horizontally, flip_vertically, jitter_letterbox
 from edge_effdet.errors import DataError, EdgeEffDetError, MissingDependency, UsageError
 from edge_effdet.images import read_image
@@ -119,6 +119,9 @@ def train_detector(
             "No image of the validation split has a labelled box, so no epoch can be called the best; choose another with "
             "--val-split."
         )
+    # Found out here, because an error inside a worker process arrives as a traceback.
+    if next(readable_images(train), None) is None:
+        raise DataError("None of the training images can be decoded; check the files.")
     torch.manual_seed(schedule.seed)
     network = _starting_network(spec, options.model)
     network = network.to(memory_format=torch.channels_last).train()

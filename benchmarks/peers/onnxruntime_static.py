@@ -14,7 +14,7 @@ def quantize(source: Path, pixels: np.ndarray, output: Path, convolutions_only: 
 
     Args:
         source: the FP32 graph, with one input for a batch of 1.
-        pixels: uint8 [N, 3, H, W].
+        pixels: float32 [N, 3, H, W], 0 to 255.
         output: the ONNX file.
         convolutions_only: leave every other operator alone.
     """
