@@ -18,6 +18,8 @@ from __future__ import annotations
 
 
 class EdgeEffDetError(Exception):
+    """The root of the tree: whatever a user can cause or mend. ``exit_code`` is what the command line ends with."""
+
     exit_code = 2
 
 
