@@ -167,10 +167,14 @@ def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
     by_id = {number: index for index, number in enumerate(spec.category_ids)}
     table = np.full(len(dataset.class_names), -1, np.int64)
     named = [by_name.get(name, by_folded_name.get(name.casefold(), -1)) for name in dataset.class_names]
-    anonymous = all(index < 0 for index in named)
+    by_number = _ids_mean_the_same(dataset, spec, named)
     for own, index in enumerate(named):
-        # Ids are only trusted where no name matches at all: two lists that share names number their classes as they like.
-        table[own] = by_id.get(dataset.category_ids[own], -1) if anonymous and _numbered(dataset) else index
+        fallback = by_id.get(dataset.category_ids[own], -1) if by_number else -1
+        # A class that another one already has by its name is not given out twice.
+        table[own] = index if index >= 0 or fallback in named else fallback
+        if index < 0 <= table[own]:
+            number, name = dataset.category_ids[own], spec.class_names[fallback]
+            logger.info("class %r is taken for %r: both have the id %d", dataset.class_names[own], name, number)
     used = sorted({int(own) for sample in dataset.all_samples() for own in np.unique(sample.class_ids)})
     unknown = [dataset.class_names[own] for own in used if table[own] < 0]
     if unknown:
@@ -186,8 +190,16 @@ def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
     return replace(dataset, class_names=spec.class_names, category_ids=spec.category_ids, splits=splits)
 
 
-def _numbered(dataset: Dataset) -> bool:
-    """Whether class names are only numbers, so that the ids carry the meaning."""
+def _ids_mean_the_same(dataset: Dataset, spec: ModelSpec, named: Sequence[int]) -> bool:
+    """Whether category ids may stand in for names that do not match.
+
+    Ids alone prove nothing: most data sets number their classes from 1, so blood cells would become balls. They are
+    trusted where some names match and each of those has the same id on both sides, or where names are only numbers.
+    """
+    agreeing = [spec.category_ids[index] == dataset.category_ids[own] for own, index in enumerate(named) if index >= 0]
+    if agreeing:
+        # Only a COCO file has ids of its own; those of the other formats are made up by their reader.
+        return dataset.kind == "coco" and all(agreeing)
     return all(name.strip().isdigit() for name in dataset.class_names)
 
 

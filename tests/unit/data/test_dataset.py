@@ -30,12 +30,12 @@ def make(image_id, *class_ids):
     return make_sample(image_id, Path(f"{image_id}.jpg"), 10, 10, rows, "test")
 
 
-def dataset_of(class_names, category_ids, *samples):
-    return Dataset(Path("data"), "voc", class_names, category_ids, {"train": samples})
+def dataset_of(class_names, category_ids, *samples, kind="voc"):
+    return Dataset(Path("data"), kind, class_names, category_ids, {"train": samples})
 
 
-def matched(class_names, category_ids, *class_ids):
-    dataset = match_classes(dataset_of(class_names, category_ids, make("a", *class_ids)), SPEC)
+def matched(class_names, category_ids, *class_ids, kind="voc"):
+    dataset = match_classes(dataset_of(class_names, category_ids, make("a", *class_ids), kind=kind), SPEC)
     assert (dataset.class_names, dataset.category_ids) == (SPEC.class_names, SPEC.category_ids)
     return dataset.splits["train"][0].class_ids.tolist()
 
@@ -49,6 +49,16 @@ def test_ids_are_not_trusted_where_names_are_words():
         matched(("cyan",), (10,), 0)
     with pytest.raises(DataError, match="'cyan'"):
         matched(("red", "cyan"), (10, 20), 0, 1)
+
+
+def test_ids_of_a_coco_file_are_trusted_where_those_of_matching_names_agree():
+    assert matched(("red", "cyan"), (10, 20), 0, 1, kind="coco") == [0, 1]
+    with pytest.raises(DataError, match="'cyan'"):
+        matched(("red", "cyan"), (11, 20), 0, 1, kind="coco")
+    with pytest.raises(DataError, match="'cyan'"):
+        matched(("cyan",), (10,), 0, kind="coco")
+    with pytest.raises(DataError, match="'cyan'"):
+        matched(("green", "cyan"), (20, 20), 0, 1, kind="coco")
 
 
 def test_ids_are_trusted_where_names_are_numbers():
