@@ -70,3 +70,8 @@ class BackendUnavailable(EdgeEffDetError):
 
 class AccuracyGateFailed(EdgeEffDetError):
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message that says something, for a sentence of our own."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -98,7 +98,7 @@ def quantize_graph(graph: Graph, images: CalibrationImages, options: QuantizeOpt
     model = ir.from_proto(proto)
     _store_weights_as_int8(model)
     _check_scales(model)
-    _restore_names(model, quantized)
+    _warn_of_unquantized(model, quantized)
     if options.high_precision == "fp16":
         convert_to_half(model)
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
@@ -237,7 +237,7 @@ def _check_scales(model: ir.Model) -> None:
             raise GraphError(f"{name} was constant over all calibration images, so it has no range; use other images.")
 
 
-def _restore_names(model: ir.Model, expected: Sequence[str]) -> None:
+def _warn_of_unquantized(model: ir.Model, expected: Sequence[str]) -> None:
     """ModelOpt must have quantized just what it was told; a gap would be a silent loss of speed."""
     from edge_effdet.quant.precision import is_quantized
 

@@ -171,11 +171,10 @@ def train_detector(
                 row |= {"AP": metrics.AP, "AP50": metrics.AP50}
                 note = f"  AP {100 * metrics.AP:.1f}  AP50 {100 * metrics.AP50:.1f}"
             record = {**provenance, "epoch": epoch + 1, "val": metrics.to_dict() if metrics else None}
-            checkpoint = save_checkpoint(output / "last.safetensors", ema.module.state_dict(), spec, record)
+            save_checkpoint(output / "last.safetensors", ema.module.state_dict(), spec, record)
             if best is None or (metrics.AP if metrics else 0.0) >= best_ap:
                 best_ap = metrics.AP if metrics else 0.0
                 best = save_checkpoint(output / "best.safetensors", ema.module.state_dict(), spec, record)
-            del checkpoint
         log.append(row)
         write_text(output / "metrics.jsonl", "".join(json.dumps(entry) + "\n" for entry in log))
         logger.info(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.backends.base import Unavailable
-from edge_effdet.errors import BackendUnavailable
+from edge_effdet.errors import BackendUnavailable, first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def probe_gpu() -> Gpu | Unavailable:
         major, minor = device.compute_capability()
         return Gpu(device.name(), (major, minor))
     except found.Error as error:
-        return Unavailable(f"the GPU does not answer ({_first_line(error)})", "check it with nvidia-smi")
+        return Unavailable(f"the GPU does not answer ({first_line(error)})", "check it with nvidia-smi")
 
 
 class Buffer:
@@ -190,11 +190,11 @@ def _find_driver() -> Any:
     except ModuleNotFoundError as error:
         if error.name == "pycuda":
             return Unavailable("the Python package pycuda is not installed", install)
-        return Unavailable(f"the Python package pycuda cannot be loaded ({_first_line(error)})", install)
+        return Unavailable(f"the Python package pycuda cannot be loaded ({first_line(error)})", install)
     # A compiled module may fail in any way while it is loaded, and a probe answers all of them.
     except Exception as error:
         return Unavailable(
-            f"the Python package pycuda cannot be loaded ({_first_line(error)})",
+            f"the Python package pycuda cannot be loaded ({first_line(error)})",
             "install NVIDIA's driver (libcuda.so.1), and reinstall pycuda if CUDA has changed since",
         )
     try:
@@ -202,7 +202,7 @@ def _find_driver() -> Any:
         count = driver.Device.count()
     except driver.Error as error:
         return Unavailable(
-            f"CUDA does not start ({_first_line(error)})",
+            f"CUDA does not start ({first_line(error)})",
             "check the driver and the GPU with nvidia-smi, and that a container is given the GPU",
         )
     if count == 0:
@@ -213,11 +213,6 @@ def _find_driver() -> Any:
 def _translate(driver: Any, error: BaseException) -> BackendUnavailable:
     if isinstance(error, driver.MemoryError):
         return BackendUnavailable(
-            f"The GPU's memory is full ({_first_line(error)}); close other programs on it or use a smaller batch."
+            f"The GPU's memory is full ({first_line(error)}); close other programs on it or use a smaller batch."
         )
-    return BackendUnavailable(f"CUDA failed ({_first_line(error)}); check the GPU and its driver with nvidia-smi.")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return BackendUnavailable(f"CUDA failed ({first_line(error)}); check the GPU and its driver with nvidia-smi.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable
-from edge_effdet.errors import EngineError, GraphError, UsageError
+from edge_effdet.errors import EngineError, GraphError, UsageError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -57,7 +57,7 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
     try:
         _session(graph.path)
     except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
-        raise GraphError(f"onnxruntime refuses {graph.path} ({_first_line(error)}); export it again.") from error
+        raise GraphError(f"onnxruntime refuses {graph.path} ({first_line(error)}); export it again.") from error
     return content
 
 
@@ -73,7 +73,7 @@ class OnnxRuntimeRunner:
             self._session: Any = _session(path)
         except Exception as error:
             raise EngineError(
-                f"onnxruntime cannot load {path} ({_first_line(error)}); build the engine again."
+                f"onnxruntime cannot load {path} ({first_line(error)}); build the engine again."
             ) from error
         if self._session.get_providers() != [_PROVIDER]:
             raise EngineError(f"onnxruntime runs {path} on {self._session.get_providers()} and not on the CPU.")
@@ -104,7 +104,3 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 def _tensor_spec(tensor: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
     return TensorSpec(tensor.name, shape, np.dtype(_DTYPES[tensor.type]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from edge_effdet.artifacts import Graph, ModelSpec, atomic_output, file_sha256
-from edge_effdet.errors import GraphError, InputError
+from edge_effdet.errors import GraphError, InputError, first_line
 
 _PREFIX = "edge_effdet."
 _FIELDS = ("spec", "stage", "precision", "rewrites", "parents", "calibration")
@@ -47,7 +47,7 @@ def save_graph(
         content = model.SerializeToString(deterministic=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise GraphError(
-            f"The graph for {path} is not valid ONNX ({_first_line(error)}); please report it with the command that made it."
+            f"The graph for {path} is not valid ONNX ({first_line(error)}); please report it with the command that made it."
         ) from error
     with atomic_output(path) as temporary:
         temporary.write_bytes(content)
@@ -69,7 +69,7 @@ def load_model(path: Path) -> onnx.ModelProto:
         model = onnx.load_model(str(path))
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's DecodeError is of another class in each of its implementations
-        raise GraphError(f"{path} is not a whole ONNX file ({_first_line(error)}); export it again.") from error
+        raise GraphError(f"{path} is not a whole ONNX file ({first_line(error)}); export it again.") from error
     return model
 
 
@@ -103,7 +103,3 @@ def require_detections(graph: Graph) -> None:
         raise GraphError(
             f"{graph.path} ends at {', '.join(outputs[:3])}… and not at boxes, scores and class_ids; export it without --raw."
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_effdet.artifacts import Checkpoint, ModelSpec, atomic_output, file_sha256
 from edge_effdet.cli import Result, make_parser, run_verb
-from edge_effdet.errors import CheckpointError, InputError
+from edge_effdet.errors import CheckpointError, InputError, first_line
 from edge_effdet.models.zoo import create_network
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is truncated or not a PyTorch file ({_first_line(error)}); copy it again."
+            f"{path} is truncated or not a PyTorch file ({first_line(error)}); copy it again."
         ) from error
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -166,10 +166,6 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
         )
     network.load_state_dict(given, strict=False)
     return network.eval()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def halve_checkpoint(source: Checkpoint, output: Path) -> Checkpoint:

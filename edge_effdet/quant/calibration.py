@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.data.dataset import Sample, manifest_sha256, readable_images
+from edge_effdet.data.dataset import Sample, manifest_sha256, readable_images, samples_manifest
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.preprocess import letterbox
 
@@ -59,23 +59,21 @@ def load_calibration_images(samples: Sequence[Sample], spec: ModelSpec, count: i
         UsageError: ``count`` is too small.
         DataError: fewer than 8 of them can be decoded.
     """
-    from edge_effdet.artifacts import file_sha256
-
     if count < FEWEST_IMAGES:
         raise UsageError(f"{count} calibration images are too few to measure ranges on; give at least {FEWEST_IMAGES}.")
     chosen = choose_samples(samples, count, seed)
     pixels: list[np.ndarray] = []
-    manifest: dict[str, str] = {}
+    readable: list[Sample] = []
     for sample, image in readable_images(chosen):
         canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
         pixels.append(canvas.transpose(2, 0, 1))
-        manifest[sample.image_id] = file_sha256(sample.path)
+        readable.append(sample)
     if len(pixels) < FEWEST_IMAGES:
         raise DataError(
             f"Only {len(pixels)} calibration images could be read and {FEWEST_IMAGES} are the least; INT8 ranges are never "
             "made up, so give more real images with --calibration-data."
         )
-    return CalibrationImages(np.stack(pixels), manifest, seed)
+    return CalibrationImages(np.stack(pixels), samples_manifest(readable), seed)
 
 
 def refuse_overlap(calibration: Mapping[str, str], evaluation: Mapping[str, str]) -> None:
