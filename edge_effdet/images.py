@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edge_effdet.artifacts import Size
+from edge_effdet.dicom import DICOM_SUFFIXES, dicom_size, read_dicom
 from edge_effdet.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}) | DICOM_SUFFIXES
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
@@ -19,9 +20,14 @@ _SIDEWAYS = frozenset({5, 6, 7, 8})
 def read_image(path: Path) -> np.ndarray:
     """Decode a picture to uint8 [height, width, 3], RGB, turned as its EXIF orientation says.
 
+    A DICOM file is windowed to 8 bits: see ``dicom``.
+
     Raises:
         DataError: missing, empty, truncated, or not a picture.
+        MissingDependency: a DICOM file, and pydicom is not installed.
     """
+    if Path(path).suffix.lower() in DICOM_SUFFIXES:
+        return read_dicom(path)
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):
@@ -34,8 +40,7 @@ def read_image(path: Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
     except UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
-        raise DataError(f"{path} is {'empty' if empty else 'not an image'}; remove it or copy it again.") from error
+        raise _no_image(path) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be decoded ({error}); remove it or copy it again.") from error
 
@@ -45,7 +50,10 @@ def image_size(path: Path) -> Size:
 
     Raises:
         DataError: missing, or not a picture.
+        MissingDependency: a DICOM file, and pydicom is not installed.
     """
+    if Path(path).suffix.lower() in DICOM_SUFFIXES:
+        return dicom_size(path)
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -53,9 +61,16 @@ def image_size(path: Path) -> Size:
             sideways = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _SIDEWAYS
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
+    except UnidentifiedImageError as error:
+        raise _no_image(path) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is not an image ({error}); remove it or copy it again.") from error
     return (width, height) if sideways else (height, width)
+
+
+def _no_image(path: Path) -> DataError:
+    empty = Path(path).stat().st_size == 0
+    return DataError(f"{path} is {'empty' if empty else 'not an image'}; remove it or copy it again.")
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -6,29 +6,28 @@ Recognised: ``annotations/*.json`` beside image folders (``train2017``, ``val201
 
 from __future__ import annotations
 
+import bisect
 import json
-import logging
-import os
 import re
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.data.dataset import Dataset, Sample, hold_out, make_sample
+from edge_effdet.data.dataset import (
+    Dataset,
+    Problem,
+    Sample,
+    first_existing,
+    gather_splits,
+    make_sample,
+    split_in_name,
+    unreadable_image,
+    with_unique_ids,
+)
 from edge_effdet.errors import DataError
 from edge_effdet.images import image_size
 
-logger = logging.getLogger(__name__)
-
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _HEAD_BYTES = 1 << 16
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 """How the files begin that COCO's own folder holds beside the boxes."""
@@ -64,41 +63,18 @@ def read(path: Path) -> Dataset:
     category_ids = tuple(sorted(categories))
     index = {number: position for position, number in enumerate(category_ids)}
 
-    splits: dict[str, tuple[Sample, ...]] = {}
-    unnamed: list[Sample] = []
-    by_file = {
-        file: _read_samples(file, path if path.is_dir() else file.parent, content, index)
+    root = path if path.is_dir() else path.parent
+    problems: list[Problem] = []
+    parts = [
+        _read_samples(file, path if path.is_dir() else file.parent, content, index, problems)
         for file, content in contents.items()
-    }
-    for file, samples in _with_unique_ids(by_file, path).items():
-        split = _split_of(file, path)
-        if split is None:
-            unnamed.extend(samples)
-        else:
-            splits[split] = splits.get(split, ()) + samples
-    notes: tuple[str, ...] = ()
-    if unnamed:
-        if splits:
-            splits["all"] = tuple(unnamed)
-        else:
-            splits, note = hold_out(unnamed, path)
-            notes = (note,)
-    return Dataset(path, "coco", tuple(categories[number] for number in category_ids), category_ids, splits, notes)
-
-
-def _with_unique_ids(by_file: dict[Path, tuple[Sample, ...]], root: Path) -> dict[Path, tuple[Sample, ...]]:
-    """The pictures' paths for ids where one id means two pictures: Roboflow numbers each split from 0."""
-    pictures: dict[str, set[Path]] = defaultdict(set)
-    for samples in by_file.values():
-        for sample in samples:
-            pictures[sample.image_id].add(sample.path)
-    if all(len(paths) == 1 for paths in pictures.values()):
-        return by_file
-    base = root if root.is_dir() else root.parent
-    return {
-        file: tuple(replace(sample, image_id=Path(os.path.relpath(sample.path, base)).as_posix()) for sample in samples)
-        for file, samples in by_file.items()
-    }
+    ]
+    # Roboflow numbers the images of each split from 0.
+    parts = with_unique_ids(parts, root)
+    named = [(_split_of(file, path), samples) for file, samples in zip(contents, parts, strict=True)]
+    splits, notes = gather_splits(named, path)
+    class_names = tuple(categories[number] for number in category_ids)
+    return Dataset(path, "coco", class_names, category_ids, splits, notes, tuple(problems))
 
 
 def _annotation_files(path: Path) -> list[Path]:
@@ -119,7 +95,7 @@ def _looks_like_coco(file: Path) -> bool:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{file} is not whole JSON ({error}); copy it again.") from error
     for key in ("images", "annotations", "categories"):
@@ -130,41 +106,122 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_samples(file: Path, root: Path, content: dict[str, Any], index: dict[int, int]) -> tuple[Sample, ...]:
-    annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in content["annotations"]:
-        if isinstance(annotation, dict) and "image_id" in annotation:
-            annotations[annotation["image_id"]].append(annotation)
+def _read_samples(
+    file: Path, root: Path, content: dict[str, Any], index: dict[int, int], problems: list[Problem]
+) -> tuple[Sample, ...]:
+    lines = _Lines(file)
+    known = {image["id"] for image in content["images"] if isinstance(image, dict) and _is_key(image.get("id"))}
+    annotations: dict[Any, list[int]] = defaultdict(list)
+    for position, annotation in enumerate(content["annotations"]):
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if _is_key(image_id) and image_id in known:
+            annotations[image_id].append(position)
+            continue
+        text = f"skipped an annotation of image {image_id}, which is not in the list of images"
+        problems.append(Problem("bad_row", _where(lines, content, position), text))
     folders = _image_folders(file, root)
     samples: list[Sample] = []
-    absent: list[str] = []
-    for image in content["images"]:
+    for number, image in enumerate(content["images"]):
         try:
             image_id, name = image["id"], str(image["file_name"])
+            hash(image_id)
         except (KeyError, TypeError) as error:
             raise DataError(f"{file} has an image without an id or a file name ({image}); export it again.") from error
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        path = first_existing(folder / name for folder in folders)
         if path is None:
-            absent.append(name)
+            where = f"{file}:{lines.of('images', number)}"
+            problems.append(Problem("missing_image", where, f"skipped the image {name}, which is not there"))
             continue
         try:
             height, width = image_size(path)
         except DataError as error:
-            logger.warning("skipped an image: %s", error)
+            problems.append(unreadable_image(path, error))
             continue
-        rows = []
-        for annotation in annotations.get(image_id, ()):
-            try:
-                x, y, box_width, box_height = (float(value) for value in annotation["bbox"])
-                position = index[int(annotation["category_id"])]
-            except (KeyError, TypeError, ValueError):
-                logger.warning("skipped annotation %s in %s: no box or no known category", annotation.get("id"), file)
+        rows, positions = [], []
+        for position in annotations.get(image_id, ()):
+            row = _read_row(content["annotations"][position], index)
+            if isinstance(row[0], str):
+                problems.append(Problem(row[0], _where(lines, content, position), row[1]))
                 continue
-            rows.append(((x, y, x + box_width, y + box_height), position, bool(annotation.get("iscrowd", 0))))
-        samples.append(make_sample(str(image_id), path, height, width, rows, f"{file} ({name})"))
-    if absent:
-        logger.warning("%s names %d images that are not there (first: %s)", file, len(absent), absent[0])
+            rows.append(row)
+            positions.append(position)
+        source = _teller(lines, content, positions)
+        samples.append(make_sample(str(image_id), path, height, width, rows, source, problems))
     return tuple(samples)
+
+
+def _read_row(annotation: dict[str, Any], index: dict[int, int]) -> tuple[Any, ...]:
+    """An annotation as (xyxy box, class id, crowd), or the kind of its problem and what is wrong."""
+    try:
+        x, y, width, height = (float(value) for value in annotation["bbox"])
+    except (KeyError, TypeError, ValueError):
+        return "bad_row", f"skipped an annotation whose bbox is not four numbers ({annotation.get('bbox')})"
+    try:
+        category = int(annotation["category_id"])
+    except (KeyError, TypeError, ValueError):
+        return "bad_row", f"skipped an annotation whose category_id is no number ({annotation.get('category_id')!r})"
+    if category not in index:
+        return "unknown_class", f"skipped an annotation of category {category}, which is not in the list of categories"
+    return (x, y, x + width, y + height), index[category], bool(annotation.get("iscrowd", 0))
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, (int, float, str))
+
+
+def _where(lines: _Lines, content: dict[str, Any], position: int) -> str:
+    annotation = content["annotations"][position]
+    number = annotation.get("id") if isinstance(annotation, dict) else None
+    return f"{lines.file}:{lines.of('annotations', position)} annotation {number}"
+
+
+def _teller(lines: _Lines, content: dict[str, Any], positions: list[int]) -> Callable[[int], str]:
+    return lambda row: _where(lines, content, positions[row])
+
+
+class _Lines:
+    """The lines of the entries of a COCO file's lists. The text is read and walked when the first is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._starts: dict[str, list[int]] | None = None
+        self._line_ends: list[int] = []
+
+    def of(self, key: str, position: int) -> int:
+        """The line, from 1, of entry ``position`` of the top-level list ``key``."""
+        if self._starts is None:
+            text = self.file.read_text(encoding="utf-8-sig")
+            self._starts = _entry_starts(text)
+            self._line_ends = [found.start() for found in re.finditer("\n", text)]
+        return bisect.bisect_left(self._line_ends, self._starts[key][position]) + 1
+
+
+def _entry_starts(text: str) -> dict[str, list[int]]:
+    """Where the entries of each list in a JSON object begin, by key, in a text that is known to be valid."""
+    decoder, space = json.JSONDecoder(), re.compile(r"[\s,:]*")
+
+    def skip(position: int) -> int:
+        found = space.match(text, position)
+        assert found is not None
+        return found.end()
+
+    starts: dict[str, list[int]] = {}
+    at = skip(text.index("{") + 1)
+    while text[at] != "}":
+        key, at = decoder.raw_decode(text, at)
+        at = skip(at)
+        if text[at] != "[":
+            _, at = decoder.raw_decode(text, at)
+        else:
+            starts[key] = []
+            at = skip(at + 1)
+            while text[at] != "]":
+                starts[key].append(at)
+                _, at = decoder.raw_decode(text, at)
+                at = skip(at)
+            at += 1
+        at = skip(at)
+    return starts
 
 
 def _image_folders(file: Path, root: Path) -> list[Path]:
@@ -179,9 +236,8 @@ def _image_folders(file: Path, root: Path) -> list[Path]:
 def _split_of(file: Path, root: Path) -> str | None:
     """The split that a file's name, or its folder's below ``root``, tells: ``train``, ``val``, ``test`` or a name of its own."""
     inner = file.relative_to(root) if root in file.parents else Path(file.name)
-    for part in (inner.stem, *reversed(inner.parent.parts)):
-        for word in re.findall(r"[a-z]+", part.lower()):
-            if word in _SPLIT_WORDS:
-                return _SPLIT_WORDS[word]
+    split = split_in_name(inner.stem, *reversed(inner.parent.parts))
+    if split is not None:
+        return split
     name = inner.stem.removeprefix("instances_")
     return name if name != inner.stem and name.isidentifier() and name != "default" else None

@@ -1,11 +1,14 @@
-"""The one Dataset type, and what every reader does: splits, class matching, warnings that are counted."""
+"""The one Dataset type, and what every reader does: splits and folds, class matching, problems that are recorded."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +22,34 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_FRACTION = 0.2
 HELD_OUT_SEED = 0
+
+PROBLEM_KINDS = {
+    "bad_row": "a row, an object or a file of annotations that cannot be understood: skipped",
+    "unknown_class": "a box of a class that is not in the list of classes: skipped",
+    "degenerate": "a box without area inside its image: skipped",
+    "not_finite": "a box with NaN or infinity for a number: skipped",
+    "outside": "a box that reaches more than 1 pixel beyond its image: clipped",
+    "duplicate": "a box that its image has already, of the same class: kept",
+    "missing_image": "an image that is named and not there: skipped",
+    "unreadable_image": "a file that is not an image, or a damaged one: skipped",
+    "class_names": "classes whose names differ only in case or spaces: kept apart",
+}
+"""What can be wrong in a data set, and what is done about it."""
+
+_COUNTED_ONLY = frozenset({"outside", "duplicate"})
+"""Kinds that lose nothing: reading says how many there are, the data check lists them."""
+
+_LOGGED_A_KIND = 10
+_OUTSIDE_PIXELS = 1.0
+_FOLD = re.compile(r"fold(\d+)")
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +75,32 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong in a data set.
+
+    Attributes:
+        kind: a key of ``PROBLEM_KINDS``.
+        where: ``file:line`` of the annotation, or the image's path where it is the image that is broken.
+        text: what is wrong with it.
+    """
+
+    kind: str
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Samples with names for their classes.
 
     Attributes:
         root: the folder or file that was given.
-        kind: the reader: ``coco`` or ``voc``.
+        kind: the reader: ``coco``, ``voc``, ``yolo`` or ``csv``.
         class_names: 0-based.
         category_ids: the data set's own ids.
         splits: the samples of each split, by name.
         notes: what a person should know of how it was read.
+        problems: what is wrong in it, in the order of the files.
     """
 
     root: Path
@@ -62,6 +109,42 @@ class Dataset:
     category_ids: tuple[int, ...]
     splits: Mapping[str, tuple[Sample, ...]]
     notes: tuple[str, ...] = field(default=())
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The numbers of the splits that are folds, ascending."""
+        return tuple(sorted(int(found[1]) for name in self.splits if (found := _FOLD.fullmatch(name))))
+
+    def with_fold(self, k: int) -> Dataset:
+        """The same data with fold ``k`` as ``val`` and all other folds as ``train``; a split like ``test`` stays.
+
+        Raises:
+            DataError: the data set has no folds, or none with this number, or no other.
+        """
+        folds = self.folds
+        if not folds:
+            raise DataError(
+                f"{self.root} has no folds, so there is no fold {k}: folds come from a CSV file with a column fold (a "
+                "number from 0 in each row) or from COCO files named instances_fold0.json and so on; add them or leave "
+                "--fold out."
+            )
+        if k not in folds:
+            raise DataError(f"{self.root} has no fold {k}; it has {', '.join(map(str, folds))}: give one of them.")
+        if folds == (k,):
+            raise DataError(f"{self.root} has no fold but {k}, so nothing is left to train on; give it a second fold.")
+        hidden = [name for name in ("train", "val") if name in self.splits]
+        notes = self.notes
+        if hidden:
+            notes += (f"{self.root}: the folds take the place of the split {' and '.join(hidden)}, which is not used.",)
+        splits = {
+            "train": tuple(sample for fold in folds if fold != k for sample in self.splits[f"fold{fold}"]),
+            "val": self.splits[f"fold{k}"],
+        }
+        others = {
+            name: samples for name, samples in self.splits.items() if name not in splits and not _FOLD.fullmatch(name)
+        }
+        return replace(self, splits={**splits, **others}, notes=notes)
 
     def choose_split(self, wanted: str | None, defaults: Sequence[str]) -> tuple[str, tuple[Sample, ...]]:
         """The split ``wanted``, or the first of ``defaults`` that exists, or all samples, which may be asked for as ``all``.
@@ -69,6 +152,11 @@ class Dataset:
         Raises:
             DataError: ``wanted`` does not exist, or the split is empty.
         """
+        if wanted in ("train", "val") and wanted not in self.splits and self.folds:
+            raise DataError(
+                f"{self.root} has no split {wanted!r} but the folds {', '.join(map(str, self.folds))}; give --fold K to "
+                "train on all folds but K and validate on K."
+            )
         if wanted not in (None, "all", *self.splits):
             raise DataError(
                 f"{self.root} has no split {wanted!r}; it has {', '.join(self.splits)}: name one of them with --split."
@@ -84,51 +172,87 @@ class Dataset:
         return tuple(by_id[image_id] for image_id in sorted(by_id))
 
 
-def read_dataset(path: Path) -> Dataset:
+def read_dataset(path: Path, quiet: bool = False) -> Dataset:
     """Read a data set, recognising its format.
+
+    Args:
+        path: a file or a folder.
+        quiet: leave it to the caller to say what the notes and problems are; else they are logged.
 
     Raises:
         DataError: nothing there, no known format, or no usable image.
     """
-    from edge_effdet.data import coco, voc
+    from edge_effdet.data import coco, csv_file, voc, yolo
 
     path = Path(path)
     if not path.exists():
         raise DataError(f"There is no data at {path}; check the path given.")
-    readers = [reader for reader in (coco, voc) if reader.recognises(path)]
-    if not readers:
+    reader = next((reader for reader in (coco, voc, yolo, csv_file) if reader.recognises(path)), None)
+    if reader is None:
         raise DataError(
-            f"{path} is no data set of a known format: expected a COCO JSON file, a folder with COCO annotations, or a "
-            "Pascal VOC folder (Annotations beside JPEGImages)."
+            f"{path} is no data set of a known format: expected COCO (a JSON file or the folder of one), Pascal VOC (a "
+            "folder with Annotations beside JPEGImages), YOLO (a data.yaml or its folder) or CSV (a file or the folder of "
+            "one, with the header image_id,x_min,y_min,x_max,y_max,label[,fold])."
         )
-    dataset = readers[0].read(path)
+    dataset = reader.read(path)
+    dataset = replace(dataset, problems=dataset.problems + _similar_class_names(dataset))
+    if not quiet:
+        _log_problems(dataset)
     if not any(dataset.splits.values()):
         raise DataError(f"{path} holds annotations but none of their images; put the images beside them.")
-    for note in dataset.notes:
-        logger.info("%s", note)
+    if not quiet:
+        for note in dataset.notes:
+            logger.info("%s", note)
     return dataset
 
 
 def make_sample(
-    image_id: str, path: Path, height: int, width: int, rows: Iterable[tuple[Sequence[float], int, bool]], source: str
+    image_id: str,
+    path: Path,
+    height: int,
+    width: int,
+    rows: Iterable[tuple[Sequence[float], int, bool]],
+    source: str | Callable[[int], str],
+    problems: list[Problem] | None = None,
 ) -> Sample:
     """Build a sample from rows of (xyxy box, class id, ignore), dropping what is no box.
 
-    A box is clipped to the picture; one without area or with a number that is not finite is skipped with a warning
-    that names ``source``.
+    A box is clipped to the picture; one without area or with a number that is not finite is skipped.
+
+    Args:
+        image_id, path, height, width: of the picture.
+        rows: the boxes.
+        source: where the rows stand, or a function that tells where row number N stands.
+        problems: takes what is wrong; without it, warnings are logged.
     """
     boxes: list[list[float]] = []
     class_ids: list[int] = []
     ignore: list[bool] = []
-    for box, class_id, ignored in rows:
-        x_min, y_min, x_max, y_max = (float(value) for value in box)
-        clipped = [max(x_min, 0.0), max(y_min, 0.0), min(x_max, float(width)), min(y_max, float(height))]
-        if not np.isfinite([x_min, y_min, x_max, y_max]).all() or clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            logger.warning("skipped a degenerate box [%g %g %g %g] in %s", x_min, y_min, x_max, y_max, source)
-            continue
+    found: list[Problem] = []
+    seen: set[tuple[float, ...]] = set()
+    for position, (box, class_id, ignored) in enumerate(rows):
+        corners = [float(value) for value in box]
+        inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], width), min(corners[3], height))
+        # Rounded as they are stored, so that what has no area then is seen now.
+        clipped = [float(np.float32(value)) for value in inside]
+        fault = _box_fault(corners, clipped, height, width)
+        if fault is None and (class_id, *corners) in seen:
+            fault = ("duplicate", "the box {} stands there a second time")
+        seen.add((class_id, *corners))
+        if fault is not None:
+            kind, text = fault
+            where = source if isinstance(source, str) else source(position)
+            found.append(Problem(kind, where, text.format(f"[{' '.join(f'{value:g}' for value in corners)}]")))
+            if kind in ("degenerate", "not_finite"):
+                continue
         boxes.append(clipped)
         class_ids.append(class_id)
         ignore.append(ignored)
+    if problems is not None:
+        problems.extend(found)
+    else:
+        for problem in found:
+            logger.warning("%s: %s", problem.where, problem.text)
     return Sample(
         image_id,
         path,
@@ -138,6 +262,116 @@ def make_sample(
         np.array(class_ids, np.int64),
         np.array(ignore, bool),
     )
+
+
+def unreadable_image(path: Path, error: DataError) -> Problem:
+    """The problem of a picture that ``image_size`` or ``read_image`` refused."""
+    return Problem("unreadable_image", str(path), f"skipped, because it {str(error).removeprefix(f'{path} ')}")
+
+
+def _box_fault(corners: Sequence[float], clipped: Sequence[float], height: int, width: int) -> tuple[str, str] | None:
+    """The kind of a box's fault and a text with a place for the box."""
+    if not np.isfinite(corners).all():
+        return "not_finite", "skipped the box {}, whose numbers are not all finite"
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return "degenerate", f"skipped a degenerate box {{}} in an image {width} wide and {height} high"
+    beyond = max(abs(before - after) for before, after in zip(corners, clipped, strict=True))
+    if beyond > _OUTSIDE_PIXELS:
+        return (
+            "outside",
+            f"clipped the box {{}}, which reaches {beyond:g} pixels beyond its image of width {width} and height {height}",
+        )
+    return None
+
+
+def _similar_class_names(dataset: Dataset) -> tuple[Problem, ...]:
+    """Classes that are most likely one: their names differ in case or spaces only."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(dataset.class_names):
+        alike["".join(name.casefold().split())].append(index)
+    groups = [group for group in alike.values() if len(group) > 1]
+    if not groups:
+        return ()
+    samples = dataset.all_samples()
+    counts = Counter(int(class_id) for sample in samples for class_id in sample.class_ids)
+    problems: list[Problem] = []
+    for group in groups:
+        usual, *rare = sorted(group, key=lambda index: -counts[index])
+        for index in rare:
+            example = next((sample.path for sample in samples if index in sample.class_ids), dataset.root)
+            text = (
+                f"the class {dataset.class_names[index]!r} ({counts[index]} boxes) is not the class "
+                f"{dataset.class_names[usual]!r} ({counts[usual]} boxes); rename it if it should be"
+            )
+            problems.append(Problem("class_names", str(example), text))
+    return tuple(problems)
+
+
+def _log_problems(dataset: Dataset) -> None:
+    """Warn of each problem where something was left out, but of no more than a few a kind."""
+    by_kind: dict[str, list[Problem]] = defaultdict(list)
+    for problem in dataset.problems:
+        by_kind[problem.kind].append(problem)
+    for kind, found in by_kind.items():
+        shown = 0 if kind in _COUNTED_ONLY else _LOGGED_A_KIND
+        for problem in found[:shown]:
+            logger.warning("%s: %s", problem.where, problem.text)
+        if len(found) > shown:
+            logger.log(
+                logging.WARNING if shown else logging.INFO,
+                "%d%s of the kind %s (%s); python -m edge_effdet.data check %s lists them",
+                len(found) - shown, " more" if shown else "", kind, PROBLEM_KINDS[kind], dataset.root,
+            )  # fmt: skip
+
+
+def split_in_name(*names: str) -> str | None:
+    """``train``, ``val`` or ``test`` where one of the names tells it: ``instances_val2017``, ``valid``, ``training-set``."""
+    words = (word for name in names for word in re.findall(r"[a-z]+", name.lower()))
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
+
+
+def gather_splits(
+    parts: Iterable[tuple[str | None, tuple[Sample, ...]]], source: Path
+) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
+    """Join parts into splits by their names. Returns the splits and notes.
+
+    Parts without a name become the split ``all`` beside named ones, and are split by ``hold_out`` where there are none.
+    """
+    splits: dict[str, tuple[Sample, ...]] = {}
+    unnamed: tuple[Sample, ...] = ()
+    for name, samples in parts:
+        if name is None:
+            unnamed += samples
+        else:
+            splits[name] = splits.get(name, ()) + samples
+    if not unnamed:
+        return splits, ()
+    if splits:
+        return {**splits, "all": unnamed}, ()
+    splits, note = hold_out(unnamed, source)
+    return splits, (note,)
+
+
+def first_existing(paths: Iterable[Path]) -> Path | None:
+    """The first path where there is a file or a folder.
+
+    A damaged annotation holds names that no file can have, for which ``Path.exists`` raises an error.
+    """
+    return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110
+
+
+def with_unique_ids(parts: Sequence[tuple[Sample, ...]], base: Path) -> list[tuple[Sample, ...]]:
+    """The same parts, with the pictures' paths below ``base`` for ids where one id means two pictures."""
+    pictures: dict[str, set[Path]] = defaultdict(set)
+    for samples in parts:
+        for sample in samples:
+            pictures[sample.image_id].add(sample.path)
+    if all(len(paths) == 1 for paths in pictures.values()):
+        return list(parts)
+    return [
+        tuple(replace(sample, image_id=Path(os.path.relpath(sample.path, base)).as_posix()) for sample in samples)
+        for samples in parts
+    ]
 
 
 def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[Sample, ...]], str]:

@@ -6,21 +6,25 @@ pictures in one folder. Splits come from ``ImageSets/Main/*.txt``.
 
 from __future__ import annotations
 
-import logging
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import NamedTuple
+from xml.parsers import expat
 
-from edge_effdet.data.dataset import Dataset, Sample, hold_out, make_sample
-from edge_effdet.errors import DataError
+from edge_effdet.data.dataset import Dataset, Problem, Sample, hold_out, make_sample, unreadable_image
+from edge_effdet.errors import DataError, first_line
 from edge_effdet.images import IMAGE_SUFFIXES, image_size
-
-logger = logging.getLogger(__name__)
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "xml", "xmls")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")
 SPLIT_NAMES = ("train", "val", "test", "trainval")
 
-_Row = tuple[tuple[float, float, float, float], str, bool]
+
+class _Object(NamedTuple):
+    box: tuple[float, ...]
+    name: str
+    difficult: bool
+    line: int
 
 
 def recognises(path: Path) -> bool:
@@ -36,17 +40,20 @@ def read(path: Path) -> Dataset:
     image_folder = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), folder)
     images = {image.stem: image for image in sorted(image_folder.iterdir()) if image.suffix.lower() in IMAGE_SUFFIXES}
 
-    parsed: dict[str, tuple[Path, list[_Row]]] = {}
-    for xml in sorted(folder.glob("*.xml")):
-        image = images.get(xml.stem)
-        if image is None:
-            logger.warning("skipped %s: it has no image %s.* in %s", xml, xml.stem, image_folder)
+    problems: list[Problem] = []
+    parsed: dict[str, tuple[Path, list[_Object]]] = {}
+    annotations = sorted(folder.glob("*.xml"))
+    for xml in annotations:
+        if xml.stem not in images:
+            text = f"skipped {xml.name}: it has no image {xml.stem}.* in {image_folder}"
+            problems.append(Problem("missing_image", f"{xml}:1", text))
             continue
-        try:
-            parsed[xml.stem] = (xml, _read_objects(xml))
-        except (ElementTree.ParseError, DataError) as error:
-            logger.warning("skipped %s: %s", xml, error)
-    class_names = tuple(sorted({name for _, rows in parsed.values() for _, name, _ in rows}))
+        objects = _read_objects(xml)
+        if isinstance(objects, Problem):
+            problems.append(objects)
+        else:
+            parsed[xml.stem] = (xml, objects)
+    class_names = tuple(sorted({name for _, objects in parsed.values() for _, name, *_ in objects}))
     if not class_names:
         raise DataError(
             f"{folder} holds no readable annotation with an object in it; check that the XML files are whole."
@@ -54,17 +61,25 @@ def read(path: Path) -> Dataset:
     number = {name: index for index, name in enumerate(class_names)}
 
     samples: dict[str, Sample] = {}
-    for stem, (xml, rows) in parsed.items():
+    for stem, (xml, objects) in parsed.items():
         try:
             height, width = image_size(images[stem])
         except DataError as error:
-            logger.warning("skipped an image: %s", error)
+            problems.append(unreadable_image(images[stem], error))
             continue
-        numbered = [(box, number[name], ignored) for box, name, ignored in rows]
-        samples[stem] = make_sample(stem, images[stem], height, width, numbered, str(xml))
+        rows = [(item.box, number[item.name], item.difficult) for item in objects]
+        lines = [f"{xml}:{item.line}" for item in objects]
+        samples[stem] = make_sample(stem, images[stem], height, width, rows, lines.__getitem__, problems)
 
-    splits, notes = _read_splits(path, samples)
-    return Dataset(path, "voc", class_names, tuple(range(1, len(class_names) + 1)), splits, notes)
+    known = {xml.stem for xml in annotations}
+    splits, notes = _read_splits(path, samples, known, problems)
+    alone = sorted(images.keys() - known)
+    if alone:
+        notes += (
+            f"{image_folder}: {len(alone)} images have no XML file and are left out (first: {images[alone[0]].name}).",
+        )
+    category_ids = tuple(range(1, len(class_names) + 1))
+    return Dataset(path, "voc", class_names, category_ids, splits, notes, tuple(problems))
 
 
 def _annotation_folder(path: Path) -> Path | None:
@@ -74,39 +89,72 @@ def _annotation_folder(path: Path) -> Path | None:
     return path if next(path.glob("*.xml"), None) else None
 
 
-def _read_objects(xml: Path) -> list[_Row]:
-    """The objects of one file as (xyxy box, class name, difficult), the corners as they are written.
+def _read_objects(xml: Path) -> list[_Object] | Problem:
+    """The objects of one file, the corners as they are written; or what makes the file unusable.
 
     The challenge's own files count pixels from 1, most others from 0, and nothing in a file tells which: so none is moved.
-
-    Raises:
-        DataError: an object without a box or with words for numbers; names the object.
+    One object that cannot be understood costs the whole file: its picture would teach that there is nothing.
     """
-    rows: list[_Row] = []
-    for position, item in enumerate(ElementTree.parse(xml).getroot().iter("object"), start=1):
+    try:
+        root, lines = _parse_with_lines(xml)
+    except expat.ExpatError as error:
+        reason = f"skipped {xml.name}: it is not whole XML ({expat.ErrorString(error.code)})"
+        return Problem("bad_row", f"{xml}:{error.lineno}", reason)
+    except (OSError, LookupError, ValueError) as error:
+        return Problem("bad_row", f"{xml}:1", f"skipped {xml.name}: it cannot be read ({first_line(error)})")
+    objects: list[_Object] = []
+    for position, item in enumerate(root.iter("object"), start=1):
         name, box = item.findtext("name"), item.find("bndbox")
+        fault = None
+        corners: tuple[float, ...] = ()
         if not name or box is None:
-            raise DataError(f"object {position} has no {'box' if name else 'name'}")
-        try:
-            corners = [float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError as error:
-            raise DataError(f"object {position} ({name}) has a box that is not four numbers") from error
-        rows.append(((corners[0], corners[1], corners[2], corners[3]), name.strip(), item.findtext("difficult") == "1"))
-    return rows
+            fault = f"object {position} has no {'box' if name else 'name'}"
+        else:
+            try:
+                corners = tuple(float(box.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            except ValueError:
+                fault = f"object {position} ({name}) has a box that is not four numbers"
+        if fault or not name:
+            return Problem("bad_row", f"{xml}:{lines[item]}", f"skipped {xml.name}: {fault}")
+        objects.append(_Object(corners, name.strip(), item.findtext("difficult") == "1", lines[item]))
+    return objects
 
 
-def _read_splits(path: Path, samples: dict[str, Sample]) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
+def _parse_with_lines(xml: Path) -> tuple[ElementTree.Element, dict[ElementTree.Element, int]]:
+    """The root of a file, and the line of each element's start tag, which ElementTree's own parser does not tell."""
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    lines: dict[ElementTree.Element, int] = {}
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        lines[builder.start(tag, attributes)] = parser.CurrentLineNumber
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.buffer_text = True
+    with open(xml, "rb") as stream:
+        parser.ParseFile(stream)
+    return builder.close(), lines
+
+
+def _read_splits(
+    path: Path, samples: dict[str, Sample], known: set[str], problems: list[Problem]
+) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
     lists = path / "ImageSets" / "Main"
     splits: dict[str, tuple[Sample, ...]] = {}
     for name in SPLIT_NAMES:
         file = lists / f"{name}.txt"
         if not file.is_file():
             continue
-        stems = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        missing = [stem for stem in stems if stem not in samples]
-        if missing:
-            logger.warning("%s names %d images that are not usable (first: %s)", file, len(missing), missing[0])
-        splits[name] = tuple(samples[stem] for stem in stems if stem in samples)
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        stems = [(line, text.split()[0]) for line, text in enumerate(lines, start=1) if text.strip()]
+        # What has a file is reported there.
+        problems.extend(
+            Problem("missing_image", f"{file}:{line}", f"skipped {stem}, which has no XML file")
+            for line, stem in stems
+            if stem not in known
+        )
+        splits[name] = tuple(samples[stem] for _, stem in stems if stem in samples)
     if splits:
         return splits, ()
     held, note = hold_out(list(samples.values()), path)

@@ -120,6 +120,8 @@ def test_a_truncated_picture_has_a_size_and_no_pixels(tmp_path, suffix):
 def test_a_folder_is_listed_by_name(tmp_path, pixels):
     for name in ("b.png", "a.JPG", "c.webp"):
         save(tmp_path / name, pixels)
+    (tmp_path / "d.DCM").touch()
+    (tmp_path / "e.dicom").touch()
     (tmp_path / "notes.txt").touch()
     (tmp_path / "folder.jpg").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png", "c.webp", "d.DCM", "e.dicom"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -146,46 +147,103 @@ def test_a_picture_without_annotations_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bbox", [(5, 5, 0, 9), (5, 5, -2, 9), (60, 0, 5, 5), (float("nan"), 1, 2, 3), (1, 1, float("inf"), 3)]
+    ("bbox", "kind"),
+    [
+        ((5, 5, 0, 9), "degenerate"),
+        ((5, 5, -2, 9), "degenerate"),
+        ((60, 0, 5, 5), "degenerate"),
+        ((float("nan"), 1, 2, 3), "not_finite"),
+        ((1, 1, float("inf"), 3), "not_finite"),
+    ],
 )
-def test_a_degenerate_box_is_skipped_and_the_file_named(tmp_path, caplog, bbox):
-    rows = [annotation(1, bbox), annotation(1)]
+def test_what_is_no_box_is_skipped_and_the_annotation_named(tmp_path, caplog, bbox, kind):
+    rows = [annotation(1, bbox, id=41), annotation(1)]
     path = write_json(tmp_path / "instances_val.json", [image(1)], rows, pictures=tmp_path)
-    sample = read_dataset(tmp_path).all_samples()[0]
-    np.testing.assert_array_equal(sample.boxes, [[2, 3, 12, 23]])
-    assert caplog.text.count("skipped a degenerate box") == 1
-    assert f"{path} (001.jpg)" in caplog.text
+    dataset = read_dataset(tmp_path)
+    np.testing.assert_array_equal(dataset.all_samples()[0].boxes, [[2, 3, 12, 23]])
+    assert [(problem.kind, problem.where) for problem in dataset.problems] == [(kind, f"{path}:1 annotation 41")]
+    assert caplog.text.count(f"{path}:1 annotation 41: skipped") == 1
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_the_line_is_that_of_the_annotation_however_the_file_is_laid_out(tmp_path, indent):
+    """Keys of the same names stand elsewhere in the file, and a string holds brackets."""
+    path = tmp_path / "instances_val.json"
+    images = [image(1), image(2, "absent.jpg")]
+    rows = [annotation(1, segmentation=[[1, 2], [3]]), annotation(1, (5, 5, 0, 9), id=2, note='}], ["annotations": ')]
+    content = {"info": {"annotations": [1], "x": 1.5}, "annotations": rows, "categories": CATEGORIES, "images": images}
+    path.write_text(json.dumps(content, indent=indent))
+    write_pictures(tmp_path, ["001.jpg"])
+    lines = path.read_text().splitlines()
+    problems = {problem.kind: problem.where for problem in read_dataset(tmp_path).problems}
+    at = {kind: int(where.removeprefix(f"{path}:").split()[0]) for kind, where in problems.items()}
+    assert problems["degenerate"].endswith(" annotation 2")
+    if indent is None:
+        assert at == {"degenerate": 1, "missing_image": 1}
+        return
+    first = lines.index(next(line for line in lines if '"bbox"' in line))
+    second = lines.index(next(line for line in lines[first + 1 :] if '"bbox"' in line), first + 1)
+    assert first + 1 < at["degenerate"] <= second
+    assert lines[at["degenerate"] - 1].strip() == "{"
+    named = next(number for number, line in enumerate(lines, 1) if "absent.jpg" in line)
+    assert at["missing_image"] == named - 2
+
+
+def test_a_box_beyond_the_edge_is_recorded_and_counted_but_not_warned_of(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    rows = [annotation(1, (-0.5, 0, 20, 20)), annotation(1, (50, 30, 20, 20), id=2)]
+    write_json(tmp_path / "instances_val.json", [image(1)], rows, pictures=tmp_path)
+    dataset = read_dataset(tmp_path)
+    np.testing.assert_array_equal(dataset.all_samples()[0].boxes, [[0, 0, 19.5, 20], [50, 30, 60, 40]])
+    assert [problem.kind for problem in dataset.problems] == ["outside"]
+    assert dataset.problems[0].where.endswith("annotation 2")
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "1 of the kind outside" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "kind"),
     [
-        {"category_id": 99},
-        {"category_id": "disc"},
-        {"category_id": None},
-        {"bbox": [1, 2, 3]},
-        {"bbox": None},
-        {"bbox": ["a", 1, 2, 3]},
+        ({"category_id": 99}, "unknown_class"),
+        ({"category_id": "disc"}, "bad_row"),
+        ({"category_id": None}, "bad_row"),
+        ({"bbox": [1, 2, 3]}, "bad_row"),
+        ({"bbox": None}, "bad_row"),
+        ({"bbox": ["a", 1, 2, 3]}, "bad_row"),
     ],
 )
-def test_an_annotation_without_a_box_or_category_is_skipped_and_the_file_named(tmp_path, caplog, broken):
+def test_an_annotation_without_a_box_or_category_is_skipped_and_the_file_named(tmp_path, caplog, broken, kind):
     rows = [annotation(1) | broken, annotation(1)]
     path = write_json(tmp_path / "instances_val.json", [image(1)], rows, pictures=tmp_path)
-    assert len(read_dataset(tmp_path).all_samples()[0].boxes) == 1
-    assert f"skipped annotation 1 in {path}" in caplog.text
+    dataset = read_dataset(tmp_path)
+    assert len(dataset.all_samples()[0].boxes) == 1
+    assert [problem.kind for problem in dataset.problems] == [kind]
+    assert f"{path}:1 annotation 1: skipped an annotation" in caplog.text
 
 
 def test_an_annotation_without_an_image_is_skipped(tmp_path):
-    rows = [annotation(1), {"id": 2, "category_id": 7, "bbox": [1, 2, 3, 4]}, annotation(55)]
+    rows = [annotation(1), {"id": 2, "category_id": 7, "bbox": [1, 2, 3, 4]}, annotation(55), "words", annotation([1])]
     write_json(tmp_path / "instances_val.json", [image(1)], rows, pictures=tmp_path)
-    assert len(read_dataset(tmp_path).all_samples()[0].boxes) == 1
+    dataset = read_dataset(tmp_path)
+    assert len(dataset.all_samples()[0].boxes) == 1
+    assert [problem.kind for problem in dataset.problems] == ["bad_row"] * 4
 
 
-def test_missing_pictures_are_counted_and_the_first_named(tmp_path, caplog):
-    path = write_json(tmp_path / "instances_val.json", [image(number) for number in (1, 2, 3)])
+def test_files_of_folds_become_folds(tmp_path):
+    write_coco(tmp_path, fold0=[1, 2], fold1=[3], test=[4])
+    dataset = read_dataset(tmp_path).with_fold(1)
+    assert ids_of(dataset) == {"train": ["001", "002"], "val": ["003"], "test": ["004"]}
+
+
+def test_missing_pictures_are_named_but_not_all_in_the_log(tmp_path, caplog):
+    path = write_json(tmp_path / "instances_val.json", [image(number) for number in range(1, 16)])
     write_pictures(tmp_path, ["002.jpg"])
-    assert ids_of(read_dataset(tmp_path)) == {"val": ["002"]}
-    assert f"{path} names 2 images that are not there (first: 001.jpg)" in caplog.text
+    dataset = read_dataset(tmp_path)
+    assert ids_of(dataset) == {"val": ["002"]}
+    assert [problem.kind for problem in dataset.problems] == ["missing_image"] * 14
+    assert caplog.text.count(f"{path}:1: skipped the image") == 10
+    assert "4 more of the kind missing_image" in caplog.text
+    assert f"python -m edge_effdet.data check {tmp_path} lists them" in caplog.text
 
 
 def test_a_file_that_is_no_picture_is_skipped_and_named(tmp_path, caplog):
@@ -234,6 +292,7 @@ def test_a_file_that_is_no_coco_file_is_named(tmp_path, content):
         ([{"id": 1}], CATEGORIES),
         ([{"file_name": "001.jpg"}], CATEGORIES),
         (["001.jpg"], CATEGORIES),
+        ([image(1) | {"id": [1]}], CATEGORIES),
         ([image(1)], [{"name": "disc"}]),
         ([image(1)], [{"id": 7}]),
         ([image(1)], [{"id": "seven", "name": "disc"}]),

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.data.dataset import (
+    PROBLEM_KINDS,
     Dataset,
+    _similar_class_names,
     hold_out,
     make_sample,
     manifest_sha256,
@@ -19,6 +23,7 @@ from edge_effdet.data.dataset import (
     readable_images,
     samples_manifest,
     samples_sha256,
+    split_in_name,
 )
 from edge_effdet.errors import DataError
 
@@ -134,6 +139,105 @@ def test_no_rows_give_arrays_of_the_right_shape():
     sample = make_sample("a", Path("a.jpg"), 10, 10, [], "test")
     assert sample.boxes.shape == (0, 4)
     assert (sample.boxes.dtype, sample.class_ids.dtype, sample.ignore.dtype) == (np.float32, np.int64, bool)
+
+
+def test_problems_are_handed_over_where_they_are_wanted(caplog):
+    problems = []
+    rows = [((0, 0, 0, 5), 0, False), ((-2, 0, 5, 5), 0, False), ((1, 1, 2, 2), 0, False), ((1, 1, 2, 2), 1, False)]
+    make_sample("a", Path("a.jpg"), 10, 10, rows, lambda row: f"file:{row + 5}", problems)
+    assert [(problem.kind, problem.where) for problem in problems] == [("degenerate", "file:5"), ("outside", "file:6")]
+    assert caplog.text == ""
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(-20, 40)] * 4), max_size=4),
+    st.integers(1, 20),
+    st.integers(1, 20),
+)
+@example([(10.0, 0.0, 10.0 + 1e-9, 5.0)], 20, 20)
+def test_boxes_are_inside_and_each_that_is_missing_is_a_problem(boxes, height, width):
+    problems = []
+    rows = [(box, 0, False) for box in boxes]
+    sample = make_sample("a", Path("a.jpg"), height, width, rows, "here", problems)
+    assert {problem.kind for problem in problems} <= PROBLEM_KINDS.keys()
+    assert len(sample.boxes) + sum(problem.kind == "degenerate" for problem in problems) == len(boxes)
+    assert (sample.boxes >= 0).all()
+    assert (sample.boxes <= (width, height, width, height)).all()
+    assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "counts", "alike"),
+    [
+        (("disc", "Disc ", "bar"), (2, 1, 1), ["'Disc ' (1 boxes) is not the class 'disc' (2 boxes)"]),
+        (("stop sign", "stopsign"), (0, 1), ["'stop sign' (0 boxes) is not the class 'stopsign' (1 boxes)"]),
+        (("disc", "discs"), (1, 1), []),
+    ],
+)
+def test_classes_that_are_most_likely_one_are_told(names, counts, alike):
+    samples = [make(f"{index}", *[index] * count) for index, count in enumerate(counts)]
+    problems = _similar_class_names(dataset_of(names, tuple(range(len(names))), *samples))
+    assert [problem.kind for problem in problems] == ["class_names"] * len(alike)
+    assert all(text in problem.text for text, problem in zip(alike, problems, strict=True))
+
+
+def folds_of(*numbers, **others):
+    splits = {f"fold{number}": (make(f"{number}", 0),) for number in numbers}
+    return Dataset(Path("boxes.csv"), "csv", ("x",), (1,), {**splits, **others})
+
+
+def test_a_fold_becomes_val_and_the_others_train():
+    test = (make("t", 0),)
+    dataset = folds_of(0, 1, 10, test=test).with_fold(1)
+    assert [sample.image_id for sample in dataset.splits["train"]] == ["0", "10"]
+    assert [sample.image_id for sample in dataset.splits["val"]] == ["1"]
+    assert dataset.splits["test"] == test
+    assert (dataset.folds, dataset.notes) == ((), ())
+
+
+def test_a_split_that_a_fold_replaces_is_told():
+    dataset = folds_of(0, 1, val=(make("v", 0),)).with_fold(0)
+    assert [sample.image_id for sample in dataset.splits["val"]] == ["0"]
+    assert "take the place of the split val" in dataset.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "k", "message"),
+    [
+        ((), 0, r"boxes\.csv has no folds.*column fold.*instances_fold0\.json"),
+        ((0, 1, 3), 2, r"has no fold 2; it has 0, 1, 3"),
+        ((2,), 2, r"no fold but 2, so nothing is left to train on"),
+    ],
+)
+def test_a_fold_that_is_not_there_is_refused(numbers, k, message):
+    with pytest.raises(DataError, match=message):
+        folds_of(*numbers, test=(make("t", 0),)).with_fold(k)
+
+
+@pytest.mark.parametrize("wanted", ["train", "val"])
+def test_a_folded_data_set_asks_for_the_fold(wanted):
+    with pytest.raises(DataError, match=rf"no split '{wanted}' but the folds 0, 1; give --fold K"):
+        folds_of(0, 1).choose_split(wanted, ("train",))
+    with pytest.raises(DataError, match="no split 'other'; it has fold0, fold1"):
+        folds_of(0, 1).choose_split("other", ())
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("instances_val2017",), "val"),
+        (("Validation-set", "train"), "val"),
+        (("labels", "training"), "train"),
+        (("latest", "trained", "values"), None),
+    ],
+)
+def test_the_split_is_read_from_words(names, split):
+    assert split_in_name(*names) == split
+
+
+def test_an_unknown_format_names_all_four(tmp_path):
+    with pytest.raises(DataError, match=r"COCO.*Pascal VOC.*YOLO.*data\.yaml.*CSV.*image_id,x_min"):
+        read_dataset(tmp_path)
 
 
 def test_a_path_with_nothing_and_an_empty_folder_are_told_apart(tmp_path):

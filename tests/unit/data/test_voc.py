@@ -97,7 +97,11 @@ def test_splits_come_from_image_sets_in_their_order(tmp_path, caplog):
     }
     assert dataset.notes == ()
     assert stems_of(dataset.all_samples()) == ["a", "b", "c", "d"]
-    assert "test.txt names 2 images that are not usable (first: absent)" in caplog.text
+    assert [(problem.kind, problem.where[-10:]) for problem in dataset.problems] == [
+        ("missing_image", "test.txt:2"),
+        ("missing_image", "test.txt:3"),
+    ]
+    assert "test.txt:2: skipped absent, which has no XML file" in caplog.text
 
 
 def test_without_a_split_file_some_are_held_out_and_it_is_said(tmp_path, caplog):
@@ -131,25 +135,60 @@ def test_a_picture_without_objects_stays(tmp_path):
     assert (empty.boxes.shape, empty.class_ids.shape, empty.ignore.shape) == ((0, 4), (0,), (0,))
 
 
-@pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (60, 0, 70, 10), ("nan", 1, 2, 3), (1, 1, "inf", 9)])
-def test_a_degenerate_box_is_skipped_and_the_file_named(tmp_path, caplog, box):
-    sample = read_dataset(write_voc(tmp_path, {"odd": item(box=box) + item()})).all_samples()[0]
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        ((5, 5, 5, 9), "degenerate"),
+        ((9, 5, 5, 9), "degenerate"),
+        ((60, 0, 70, 10), "degenerate"),
+        (("nan", 1, 2, 3), "not_finite"),
+        ((1, 1, "inf", 9), "not_finite"),
+    ],
+)
+def test_what_is_no_box_is_skipped_and_its_line_named(tmp_path, caplog, box, kind):
+    dataset = read_dataset(write_voc(tmp_path, {"odd": f"\n{item()}\n{item(box=box)}\n"}))
+    sample = dataset.all_samples()[0]
     np.testing.assert_array_equal(sample.boxes, [BOX])
     assert len(sample.class_ids) == len(sample.ignore) == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "skipped a degenerate box" in caplog.text
-    assert str(tmp_path / "Annotations" / "odd.xml") in caplog.text
+    where = f"{tmp_path / 'Annotations' / 'odd.xml'}:3"
+    assert [(problem.kind, problem.where) for problem in dataset.problems] == [(kind, where)]
+    assert f"{where}: skipped" in caplog.text
 
 
 def test_a_box_is_clipped_to_the_picture(tmp_path):
-    sample = read_dataset(write_voc(tmp_path, {"a": item(box=(-3, "1.5", 61, 99))})).all_samples()[0]
-    np.testing.assert_array_equal(sample.boxes, [[0, 1.5, 60, 40]])
+    dataset = read_dataset(write_voc(tmp_path, {"a": item(box=(-3, "1.5", 61, 99)) + item(box=(0, 0, 61, 9))}))
+    np.testing.assert_array_equal(dataset.all_samples()[0].boxes, [[0, 1.5, 60, 40], [0, 0, 60, 9]])
+    assert [problem.kind for problem in dataset.problems] == ["outside"]
+    assert "59 pixels beyond" in dataset.problems[0].text
+
+
+def test_a_box_that_stands_there_twice_is_told_and_kept(tmp_path):
+    dataset = read_dataset(write_voc(tmp_path, {"a": item() + item("bar") + item()}))
+    assert len(dataset.all_samples()[0].boxes) == 3
+    assert [problem.kind for problem in dataset.problems] == ["duplicate"]
+
+
+def test_a_file_in_another_encoding_is_read(tmp_path):
+    write_voc(tmp_path, {"a": item()})
+    text = f'<?xml version="1.0" encoding="iso-8859-1"?><annotation>{item("Bär")}</annotation>'
+    (tmp_path / "Annotations" / "a.xml").write_bytes(text.encode("latin-1"))
+    assert read_dataset(tmp_path).class_names == ("Bär",)
+
+
+def test_images_without_a_file_are_counted_in_a_note(tmp_path):
+    write_voc(tmp_path, {"a": item(), "b": item()})
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    dataset = read_dataset(tmp_path)
+    assert "1 images have no XML file and are left out (first: b.jpg)" in dataset.notes[-1]
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("<object><name>disc", "mismatched tag"),
+        ("<object><name>disc", "not whole XML .mismatched tag"),
+        ("\n<object>\n</wrong>", "bad.xml:3: skipped bad.xml: it is not whole XML"),
+        ("<?xml version='1.0' encoding='klingon'?>", "not whole XML"),
         ("<object><name>disc</name></object>", "object 1 has no box"),
         (item() + "<object><bndbox/></object>", "object 2 has no name"),
         (item(box=(1, 2, "wide", 4)), r"object 1 \(disc\) has a box that is not four numbers"),
@@ -159,6 +198,7 @@ def test_a_box_is_clipped_to_the_picture(tmp_path):
 def test_a_broken_xml_is_skipped_with_its_name_and_reason(tmp_path, caplog, text, reason):
     dataset = read_dataset(write_voc(tmp_path, {"bad": text, "good": item()}))
     assert stems_of(dataset.all_samples()) == ["good"]
+    assert [problem.kind for problem in dataset.problems] == ["bad_row"]
     assert len(caplog.records) == 1
     assert str(tmp_path / "Annotations" / "bad.xml") in caplog.text
     assert re.search(reason, caplog.text)
@@ -168,7 +208,7 @@ def test_a_missing_picture_is_skipped_and_named(tmp_path, caplog):
     write_voc(tmp_path, {"a": item(), "b": item()})
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
     assert stems_of(read_dataset(tmp_path).all_samples()) == ["a"]
-    assert f"skipped {tmp_path / 'Annotations' / 'b.xml'}: it has no image b.*" in caplog.text
+    assert f"{tmp_path / 'Annotations' / 'b.xml'}:1: skipped b.xml: it has no image b.*" in caplog.text
 
 
 def test_a_file_that_is_no_picture_is_skipped_and_named(tmp_path, caplog):
@@ -207,7 +247,11 @@ def test_blood_cells(bccd, caplog):
     assert len(dataset.all_samples()) == 364
     degenerate = [record.getMessage() for record in caplog.records if "degenerate" in record.getMessage()]
     assert len(degenerate) == 2
-    assert all(".xml" in message for message in degenerate)
+    assert [problem.where.removeprefix(f"{bccd}/") for problem in dataset.problems] == [
+        "Annotations/BloodImage_00338.xml:158",
+        "Annotations/BloodImage_00343.xml:50",
+    ]
+    assert all(problem.where in message for problem, message in zip(dataset.problems, degenerate, strict=True))
     assert sum(len(sample.boxes) for sample in dataset.all_samples()) == 4888 - 2
     for sample in dataset.all_samples():
         assert (sample.boxes >= 0).all()
