@@ -25,6 +25,9 @@ Size = tuple[int, int]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
+FUSIONS = ("fast", "softmax", "unbounded", "sum")
+"""How a BiFPN node sums its inputs; ``models.bifpn`` has the formulas."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnchorSpec:
@@ -66,7 +69,7 @@ class ModelSpec:
         category_ids: the data set's own id of each class (COCO's 1 to 90), in the order of ``class_names``.
         anchors: the anchor grid.
         preprocess: normalisation and fill.
-        fusion: how the BiFPN sums its inputs: ``fast``, ``softmax`` or ``sum``.
+        fusion: how the BiFPN sums its inputs, one of ``FUSIONS``.
     """
 
     name: str
@@ -85,6 +88,11 @@ class ModelSpec:
             )
         if not self.class_names:
             raise InputError("A model needs at least one class; the data set that was given has none.")
+        if self.fusion not in FUSIONS:
+            raise InputError(
+                f"The model's BiFPN fusion {self.fusion!r} is none of {', '.join(FUSIONS)}; it was made by another version "
+                "of edge_effdet: install that one, or train again."
+            )
 
     @property
     def num_classes(self) -> int:

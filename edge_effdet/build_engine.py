@@ -159,7 +159,9 @@ def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Gra
         from edge_effdet.quickstart import quickstart_checkpoint
 
         checkpoint = quickstart_checkpoint()
-    network, spec, parents = load_source(checkpoint, arguments.model, arguments.image_size, arguments.classes)
+    network, spec, parents = load_source(
+        checkpoint, arguments.model, arguments.image_size, arguments.classes, fusion=arguments.fusion
+    )
     default = checkpoint.resolve().parent.name if checkpoint.stem in ("best", "last") else checkpoint.stem
     name = arguments.name or default
     logger.info("exporting %s", spec.name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import Graph, ModelSpec, Size, require_writable, text_sha256
+from edge_effdet.artifacts import FUSIONS, Graph, ModelSpec, Size, require_writable, text_sha256
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 
@@ -157,6 +157,7 @@ def load_source(
     image_size: Size | None = None,
     classes: str | None = None,
     seed: int = 0,
+    fusion: str | None = None,
 ) -> tuple[torch.nn.Module, ModelSpec, dict[str, str]]:
     """The network that the options name, its spec and its parents.
 
@@ -187,11 +188,13 @@ def load_source(
             )
         if image_size not in (None, source.spec.image_size):
             raise UsageError(f"{checkpoint} was trained at {source.spec.image_size}; leave --image-size out.")
+        if fusion not in (None, source.spec.fusion):
+            raise UsageError(f"{checkpoint} sums its BiFPN's inputs by {source.spec.fusion}; leave --fusion out.")
         return load_network(source), source.spec, {"checkpoint": source.sha256}
     if model is None:
         raise UsageError("A .pth does not say which model it is; give --model NAME too." if checkpoint else
                          "Nothing to export; give --checkpoint F or --model NAME.")  # fmt: skip
-    spec = model_spec(model, names, image_size=image_size)
+    spec = model_spec(model, names, image_size=image_size, fusion=fusion)
     if checkpoint is not None:
         return load_effdet_pth(checkpoint, spec), spec, {"checkpoint": file_sha256(checkpoint)}
     torch.manual_seed(seed)
@@ -230,10 +233,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="the architecture of a .pth; alone, seeded random weights")
     parser.add_argument("--classes", metavar="A,B,…", help="class names of a .pth (default: COCO's)")
     parser.add_argument("--image-size", type=size_argument, metavar="N|HxW", help="with --model: multiples of 32")
+    parser.add_argument("--fusion", choices=FUSIONS, help="with --model: the BiFPN's fusion (default: the model's own)")
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    network, spec, parents = load_source(arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes)
+    network, spec, parents = load_source(
+        arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes, fusion=arguments.fusion
+    )
     require_writable(arguments.output.parent)
     export = export_network(network, spec, parents, arguments.output, options_from(ExportOptions, arguments))
     size = arguments.output.stat().st_size / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -14,7 +15,11 @@ from edge_effdet.models.detector import DEFAULT_TOP_K, Detector
 
 
 class TorchRunner:
-    """Run a network as the exported graph would. Takes uint8 [B, 3, H, W] under the name ``images``."""
+    """Run a network as the exported graph would, on the device that it is on; the results come to the CPU.
+
+    Takes uint8 [B, 3, H, W], any B, under the name ``images``. The network is any module with effdet's head outputs, a
+    quantized one too, and is set to evaluation mode.
+    """
 
     def __init__(self, network: torch.nn.Module, spec: ModelSpec, top_k: int = DEFAULT_TOP_K) -> None:
         self.detector = Detector(network, spec, top_k).eval()
@@ -28,9 +33,18 @@ class TorchRunner:
         )
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        device = self._network_device()
+        # The anchors and the normalisation are ours and follow a network that is moved after this runner was made.
+        if self.detector.anchors.device != device:
+            self.detector.to(device)
         with torch.inference_mode():
-            results = self.detector(torch.from_numpy(feeds["images"]))
-        return {spec.name: result.numpy() for spec, result in zip(self.outputs, results, strict=True)}
+            results = self.detector(torch.from_numpy(feeds["images"]).to(device))
+        return {spec.name: result.cpu().numpy() for spec, result in zip(self.outputs, results, strict=True)}
+
+    def _network_device(self) -> torch.device:
+        network = self.detector.network
+        tensors = itertools.chain(network.parameters(), network.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def __enter__(self) -> TorchRunner:
         return self

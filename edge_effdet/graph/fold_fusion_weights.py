@@ -8,6 +8,9 @@ the new last axis:
     softmax, eq. 2:          the stack is multiplied by a vector of n weights
     plain sum:               y_i = x_i
 
+Unbounded fusion, eq. 1, is traced as the Mul and Add that this rule makes of the others (``models.bifpn``), so that it
+finds none.
+
 At inference all weights are constants, so the node is sum_i c_i x_i with one number c_i an edge: ``Mul`` by c_i (none
 where c_i is 1), then a chain of ``Add``. An edge with c_i = 0 is dropped: its x_i is finite, so it adds nothing.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors with the ModelSpec and the training provenance in the file's metadata.
+"""Checkpoints: safetensors with the ModelSpec, the training provenance and a hash of the weights in the file's metadata.
 
 ``python -m edge_effdet.models.checkpoint IN.safetensors OUT.safetensors`` stores one in FP16, half the size.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,22 +53,49 @@ def save_checkpoint(
         raise CheckpointError(
             f"The weights for {path.name} hold values that are not finite, so nothing was written; lower the learning rate."
         )
-    metadata = {_METADATA_KEY: json.dumps({"spec": spec.to_dict(), "provenance": dict(provenance)}, sort_keys=True)}
+    content = {"spec": spec.to_dict(), "provenance": dict(provenance), "tensors_sha256": tensors_sha256(tensors)}
+    metadata = {_METADATA_KEY: json.dumps(content, sort_keys=True)}
     with atomic_output(path) as temporary:
         # Not save_file, which hides a full disk behind an exception of its own.
         temporary.write_bytes(save(tensors, metadata=metadata))
     return Checkpoint(path, spec, dict(provenance), file_sha256(path))
 
 
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in the order of the names, as a hexadecimal string.
+
+    The same tensors give the same hash whatever their order, device and memory layout, and whatever stands beside them.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        # As bytes, because NumPy has no bfloat16; flat, because a scalar cannot be viewed as another type.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's header.
+    """Read a checkpoint's header; its weights are not looked at.
 
     Raises:
         CheckpointError: missing, truncated, or not written by ``save_checkpoint``.
     """
+    path = Path(path)
+    content = _read_description(path)
+    try:
+        spec = ModelSpec.from_dict(content["spec"])
+    except (ValueError, KeyError, TypeError, InputError) as error:
+        raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
+    return Checkpoint(path, spec, content.get("provenance", {}), file_sha256(path))
+
+
+def _read_description(path: Path) -> Any:
+    """What ``save_checkpoint`` put into the metadata: JSON, not yet looked at. Raises CheckpointError."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}; train one with python -m edge_effdet.train.")
     try:
@@ -83,18 +111,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
             "train with python -m edge_effdet.train, or give effdet's .pth with --model NAME."
         )
     try:
-        content = json.loads(metadata[_METADATA_KEY])
-        spec = ModelSpec.from_dict(content["spec"])
-    except (ValueError, KeyError, TypeError, InputError) as error:
+        return json.loads(metadata[_METADATA_KEY])
+    except ValueError as error:
         raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
-    return Checkpoint(path, spec, content.get("provenance", {}), file_sha256(path))
 
 
 def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The checkpoint's network in evaluation mode, FP32, on the CPU."""
+    """The checkpoint's network in evaluation mode, FP32, on the CPU.
+
+    Raises:
+        CheckpointError: the weights are not those that were written (older files carry no hash and are not checked), or
+            they do not fit the checkpoint's spec.
+    """
     from safetensors.torch import load_file
 
-    return load_weights(checkpoint.spec, load_file(str(checkpoint.path)), checkpoint.path)
+    expected = _read_description(checkpoint.path).get("tensors_sha256")
+    weights = load_file(str(checkpoint.path))
+    if expected is not None and tensors_sha256(weights) != expected:
+        raise CheckpointError(
+            f"{checkpoint.path} is damaged: its weights do not match the hash written with them; copy it again."
+        )
+    return load_weights(checkpoint.spec, weights, checkpoint.path)
 
 
 def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
@@ -137,9 +174,14 @@ def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
 def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: Path | str) -> torch.nn.Module:
     """Build the network of ``spec`` and fill it; every tensor must be there and fit.
 
+    Fusion weights have the same names and shapes in all kinds of fusion but ``sum``, so that ``spec`` alone tells which
+    of these they belong to.
+
     Raises:
-        CheckpointError: names the first thing that does not fit; a class count by its number.
+        CheckpointError: names the first thing that does not fit; a class count by its number, a fusion by its kind.
     """
+    from edge_effdet.models.bifpn import is_edge_weight
+
     network = create_network(spec)
     expected = {
         name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")
@@ -158,6 +200,14 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
     missing = expected.keys() - given.keys()
     surplus = given.keys() - expected.keys()
     misfit = [name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape]
+    if (missing or surplus) and not misfit and all(is_edge_weight(name) for name in missing | surplus):
+        found = (
+            "sum, which has no fusion weights" if missing else "fast, softmax or unbounded, which have fusion weights"
+        )
+        raise CheckpointError(
+            f"{source} is a {spec.name} with BiFPN fusion {found}, and {spec.fusion} was expected; give the fusion that it "
+            "was trained with."
+        )
     if missing or surplus or misfit:
         example = min(missing or surplus or misfit)
         raise CheckpointError(

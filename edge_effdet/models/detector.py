@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,9 +53,19 @@ class Detector(nn.Module):
         self.register_buffer("anchors", centers_sizes, persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        class_levels, box_levels = self.network(images.float() * self.pixel_scale + self.pixel_shift)
+        class_levels, box_levels = self.network(self.normalise(images))
         if self.raw:
             return (*class_levels, *box_levels)
+        return self.decode(class_levels, box_levels)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels 0 to 255, uint8 or float32 [B, 3, H, W], to what the network takes, float32."""
+        return images.float() * self.pixel_scale + self.pixel_shift
+
+    def decode(
+        self, class_levels: Sequence[torch.Tensor], box_levels: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The head tensors, float32 [B, A*C, h, w] and [B, A*4, h, w] a level, to (boxes, scores, class_ids) as above."""
         logits = torch.cat([_anchors_last(level, self.num_classes) for level in class_levels], dim=1)
         codes = torch.cat([_anchors_last(level, 4) for level in box_levels], dim=1)
         # The sigmoid is monotonic: the best logits are the best scores, and only K of them need it.

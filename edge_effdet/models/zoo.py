@@ -11,9 +11,8 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edge_effdet.artifacts import AnchorSpec, ModelSpec, PreprocessSpec, Size
+from edge_effdet.artifacts import FUSIONS, AnchorSpec, ModelSpec, PreprocessSpec, Size
 from edge_effdet.errors import UsageError
-from edge_effdet.models.bifpn import fusion_of_config
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +73,7 @@ def model_spec(
     class_names: tuple[str, ...] | None = None,
     category_ids: tuple[int, ...] | None = None,
     image_size: Size | None = None,
+    fusion: str | None = None,
 ) -> ModelSpec:
     """The spec of a model of the zoo.
 
@@ -82,11 +82,19 @@ def model_spec(
         class_names: None for effdet's 90 COCO outputs.
         category_ids: the data set's ids; None numbers the classes from 1.
         image_size: height and width, each a multiple of 32; None for the model's own.
+        fusion: how the BiFPN sums its inputs, one of ``FUSIONS``; None for the model's own.
 
     Raises:
-        UsageError: an unknown name or a size that does not fit.
+        UsageError: an unknown name or kind of fusion, or a size that does not fit.
     """
+    from edge_effdet.models.bifpn import fusion_of_config
+
     config = effdet_config(name)
+    if fusion not in (None, *FUSIONS):
+        raise UsageError(
+            f"There is no BiFPN fusion named {fusion!r}; the names are {', '.join(FUSIONS)}, and {name} has "
+            f"{fusion_of_config(config)} of itself."
+        )
     height, width = image_size or tuple(config.image_size)
     if height % 32 or width % 32 or min(height, width) < 64:
         raise UsageError(
@@ -102,9 +110,6 @@ def model_spec(
         )
     if class_names is None:
         class_names, category_ids = coco_classes()
-    preprocess = PreprocessSpec()
-    if config.get("mean") is not None:
-        preprocess = PreprocessSpec(tuple(config.mean), tuple(config.std))
     anchors = AnchorSpec(
         min_level=config.min_level,
         max_level=config.max_level,
@@ -113,16 +118,34 @@ def model_spec(
         anchor_scale=float(config.anchor_scale),
     )
     ids = category_ids or tuple(range(1, len(class_names) + 1))
-    return ModelSpec(name, (height, width), class_names, ids, anchors, preprocess, fusion_of_config(config))
+    return ModelSpec(
+        name=name,
+        image_size=(height, width),
+        class_names=class_names,
+        category_ids=ids,
+        anchors=anchors,
+        preprocess=preprocess_of_config(config),
+        fusion=fusion or fusion_of_config(config),
+    )
+
+
+def preprocess_of_config(config: Any) -> PreprocessSpec:
+    """The normalisation that effdet's weights of this configuration expect; its default is ImageNet's."""
+    if config.get("mean") is None:
+        return PreprocessSpec()
+    return PreprocessSpec(tuple(config.mean), tuple(config.std))
 
 
 def create_network(spec: ModelSpec) -> torch.nn.Module:
     """Build effdet's network for a spec, with random weights (seed torch first for the same ones).
 
-    It maps float32 [B, 3, H, W], normalised, to ten head tensors: class logits and box codes of each level.
+    It maps float32 [B, 3, H, W], normalised, to ten head tensors: class logits and box codes of each level. The fusion
+    weights, where there are any, are 1.
     """
     from effdet import EfficientDet
     from effdet.config import set_config_writeable
+
+    from edge_effdet.models.bifpn import FPN_NAMES, fusion_of_config, make_unbounded
 
     config = effdet_config(spec.name)
     set_config_writeable(config)
@@ -133,11 +156,18 @@ def create_network(spec: ModelSpec) -> torch.nn.Module:
     config.num_scales = spec.anchors.num_scales
     config.aspect_ratios = [list(pair) for pair in spec.anchors.aspect_ratios]
     config.anchor_scale = spec.anchors.anchor_scale
-    return EfficientDet(config, pretrained_backbone=False)
+    if spec.fusion != fusion_of_config(config):
+        config.fpn_name = FPN_NAMES[spec.fusion]
+    network = EfficientDet(config, pretrained_backbone=False)
+    if spec.fusion == "unbounded":
+        make_unbounded(network)
+    return network
 
 
 def compound_scaling_table() -> list[ScalingRow]:
     """One row a model; ``python -m edge_effdet.models.zoo`` prints it."""
+    from edge_effdet.models.bifpn import fusion_of_config
+
     rows = []
     for name in model_names():
         config = effdet_config(name)

@@ -234,3 +234,16 @@ def test_any_other_sum_is_left_silently(bench):
     model = bench.make_model(nodes, {"axis": np.array([3])}, {"x": [1, *SHAPE]}, {"out": [1, 3, 4]})
     report = bench.apply(FoldFusionWeights(), model)
     assert (report.fired, report.refused) == (0, ())
+
+
+def test_unbounded_fusion_is_folded_as_it_comes(bench):
+    nodes = [
+        ("Mul", ["a", "v"], ["p"], {}),
+        ("Mul", ["b", "w"], ["q"], {}),
+        ("Add", ["p", "q"], ["out"], {}),
+    ]
+    arrays = {"v": np.float32(-0.5), "w": np.float32(2)}
+    model = bench.make_model(nodes, arrays, {"a": [1, *SHAPE], "b": [1, *SHAPE]}, {"out": [1, *SHAPE]})
+    report = bench.apply(FoldFusionWeights(), model)
+    assert (report.fired, report.refused) == (0, ())
+    assert bench.kinds() == {"Mul": 2, "Add": 1}

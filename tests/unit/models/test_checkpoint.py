@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from edge_effdet.models.checkpoint import (
     load_weights,
     open_checkpoint,
     save_checkpoint,
+    tensors_sha256,
 )
 from edge_effdet.models.zoo import create_network, effdet_config, model_spec
 
@@ -101,6 +103,56 @@ def test_a_truncated_checkpoint_is_named(saved, tmp_path, keep):
     with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a whole safetensors file") as caught:
         open_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
+def test_one_changed_byte_among_the_weights_is_told(saved, tmp_path, position):
+    """The header is whole, so that the file opens; what it weighs is another number."""
+    content = bytearray(saved.path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start + round(position * (len(content) - 1 - start))] ^= 1
+    path = tmp_path / "flipped.safetensors"
+    path.write_bytes(content)
+    opened = open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"flipped\.safetensors is damaged: its weights do not match the hash"):
+        load_network(opened)
+
+
+def test_a_half_checkpoint_is_checked_too(network, tmp_path):
+    half = save_checkpoint(tmp_path / "half.safetensors", network.state_dict(), SPEC, {}, half=True)
+    content = bytearray(half.path.read_bytes())
+    content[-1] ^= 128
+    half.path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"half\.safetensors is damaged"):
+        load_network(half)
+
+
+def test_a_checkpoint_from_before_the_hash_loads(network, tmp_path):
+    text = json.dumps({"spec": SPEC.to_dict(), "provenance": PROVENANCE})
+    save_file(weights_of(network), tmp_path / "older.safetensors", {"edge_effdet": text})
+    loaded = load_network(open_checkpoint(tmp_path / "older.safetensors"))
+    assert torch.equal(loaded.class_net.predict.conv_pw.weight, network.class_net.predict.conv_pw.weight)
+
+
+def test_the_hash_of_tensors_is_of_names_types_shapes_and_values():
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(7, dtype=torch.int64)}
+    first = tensors_sha256(tensors)
+    assert re.fullmatch(r"[0-9a-f]{64}", first)
+    same = {"a": tensors["a"].clone(), "b": tensors["b"].t().contiguous().t()}
+    assert not same["b"].is_contiguous()
+    assert tensors_sha256(same) == first
+    others = [
+        {**tensors, "b": tensors["b"] + 1},
+        {**tensors, "b": tensors["b"].reshape(3, 2)},
+        {**tensors, "b": tensors["b"].view(torch.int32)},
+        {"c": tensors["b"], "a": tensors["a"]},
+        {"b": tensors["b"]},
+        {**tensors, "c": torch.zeros(0)},
+        {},
+    ]
+    hashes = {tensors_sha256(other) for other in others}
+    assert len(hashes | {first}) == len(others) + 1
+    assert tensors_sha256({"x": torch.ones(3, dtype=torch.bfloat16)}) != tensors_sha256({"x": torch.ones(3).half()})
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
@@ -202,6 +254,36 @@ def test_another_architecture_is_told(network, name):
         CheckpointError, match=rf"source is not a {name}: \d+ tensors are missing, \d+ are unknown and \d+"
     ):
         load_weights(other, network.state_dict(), "source")
+
+
+@pytest.mark.parametrize("fusion", ["fast", "softmax", "unbounded", "sum"])
+def test_a_checkpoint_comes_back_with_its_fusion(tmp_path, fusion):
+    spec = model_spec(SPEC.name, ("a",), image_size=(64, 64), fusion=fusion)
+    torch.manual_seed(0)
+    built = create_network(spec).eval()
+    for module in built.fpn.modules():
+        if isinstance(getattr(module, "edge_weights", None), torch.nn.Parameter):
+            torch.nn.init.normal_(module.edge_weights, 1, 0.5)
+    save_checkpoint(tmp_path / "best.safetensors", built.state_dict(), spec, {})
+    opened = open_checkpoint(tmp_path / "best.safetensors")
+    assert opened.spec.fusion == fusion
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        for ours, expected in zip(load_network(opened)(images)[0], built(images)[0], strict=True):
+            assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("fusion", ["fast", "softmax", "unbounded"])
+def test_weights_of_another_fusion_are_told(network, fusion):
+    weighted = model_spec(SPEC.name, SPEC.class_names, SPEC.category_ids, SPEC.image_size, fusion)
+    with pytest.raises(
+        CheckpointError, match=rf"source is a {SPEC.name} with BiFPN fusion sum, which.*, and {fusion} was expected"
+    ):
+        load_weights(weighted, network.state_dict(), "source")
+    with pytest.raises(
+        CheckpointError, match=rf"source is a {SPEC.name} with BiFPN fusion fast, softmax or unbounded.* and sum was"
+    ):
+        load_weights(SPEC, create_network(weighted).state_dict(), "source")
 
 
 def test_a_missing_and_a_surplus_tensor_are_named(network):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import urllib.error
 
+import numpy as np
 import pytest
+import skimage.data
+import timm
 import torch
 
 from edge_effdet.errors import CheckpointError, MissingDependency, UsageError
 from edge_effdet.models import pretrained
-from edge_effdet.models.pretrained import BACKBONE_PACKAGES, backbone_source, load_coco_detector, load_imagenet_backbone
+from edge_effdet.models.bifpn import is_edge_weight
+from edge_effdet.models.pretrained import (
+    BACKBONE_DONORS,
+    BACKBONE_PACKAGES,
+    backbone_source,
+    load_coco_detector,
+    load_imagenet_backbone,
+)
 from edge_effdet.models.zoo import create_network, effdet_config, model_names, model_spec
+from edge_effdet.preprocess import letterbox
 
 LITE0 = "tf_efficientnet_lite0"
 SPEC = model_spec("tf_efficientdet_lite0", ("disc",), image_size=(64, 64))
@@ -54,12 +66,154 @@ def test_the_larger_backbones_load(size):
 
 def test_which_models_have_a_backbone():
     known = {name for name in model_names() if backbone_source(name) == "imagenet"}
-    assert known == {f"tf_efficientdet_lite{size}" for size in range(3)}
+    transplanted = {"tf_efficientdet_d0", "tf_efficientdet_d0_ap", "efficientdet_d0", "efficientdet_lite0"}
+    assert known == {f"tf_efficientdet_lite{size}" for size in range(3)} | transplanted
 
 
-def test_a_backbone_that_no_package_carries_is_told(network):
-    with pytest.raises(UsageError, match=r"No package carries ImageNet weights of tf_efficientnet_b0; .*--checkpoint"):
-        load_imagenet_backbone(network, "tf_efficientnet_b0")
+@pytest.mark.parametrize("name", ["tf_efficientnet_b1", "resnet18"])
+def test_a_backbone_that_no_package_carries_is_told(network, name):
+    with pytest.raises(UsageError, match=rf"No package carries ImageNet weights of {name}; .*--checkpoint"):
+        load_imagenet_backbone(network, name)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONE_DONORS))
+def test_every_donor_has_the_tensors_of_the_backbone(name):
+    own, donor = (
+        {
+            key: tensor.shape
+            for key, tensor in timm.create_model(each, features_only=True).state_dict().items()
+            if ".se." not in key
+        }
+        for each in (name, BACKBONE_DONORS[name])
+    )
+    assert own == donor
+
+
+@pytest.fixture(scope="module")
+def transplanted():
+    torch.manual_seed(0)
+    built = create_network(model_spec("tf_efficientdet_d0", ("disc",), image_size=(64, 64)))
+    before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    assert load_imagenet_backbone(built, "tf_efficientnet_b0") == 288
+    return built.eval(), before
+
+
+def test_a_transplant_sets_every_convolution_and_batch_norm_of_the_backbone(transplanted, network):
+    d0, before = transplanted
+    load_imagenet_backbone(network, LITE0)
+    donor = network.backbone.state_dict()
+    stem = {"conv_stem.weight", "bn1.running_mean"}
+    for name, tensor in d0.state_dict().items():
+        own = name.removeprefix("backbone.")
+        if own == name or ".se.conv_reduce" in name:
+            assert torch.equal(tensor, before[name]), f"{name} was changed"
+        elif ".se." not in name and own not in stem:
+            assert torch.equal(tensor, donor[own]), f"{name} is not lite0's"
+
+
+def test_the_transplanted_stem_sees_the_same_pixels(transplanted, network):
+    """D0 normalises by ImageNet's mean and deviation, lite0 by 0.5; inside the border the batch norm gives the same."""
+    load_imagenet_backbone(network, LITE0)
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    stems = []
+    for built, name in ((transplanted[0], "tf_efficientdet_d0"), (network.eval(), SPEC.name)):
+        preprocess = model_spec(name).preprocess
+        mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
+        normalised = built.backbone.conv_stem((pixels - mean) / std)
+        norm = built.backbone.bn1
+        stems.append(
+            torch.nn.functional.batch_norm(
+                normalised, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )[:, :, :-1, :-1]
+        )
+    # A border where padding of 0 is another colour is left out: the last row and column.
+    torch.testing.assert_close(stems[0], stems[1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_gates_of_a_transplant_are_open(transplanted):
+    gates = []
+
+    def note(module, inputs, output):
+        gates.append(output)
+
+    squeezes = [module for name, module in transplanted[0].backbone.named_modules() if name.endswith(".se")]
+    hooks = [module.gate.register_forward_hook(note) for module in squeezes]
+    with torch.inference_mode():
+        transplanted[0].backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    for hook in hooks:
+        hook.remove()
+    assert len(gates) == 16
+    assert all(torch.allclose(gate, torch.tensor(0.982), atol=1e-3) for gate in gates)
+
+
+def test_the_gates_of_a_transplant_learn():
+    torch.manual_seed(0)
+    built = create_network(model_spec("tf_efficientdet_d0", ("disc",), image_size=(64, 64)))
+    load_imagenet_backbone(built, "tf_efficientnet_b0")
+    squeeze = built.backbone.blocks[2][1].se
+    before = {name: tensor.detach().clone() for name, tensor in squeeze.named_parameters()}
+    optimizer = torch.optim.Adam(squeeze.parameters(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(level.square().mean() for level in built.backbone.train()(torch.randn(2, 3, 64, 64))).backward()
+        optimizer.step()
+    # The weights before the gate are 0 at first, and those before them move from the second step on.
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in squeeze.named_parameters())
+
+
+def test_features_of_a_transplant_are_like_the_donors():
+    """Normalised by the batch, as in training; SiLU in place of ReLU6 keeps them far from the same, and unrelated is 0."""
+    pictures = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
+    features = {}
+    for name in ("tf_efficientdet_d0", SPEC.name):
+        spec = model_spec(name, ("disc",), image_size=(128, 128))
+        mean, std = np.array(spec.preprocess.mean), np.array(spec.preprocess.std)
+        canvases = [letterbox(picture, spec.image_size, spec.preprocess)[0] for picture in pictures]
+        pixels = torch.from_numpy(((np.stack(canvases) / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
+        torch.manual_seed(0)
+        built = create_network(spec)
+        for fill in (False, True):
+            if fill:
+                load_imagenet_backbone(built, effdet_config(name).backbone_name)
+            features[name, fill] = first_blocks(built.backbone.train(), pixels)
+    donor = features[SPEC.name, True]
+    similar = [
+        correlation(ours, theirs) for ours, theirs in zip(features["tf_efficientdet_d0", True], donor, strict=True)
+    ]
+    unrelated = [
+        correlation(ours, theirs) for ours, theirs in zip(features["tf_efficientdet_d0", False], donor, strict=True)
+    ]
+    assert min(similar) > 0.6
+    assert max(unrelated) < 0.3
+
+
+def first_blocks(backbone, pixels):
+    with torch.no_grad():
+        value, outputs = backbone.bn1(backbone.conv_stem(pixels)), []
+        for stage in backbone.blocks[:3]:
+            value = stage(value)
+            assert torch.isfinite(value).all()
+            outputs.append(value)
+    return outputs
+
+
+def correlation(first, second):
+    return float(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1])
+
+
+def test_a_transplant_is_logged_and_a_backbones_own_weights_are_not(network, caplog):
+    caplog.set_level(logging.INFO, "edge_effdet.models.pretrained")
+    load_imagenet_backbone(network, LITE0)
+    assert not caplog.messages
+    d0 = create_network(model_spec("efficientdet_d0", ("disc",), image_size=(64, 64)))
+    load_imagenet_backbone(d0, "efficientnet_b0")
+    assert caplog.messages == ["efficientnet_b0 starts as a transplant of tf_efficientnet_lite0, with ImageNet weights"]
+
+
+def test_a_network_of_another_shape_is_refused():
+    lite1 = create_network(model_spec("tf_efficientdet_lite1", ("disc",), image_size=(64, 64)))
+    with pytest.raises(CheckpointError, match=r"has no blocks.* that fits tf_efficientnet_b0"):
+        load_imagenet_backbone(lite1, "tf_efficientnet_b0")
 
 
 def test_a_package_that_is_not_installed_is_told_with_the_pip_command(network, monkeypatch):
@@ -126,6 +280,39 @@ def test_weights_in_torchs_cache_are_used(monkeypatch, tmp_path):
     torch.save(reference.state_dict(), cache / effdet_config(spec.name).url.rsplit("/", 1)[-1])
     loaded = load_coco_detector(spec)
     assert torch.equal(loaded.class_net.predict.conv_pw.weight, reference.class_net.predict.conv_pw.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "fusion"),
+    [
+        ("tf_efficientdet_d0", "unbounded"),
+        ("tf_efficientdet_d0", "softmax"),
+        ("tf_efficientdet_d0", "sum"),
+        ("tf_efficientdet_lite0", "unbounded"),
+        ("tf_efficientdet_lite0", "fast"),
+    ],
+)
+def test_published_weights_go_into_another_fusion(monkeypatch, tmp_path, name, fusion):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    published = create_network(model_spec(name, image_size=(128, 128))).eval()
+    for key, parameter in published.named_parameters():
+        if is_edge_weight(key):
+            torch.nn.init.uniform_(parameter, 0.5, 2)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(published.state_dict(), cache / effdet_config(name).url.rsplit("/", 1)[-1])
+    loaded = load_coco_detector(model_spec(name, image_size=(128, 128), fusion=fusion))
+    weights = {key: tensor for key, tensor in loaded.state_dict().items() if is_edge_weight(key)}
+    assert bool(weights) == (fusion != "sum")
+    if name == "tf_efficientdet_lite0":
+        assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in weights.values())
+    images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        ours, theirs = loaded(images)[1][0], published(images)[1][0]
+    keeps_the_function = (name, fusion) not in (("tf_efficientdet_d0", "sum"), ("tf_efficientdet_lite0", "fast"))
+    # fast's factors add up to 1 but for the 1e-4 in its denominator.
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-3 * float(theirs.std())) == keeps_the_function
 
 
 def test_a_model_without_published_weights_is_told(monkeypatch, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from effdet import EfficientDet
 from effdet.anchors import Anchors
 from effdet.config import set_config_writeable
 
@@ -84,6 +87,32 @@ def test_the_table_is_printed(capsys):
 )
 def test_fusion_is_that_of_the_architecture(name, fusion):
     assert model_spec(name).fusion == fusion
+
+
+@pytest.mark.parametrize("name", ["tf_efficientdet_lite0", "tf_efficientdet_d0"])
+def test_the_models_own_fusion_is_effdets_network(name):
+    """Tensors and their names, so that checkpoints of before and effdet's files load."""
+    spec = model_spec(name, ("a",), image_size=(64, 64))
+    config = effdet_config(name)
+    set_config_writeable(config)
+    config.image_size, config.num_classes = (64, 64), 1
+    states = []
+    for build in (lambda: create_network(spec), lambda: EfficientDet(config, pretrained_backbone=False)):
+        torch.manual_seed(0)
+        states.append(build().state_dict())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(ours, effdets) for ours, effdets in zip(*(state.values() for state in states), strict=True))
+
+
+@pytest.mark.parametrize("fusion", ["fastattn", "Fast", "", "mean"])
+def test_an_unknown_fusion_is_answered_with_the_list(fusion):
+    with pytest.raises(
+        UsageError,
+        match=rf"no BiFPN fusion named '{fusion}'; the names are fast, softmax, unbounded, sum, and .* has sum",
+    ):
+        model_spec("tf_efficientdet_lite0", fusion=fusion)
+    with pytest.raises(InputError, match=f"'{fusion}' is none of fast, softmax, unbounded, sum"):
+        replace(model_spec("tf_efficientdet_lite0"), fusion=fusion)
 
 
 def test_normalisation_is_that_of_the_weights():
