@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,22 +54,9 @@ def detect_files(
     engine: Engine, paths: Sequence[Path], score_threshold: float
 ) -> Iterator[tuple[Path, np.ndarray, Detections]]:
     """Each picture that can be decoded, with what was found in it; others are skipped with a warning."""
-    skipped = 0
     with get_backend(engine.backend).load(engine) as runner:
-        for path in paths:
-            try:
-                image = read_image(path)
-            except DataError as error:
-                if len(paths) == 1:
-                    raise
-                skipped += 1
-                logger.warning("skipped an image: %s", error)
-                continue
+        for path, image in readable_sources(paths):
             yield path, image, detect_image(runner, image, engine.spec, score_threshold)
-    if skipped == len(paths):
-        raise DataError("None of the images could be decoded; check the files.")
-    if skipped:
-        logger.warning("%d of %d images could not be decoded and were left out", skipped, len(paths))
 
 
 def find_sources(source: Path) -> list[Path]:
@@ -85,6 +73,56 @@ def find_sources(source: Path) -> list[Path]:
     if not images:
         raise DataError(f"{source} holds no images (.jpg, .png, …); give another folder.")
     return images
+
+
+def readable_sources(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each picture that can be decoded; others are skipped with a warning and counted.
+
+    Raises:
+        DataError: none could be decoded.
+    """
+    skipped = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except DataError as error:
+            if len(paths) == 1:
+                raise
+            skipped += 1
+            logger.warning("skipped an image: %s", error)
+            continue
+        yield path, image
+    if skipped == len(paths):
+        raise DataError("None of the images could be decoded; check the files.")
+    if skipped:
+        logger.warning("%d of %d images could not be decoded and were left out", skipped, len(paths))
+
+
+def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each annotated picture; a.jpg and a.png are two pictures."""
+    stems = Counter(path.stem for path in sources)
+    return {path: f"{path.stem if stems[path.stem] == 1 else path.name}.jpg" for path in sources}
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """What ``detections_to_json`` gave of each picture, for people: one line a picture."""
+    rows = [("image", "objects", "found")]
+    for result in results:
+        names = [item["class"] for item in result["detections"]]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+        rows.append((Path(result["image"]).name, str(len(names)), counts or "nothing"))
+    return table(rows)
+
+
+def check_picture_options(score_threshold: float, output: Path | None, sources: Sequence[Path]) -> None:
+    """Raises UsageError for a threshold that is none, or an output folder whose pictures would be overwritten."""
+    if not 0 <= score_threshold <= 1:
+        raise UsageError(f"A score threshold of {score_threshold} is not between 0 and 1; 0.3 is usual.")
+    if output and output.resolve() == sources[0].resolve().parent:
+        raise UsageError(
+            f"--output {output} is the folder of the images themselves, which the annotated ones would overwrite; give "
+            "another folder."
+        )
 
 
 def detections_to_json(path: Path, detections: Detections, spec: ModelSpec) -> dict[str, object]:
@@ -121,35 +159,22 @@ def make_argument_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    if not 0 <= arguments.score_threshold <= 1:
-        raise UsageError(f"A score threshold of {arguments.score_threshold} is not between 0 and 1; 0.3 is usual.")
     engine = load_engine(arguments.engine)
     require(engine.backend)
     sources = find_sources(arguments.source)
-    if arguments.output and arguments.output.resolve() == sources[0].resolve().parent:
-        raise UsageError(
-            f"--output {arguments.output} is the folder of the images themselves, which the annotated ones would "
-            "overwrite; give another folder."
-        )
-    stems = Counter(path.stem for path in sources)
-    results = []
+    check_picture_options(arguments.score_threshold, arguments.output, sources)
+    names = picture_names(sources)
+    results: list[dict[str, Any]] = []
     for path, image, found in detect_files(engine, sources, arguments.score_threshold):
         results.append(detections_to_json(path, found, engine.spec))
         if arguments.output:
             from edge_effdet.drawing import save_annotated
 
-            # a.jpg and a.png are two pictures.
-            name = path.stem if stems[path.stem] == 1 else path.name
-            save_annotated(arguments.output / f"{name}.jpg", image, found, engine.spec)
+            save_annotated(arguments.output / names[path], image, found, engine.spec)
     data = {"engine": str(engine.path), "engine_sha256": engine.sha256, "images": results}
     if arguments.output:
         write_json(arguments.output / "detections.json", data)
-    rows = [("image", "objects", "found")]
-    for result in results:
-        found_here = [item["class"] for item in result["detections"]]  # type: ignore[index]
-        counts = ", ".join(f"{found_here.count(name)} {name}" for name in dict.fromkeys(found_here))
-        rows.append((Path(str(result["image"])).name, str(len(found_here)), counts or "nothing"))
-    return Result(table(rows), data)
+    return Result(results_table(results), data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,9 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edge_effdet.artifacts import Detections, ModelSpec, atomic_output
+from edge_effdet.artifacts import Detections, ModelSpec, Size, atomic_output
 
 _GOLDEN_RATIO = 0.618034
+
+TRUTH_COLOR = (215, 25, 28)
+PREDICTION_COLOR = (20, 60, 220)
+COMPARISON_SIDE = 1200
+"""Comparisons of small pictures are enlarged to about this many pixels, so that two sets of names find room."""
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
@@ -43,20 +48,100 @@ def draw_detections(image: np.ndarray, detections: Detections, spec: ModelSpec) 
     return np.asarray(picture)
 
 
+def draw_comparison(
+    image: np.ndarray,
+    truth: np.ndarray,
+    truth_labels: Sequence[str],
+    detections: Detections,
+    spec: ModelSpec,
+    caption: str,
+) -> np.ndarray:
+    """The truth in red and what was found in blue, on one enlarged copy of a picture under a line that explains it.
+
+    Args:
+        image: uint8 [height, width, 3].
+        truth: float32 [N, 4], xyxy in its pixels.
+        truth_labels: what to write at each box of the truth, at its lower left corner.
+        detections: written at their upper left corners, with scores.
+        spec: names the classes.
+        caption: what to say of the picture.
+
+    Returns:
+        uint8 [height * factor + legend, width * factor, 3].
+    """
+    height, width = image.shape[:2]
+    factor = max(1, round(COMPARISON_SIDE / max(height, width)))
+    picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    short_side = min(picture.size)
+    font = ImageFont.load_default(max(10, round(short_side / 60)))
+    # With transparency, so that a name does not hide what stands under it.
+    draw = ImageDraw.Draw(picture, "RGBA")
+    # A wider red line under a thin blue one: both can be seen where the boxes are the same.
+    thin = max(1, round(short_side / 500))
+    for box in (truth * factor).tolist():
+        draw.rectangle(box, outline=TRUTH_COLOR, width=2 * thin)
+    order = np.argsort(detections.scores, kind="stable")
+    for index in order:
+        draw.rectangle((detections.boxes[index] * factor).tolist(), outline=PREDICTION_COLOR, width=thin)
+    for (x_min, _, _, y_max), label in zip((truth * factor).tolist(), truth_labels, strict=True):
+        _write_label(draw, (x_min + 2 * thin, y_max - 2 * thin), label, TRUTH_COLOR, font, picture.size, above=True)
+    for index in order:
+        x_min, y_min, *_ = (detections.boxes[index] * factor).tolist()
+        label = f"{spec.class_names[int(detections.class_ids[index])]} {detections.scores[index]:.2f}"
+        corner = (x_min + 2 * thin, y_min + 2 * thin)
+        _write_label(draw, corner, label, PREDICTION_COLOR, font, picture.size, above=False)
+    return np.concatenate([_draw_legend(picture.width, caption), np.asarray(picture)])
+
+
+def _write_label(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    label: str,
+    color: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    size: tuple[int, int],
+    above: bool,
+) -> None:
+    """Coloured text on a light ground, its left side at ``corner`` and moved into the picture where it would leave it."""
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+    x = max(0.0, min(corner[0], size[0] - (right - left) - 2))
+    y = max(0.0, min(corner[1] - (bottom - top) - 2 if above else corner[1], size[1] - (bottom - top) - 2))
+    draw.rectangle((x, y, x + right - left + 2, y + bottom - top + 2), fill=(255, 255, 255, 190))
+    draw.text((x + 1 - left, y + 1 - top), label, fill=color, font=font)
+
+
+def _draw_legend(width: int, caption: str) -> np.ndarray:
+    size = max(11, min(22, width // 45))
+    font = ImageFont.load_default(size)
+    strip = Image.new("RGB", (width, 2 * size), "white")
+    draw = ImageDraw.Draw(strip)
+    x = size // 2
+    for color, text in ((TRUTH_COLOR, "truth"), (PREDICTION_COLOR, "prediction"), (None, caption)):
+        if color is not None:
+            draw.rectangle((x, size // 2, x + size, size // 2 + size), outline=color, width=max(2, size // 6))
+            x += size + size // 2
+        draw.text((x, size), text, fill=color or "black", font=font, anchor="lm")
+        x += round(draw.textlength(text, font=font)) + size
+    return np.asarray(strip)
+
+
 def save_annotated(path: Path, image: np.ndarray, detections: Detections, spec: ModelSpec) -> None:
     """Write an annotated picture as JPEG, atomically. Raises InputError where the folder cannot be written."""
     save_picture(path, draw_detections(image, detections, spec))
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
-    """Write uint8 [height, width, 3] as JPEG, atomically."""
+    """Write uint8 [height, width, 3] atomically: as PNG where the name ends so, else as JPEG."""
     with atomic_output(path) as temporary:
-        Image.fromarray(image).save(temporary, format="JPEG", quality=92)
+        if path.suffix.lower() == ".png":
+            Image.fromarray(image).save(temporary, format="PNG")
+        else:
+            Image.fromarray(image).save(temporary, format="JPEG", quality=92)
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of any size in rows of ``columns``, each scaled into a cell of the first one's size."""
-    height, width = pictures[0].shape[:2]
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int, cell: Size | None = None) -> np.ndarray:
+    """Pictures of any size in rows of ``columns``, each scaled into a cell: of the first one's size, or height and width."""
+    height, width = cell or pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for position, picture in enumerate(pictures):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 from edge_effdet.artifacts import Detections, ModelSpec
 from edge_effdet.data.dataset import Sample
@@ -20,6 +22,8 @@ class CocoMetrics:
         AP_small, AP_medium, AP_large: boxes below 32², to 96², above, pixels of the original.
         per_class: AP by class name, of the classes that have boxes.
         images: how many were counted.
+        per_class_AP50: AP at IoU 0.50, likewise.
+        boxes_per_class: boxes that count, likewise.
     """
 
     AP: float
@@ -30,6 +34,8 @@ class CocoMetrics:
     AP_large: float
     per_class: Mapping[str, float]
     images: int
+    per_class_AP50: Mapping[str, float] = field(default_factory=dict)  # noqa: N815 - as AP50 is written
+    boxes_per_class: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """For JSON: nan becomes null."""
@@ -103,9 +109,19 @@ def coco_metrics(samples: Sequence[Sample], detections: Sequence[Detections], sp
     stats = [float(value) if value >= 0 else float("nan") for value in evaluation.stats[:6]]
     # precision: [IoU, recall, class, area, max detections]; -1 where a class has no box.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {
-        name: float(values[values > -1].mean())
-        for position, name in enumerate(spec.class_names)
-        if ((values := precision[:, :, position]) > -1).any()
-    }
-    return CocoMetrics(*stats, per_class=per_class, images=len(samples))
+    counts = np.zeros(spec.num_classes, np.int64)
+    for sample in samples:
+        np.add.at(counts, sample.class_ids[~sample.ignore], 1)
+    with_boxes = [position for position in range(spec.num_classes) if (precision[:, :, position] > -1).any()]
+    names = spec.class_names
+    return CocoMetrics(
+        *stats,
+        per_class={names[position]: _mean_precision(precision[:, :, position]) for position in with_boxes},
+        images=len(samples),
+        per_class_AP50={names[position]: _mean_precision(precision[:1, :, position]) for position in with_boxes},
+        boxes_per_class={names[position]: int(counts[position]) for position in with_boxes},
+    )
+
+
+def _mean_precision(values: np.ndarray) -> float:
+    return float(values[values > -1].mean())

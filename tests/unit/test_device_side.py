@@ -19,25 +19,33 @@ DEVICE_SIDE = (
     "edge_effdet.backends.tensorrt",
     "edge_effdet.backends.tensorrt_rtx",
     "edge_effdet.cli",
+    "edge_effdet.confusion",
     "edge_effdet.detect",
+    "edge_effdet.dicom",
     "edge_effdet.drawing",
+    "edge_effdet.ensemble",
     "edge_effdet.errors",
     "edge_effdet.evaluate",
     "edge_effdet.images",
     "edge_effdet.metrics",
     "edge_effdet.postprocess",
+    "edge_effdet.predict",
     "edge_effdet.preprocess",
 )
 HOST_ONLY = (
     "edge_effdet.backends.torch_eager",
     "edge_effdet.graph.",
+    "edge_effdet.models.bifpn",
     "edge_effdet.models.detector",
     "edge_effdet.quant.precision",
     "edge_effdet.quant.proof",
+    "edge_effdet.training.",
 )
 """Prefixes of the modules whose every line is about torch or ONNX, so that they import it at their top."""
 
-HEAVY = ("torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda")
+HEAVY = (
+    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom",
+)  # fmt: skip
 
 BLOCK = """
 import importlib, json, pkgutil, sys
@@ -97,7 +105,19 @@ print(json.dumps([names, failed]))
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "train", "export", "quantize", "build_engine", "detect", "evaluate", "data.synthetic"]
+    "verb",
+    [
+        "",
+        "train",
+        "export",
+        "quantize",
+        "build_engine",
+        "detect",
+        "evaluate",
+        "predict",
+        "data.__main__",
+        "data.synthetic",
+    ],
 )
 def test_help_works_with_numpy_and_pillow_alone(verb):
     code = (

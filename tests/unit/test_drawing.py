@@ -5,9 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edge_effdet.artifacts import Detections, ModelSpec
-from edge_effdet.drawing import class_color, contact_sheet, draw_detections, save_annotated
+from edge_effdet.drawing import (
+    PREDICTION_COLOR,
+    TRUTH_COLOR,
+    class_color,
+    contact_sheet,
+    draw_comparison,
+    draw_detections,
+    save_annotated,
+    save_picture,
+)
 from edge_effdet.errors import InputError
 from edge_effdet.images import image_size
 
@@ -40,6 +50,45 @@ def test_a_sheet_holds_pictures_of_other_sizes():
     sheet = contact_sheet([np.full((40, 60, 3), 10, np.uint8), np.full((80, 20, 3), 200, np.uint8)], columns=2)
     assert sheet.shape == (40, 120, 3)
     assert sheet[20, 10, 0] == 10 and sheet[20, 65, 0] == 200
+
+
+def test_a_sheet_may_be_told_the_size_of_its_cells():
+    pictures = [np.full((400, 600, 3), 10, np.uint8), np.full((300, 100, 3), 200, np.uint8)]
+    assert contact_sheet(pictures, columns=2, cell=(40, 50)).shape == (40, 100, 3)
+
+
+def test_truth_is_red_and_predictions_are_blue_and_both_are_seen_where_they_are_the_same():
+    image = np.zeros((300, 400, 3), np.uint8)
+    same = np.array([[100, 100, 200, 200]], np.float32)
+    drawn = draw_comparison(image, same, ["dog"], one([100, 100, 200, 200]), SPEC, "a caption")
+    factor = drawn.shape[1] // 400
+    legend = drawn.shape[0] - 300 * factor
+    assert factor == 3 and 0 < legend < 100
+    row = drawn[legend + 150 * factor].astype(int)
+    for color in (TRUTH_COLOR, PREDICTION_COLOR):
+        assert (np.abs(row - color).sum(axis=1) == 0).any()
+    assert not image.any(), "the original stays as it is"
+    assert (drawn[:legend] == 255).mean() > 0.5, "the legend hides nothing of the picture"
+
+
+@pytest.mark.parametrize("size", [(20, 30), (1500, 100), (3000, 4000)])
+def test_a_comparison_of_any_size_with_boxes_at_and_beyond_the_edge(size: tuple[int, int]):
+    height, width = size
+    boxes = np.array([[0, 0, width, height], [-5, -5, 5, 5], [width - 2, height - 2, width, height]], np.float32)
+    found = Detections(boxes, np.array([0.9, 0.8, 0.7], np.float32), np.array([0, 1, 1], np.int32))
+    drawn = draw_comparison(
+        np.zeros((*size, 3), np.uint8), boxes, ["a long name of a class"] * 3, found, SPEC, "x" * 400
+    )
+    assert drawn.dtype == np.uint8 and drawn.shape[1] % width == 0
+    nothing = Detections(boxes[:0], found.scores[:0], found.class_ids[:0])
+    assert draw_comparison(np.zeros((*size, 3), np.uint8), boxes[:0], [], nothing, SPEC, "").shape == drawn.shape
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.png", "PNG"), ("a", "JPEG")])
+def test_the_name_decides_the_format(name: str, kind: str, tmp_path: Path):
+    save_picture(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == kind
 
 
 def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path):

@@ -84,6 +84,10 @@ def test_the_numbers_are_those_of_pycocotools(seed):
     for position, name in enumerate(SPEC.class_names):
         values = precision[:, :, position]
         assert metrics.per_class[name] == pytest.approx(values[values > -1].mean(), abs=1e-6)
+        assert metrics.per_class_AP50[name] == pytest.approx(values[0][values[0] > -1].mean(), abs=1e-6)
+        boxes = sum(int(((sample.class_ids == position) & ~sample.ignore).sum()) for sample in samples)
+        assert metrics.boxes_per_class[name] == boxes
+    assert np.mean(list(metrics.per_class_AP50.values())) == pytest.approx(metrics.AP50, abs=1e-6)
 
 
 def test_perfect_detections_have_ap_1():
@@ -94,6 +98,7 @@ def test_perfect_detections_have_ap_1():
     metrics = coco_metrics(samples, [exact(sample) for sample in samples], SPEC)
     assert [getattr(metrics, name) for name in SIX] == pytest.approx([1.0] * 6)
     assert metrics.per_class == pytest.approx({"disc": 1.0, "bar": 1.0})
+    assert metrics.boxes_per_class == {"disc": 2, "bar": 1}, "a class without a box is left out"
     assert metrics.images == 2
 
 

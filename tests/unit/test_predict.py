@@ -1,0 +1,165 @@
+"""Views, models and batches as one answer, with a runner that finds what is bright: no network is needed for that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_effdet import predict
+from edge_effdet.artifacts import ModelSpec
+from edge_effdet.backends.base import TensorSpec
+from edge_effdet.errors import DataError
+from edge_effdet.predict import (
+    InferenceOptions,
+    Member,
+    chunks,
+    picture_names,
+    predict_image,
+    predict_images,
+    readable_sources,
+    results_table,
+)
+
+
+class BrightBoxRunner:
+    """Returns the box around all white pixels, as an engine with a batch of ``batch`` (-1: any)."""
+
+    def __init__(self, side: int, batch: int = -1, score: float = 0.8) -> None:
+        self.inputs = (TensorSpec("images", (batch, 3, side, side), np.dtype(np.uint8)),)
+        self.outputs = (TensorSpec("boxes", (batch, 1, 4), np.dtype(np.float32)),)
+        self.batch, self.score = batch, score
+        self.runs: list[int] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        pixels = feeds["images"]
+        assert self.batch in (-1, len(pixels))
+        self.runs.append(len(pixels))
+        boxes = np.zeros((len(pixels), 1, 4), np.float32)
+        for index, picture in enumerate(pixels):
+            rows, columns = np.nonzero(picture[0] > 127)
+            if len(rows):
+                boxes[index, 0] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        shape = (len(pixels), 1)
+        return {
+            "boxes": boxes,
+            "scores": np.full(shape, self.score, np.float32),
+            "class_ids": np.zeros(shape, np.int32),
+        }
+
+    def __enter__(self) -> BrightBoxRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def member(side: int = 64, batch: int = -1, score: float = 0.8) -> Member:
+    return Member(BrightBoxRunner(side, batch, score), ModelSpec("tiny", (side, side), ("light", "dark"), (1, 2)))
+
+
+def picture(box: tuple[int, int, int, int] = (96, 16, 112, 48), height: int = 64, width: int = 128) -> np.ndarray:
+    image = np.zeros((height, width, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    return image
+
+
+@pytest.mark.parametrize("tta", ["none", "horizontal", "all"])
+def test_every_choice_of_views_finds_the_box_where_it_is(tta: str):
+    found = predict_image([member()], picture(), 0.3, InferenceOptions(tta=tta))
+    np.testing.assert_allclose(found.boxes, [[96, 16, 112, 48]], atol=0.01)
+    np.testing.assert_allclose(found.scores, [0.8], atol=1e-6)
+
+
+def test_models_of_other_sizes_agree_in_pixels_of_the_original():
+    found = predict_image([member(64), member(128, score=0.4)], picture(), 0.3)
+    np.testing.assert_allclose(found.boxes, [[96, 16, 112, 48]], atol=0.01)
+    np.testing.assert_allclose(found.scores, [0.6], atol=1e-6)
+
+
+def test_the_threshold_is_applied_after_fusing():
+    two = [member(score=0.5), member(score=0.2)]
+    np.testing.assert_allclose(predict_image(two, picture(), 0.3).scores, [0.35], atol=1e-6)
+    assert len(predict_image(two, picture(), 0.4)) == 0
+    assert len(predict_image(two[:1], picture(), 0.4)) == 1
+
+
+@pytest.mark.parametrize(("batch", "runs"), [(-1, [2, 2, 1]), (1, [1] * 5), (4, [4, 4])])
+def test_batches_are_of_the_asked_or_the_engines_size_and_change_nothing(batch: int, runs: list[int]):
+    images = [picture((8 * index, 0, 8 * index + 16, 32), width=128 + index) for index in range(5)]
+    one = member(batch=batch)
+    found = predict_images([one], images, 0.3, InferenceOptions(batch_size=2))
+    assert one.runner.runs == runs
+    for index, detections in enumerate(found):
+        # A pixel of the input is two of the picture.
+        np.testing.assert_allclose(detections.boxes, [[8 * index, 0, 8 * index + 16, 32]], atol=2.5)
+
+
+def test_no_picture_is_no_run():
+    one = member()
+    assert predict_images([one], [], 0.3) == []
+    assert one.runner.runs == []
+
+
+def test_chunks():
+    assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(chunks([], 2)) == []
+
+
+def test_pictures_of_one_stem_get_two_names():
+    paths = [Path("d/a.jpg"), Path("d/a.png"), Path("d/b.tif")]
+    assert list(picture_names(paths).values()) == ["a.jpg.jpg", "a.png.jpg", "b.jpg"]
+
+
+def test_one_bad_picture_is_skipped_and_counted_and_all_bad_are_an_error(tmp_path: Path, caplog):
+    Image.fromarray(picture()).save(tmp_path / "good.png")
+    for name in ("empty.png", "words.png"):
+        (tmp_path / name).write_text("" if name == "empty.png" else "words")
+    bad = [tmp_path / "empty.png", tmp_path / "words.png"]
+    assert [path.name for path, _ in readable_sources([bad[0], tmp_path / "good.png", bad[1]])] == ["good.png"]
+    assert "2 of 3 images could not be decoded" in caplog.text
+    with pytest.raises(DataError, match="None of the images could be decoded"):
+        list(readable_sources(bad))
+    with pytest.raises(DataError, match="is empty"):
+        list(readable_sources(bad[:1]))
+
+
+def test_the_table_says_nothing_where_nothing_was_found():
+    detection = {"class": "light"}
+    text = results_table([{"image": "a/b.jpg", "detections": [detection] * 2}, {"image": "c.jpg", "detections": []}])
+    assert [line.split() for line in text.splitlines()[2:]] == [["b.jpg", "2", "2", "light"], ["c.jpg", "0", "nothing"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("--score-threshold 1.5", 2, "score threshold of 1.5 is not between 0 and 1"),
+        ("--batch-size 0", 2, "--batch-size 0 makes no sense"),
+        ("--source absent", 2, "no image or folder at absent"),
+        ("--output {folder}", 2, "is the folder of the images themselves"),
+        ("", 2, "There is no checkpoint at absent.safetensors"),
+    ],
+)
+def test_bad_usage_is_one_sentence(arguments: str, code: int, said: str, tmp_path: Path, capsys):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    given = f"--checkpoint absent.safetensors --source {tmp_path} {arguments.format(folder=tmp_path)}".split()
+    assert predict.main(given) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and said in last
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_importing_it_loads_no_torch():
+    code = (
+        "import sys, edge_effdet.predict; print([name for name in ('torch', 'ensemble_boxes') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
