@@ -81,9 +81,12 @@ def make_parser(verb: str, description: str, example: str) -> argparse.ArgumentP
 
 
 def run_verb(
-    parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], Result], argv: Sequence[str] | None
+    parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], Result | None], argv: Sequence[str] | None
 ) -> int:
-    """Parse, run, print, and turn errors into one sentence on stderr and the documented exit code."""
+    """Parse, run, print, and turn errors into one sentence on stderr and the documented exit code.
+
+    A stage that returns None has nothing to say: one of several processes that all did the same.
+    """
     arguments = parser.parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("edge_effdet")
@@ -97,7 +100,8 @@ def run_verb(
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         result = stage(arguments)
-        print(json.dumps(result.data) if arguments.json else result.text, flush=True)
+        if result is not None:
+            print(json.dumps(result.data) if arguments.json else result.text, flush=True)
     except EdgeEffDetError as error:
         if arguments.debug:
             raise

@@ -72,6 +72,11 @@ def test_refuses_to_choose_on_training_images(scenes: Path, tmp_path: Path, caps
         ("--model tf_efficientdet_lite9", "did you mean"),
         ("--image-size 100", "multiples of 32"),
         ("--checkpoint nowhere.safetensors", "There is no checkpoint"),
+        ("--aspect-ratios 1x1,tall", "no list of width x height"),
+        ("--anchor-scale -1", "no size"),
+        ("--fold 2", "has no folds"),
+        ("--precision fp16 --device cpu", "bf16 or fp32"),
+        ("--qat", "--checkpoint"),
     ],
 )
 def test_bad_options_end_with_2_and_write_nothing(
@@ -81,3 +86,63 @@ def test_bad_options_end_with_2_and_write_nothing(
     error = capsys.readouterr().err
     assert said in error and len(error.strip().splitlines()[-1]) < 600
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_leaves_curves_samples_and_a_log(trained: Path):
+    for name in ("curves.png", "samples.png"):
+        assert (trained / name).stat().st_size > 10_000
+    assert list((trained / "tensorboard").iterdir())
+    row = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "class_loss", "box_loss", "val_loss", "AP", "AP50", "learning_rate"} <= row.keys()
+    assert 0 <= row["data_wait_share"] <= 1
+    assert open_checkpoint(trained / "best_loss.safetensors").provenance["val_loss"] == min(
+        json.loads(line)["val_loss"] for line in (trained / "metrics.jsonl").read_text().splitlines()
+    )
+
+
+@pytest.mark.parametrize("fusion", ["softmax", "unbounded"])
+def test_trains_another_fusion_and_says_so(fusion: str, scenes: Path, tmp_path: Path):
+    assert run(scenes, tmp_path, f"--epochs 1 --fusion {fusion} --mosaic 0.5 --accumulate 2") == 0
+    assert open_checkpoint(tmp_path / "best.safetensors").spec.fusion == fusion
+
+
+def test_takes_suggested_anchors(scenes: Path, tmp_path: Path):
+    assert run(scenes, tmp_path, "--epochs 1 --anchor-scale 3.5 --aspect-ratios 1x1,2x0.5") == 0
+    best = open_checkpoint(tmp_path / "best.safetensors")
+    assert best.spec.anchors.anchor_scale == 3.5 and best.spec.anchors.aspect_ratios == ((1.0, 1.0), (2.0, 0.5))
+    assert evaluate.main(["--checkpoint", str(best.path), "--data", str(scenes), "--split", "val"]) == 0
+
+
+def test_stops_early(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    # A rate at which nothing is learned.
+    assert run(scenes, tmp_path, "--epochs 6 --learning-rate 1e-12 --patience 2 --backbone random") == 0
+    assert "stopped early" in capsys.readouterr().err
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_fine_tunes_with_fake_quantizers_and_exports_as_ever(trained: Path, scenes: Path, tmp_path: Path):
+    from edge_effdet import export
+
+    start = trained / "best.safetensors"
+    words = f"--data {scenes} --checkpoint {start} --qat --epochs 1 --batch-size 4 --workers 0 --output {tmp_path}"
+    assert train.main(words.split()) == 0
+    tuned = open_checkpoint(tmp_path / "best.safetensors")
+    assert tuned.provenance["qat"]["format"] == "int8" and len(tuned.provenance["qat"]["ranges"]) > 100
+    assert tuned.provenance["started_from"]["checkpoint_sha256"] == open_checkpoint(start).sha256
+    before, after = load_file(start), load_file(tuned.path)
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    assert export.main(f"--checkpoint {tuned.path} --output {tmp_path / 'tuned.onnx'}".split()) == 0
+
+
+def test_one_broken_image_does_not_end_a_run(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import shutil
+
+    broken = tmp_path / "scenes"
+    shutil.copytree(scenes, broken)
+    victim = min((broken / "train").glob("*.jpg"))
+    # The header stays, so that only decoding finds out.
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 3])
+    assert run(broken, tmp_path / "out", "--epochs 2") == 0
+    error = capsys.readouterr().err
+    assert error.count("skipped an image") == 1 and victim.name in error

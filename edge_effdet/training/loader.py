@@ -1,0 +1,158 @@
+"""Batches for training and validation. What a sample looks like depends on (seed, epoch, index) and on nothing else: not on
+the worker that makes it, the process that trains on it, or where an interrupted run began again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from edge_effdet.artifacts import ModelSpec
+from edge_effdet.data.dataset import Sample
+from edge_effdet.errors import DataError
+from edge_effdet.images import read_image
+from edge_effdet.preprocess import letterbox
+from edge_effdet.training.augment import Labelled, augment_sample
+from edge_effdet.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images with their truth, as effdet's anchor labeler takes it.
+
+    Attributes:
+        images: uint8 [B, 3, H, W].
+        boxes: float32 [N, 4] an image, yxyx in pixels of the network's input.
+        classes: int64 [N] an image, counted from 1.
+        indices: the samples' positions in their split.
+        unreadable: what was said of images that another one stands in for.
+    """
+
+    images: torch.Tensor
+    boxes: list[torch.Tensor]
+    classes: list[torch.Tensor]
+    indices: tuple[int, ...]
+    unreadable: tuple[str, ...]
+
+
+class EpochBatches:
+    """Shuffled batches of (epoch, index) for one of several processes; a short last batch is dropped.
+
+    ``start_at`` sets the epoch and the step that the next iteration begins with.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.count, self.seed, self.rank, self.processes = count, seed, rank, processes
+        # Each process needs as many as the others.
+        self.batch_size = min(batch_size, count) // processes * processes
+        self.epoch = self.step = 0
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def start_at(self, epoch: int, step: int) -> None:
+        self.epoch, self.step = epoch, step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        for step in range(self.step, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.processes]]
+
+
+def training_loader(samples: Sequence[Sample], batches: EpochBatches, spec: ModelSpec, options: TrainOptions) -> Any:
+    """A DataLoader of augmented ``Batch``es in the order of ``batches``."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        cast(Any, TrainingImages(samples, spec, options)),
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=options.workers,
+        persistent_workers=options.workers > 0,
+    )
+
+
+def validation_loader(samples: Sequence[Sample], indices: Sequence[int], spec: ModelSpec, options: TrainOptions) -> Any:
+    """A DataLoader of letterboxed ``Batch``es of the samples at ``indices``; one that cannot be decoded is left out."""
+    from torch.utils.data import DataLoader
+
+    return DataLoader(
+        cast(Any, _ValidationImages(samples, spec)),
+        batch_size=options.schedule.batch_size,
+        sampler=list(indices),
+        collate_fn=_collate,
+        num_workers=options.workers,
+    )
+
+
+_Item = tuple[int, Labelled | None, tuple[str, ...]]
+
+
+class TrainingImages:
+    """Augmented samples by (epoch, index). A picture that cannot be decoded is replaced by the next one that can."""
+
+    def __init__(self, samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> None:
+        self.samples, self.spec, self.options = samples, spec, options
+
+    def __getitem__(self, key: tuple[int, int]) -> _Item:
+        epoch, index = key
+        rng = np.random.default_rng((self.options.schedule.seed, epoch, index))
+        unreadable: list[str] = []
+        labelled = augment_sample(
+            self._read(index, unreadable),
+            lambda: self._read(int(rng.integers(len(self.samples))), unreadable),
+            self.spec.image_size,
+            self.spec.preprocess,
+            self.options.augment,
+            self.options.affine,
+            rng,
+        )
+        return index, labelled, tuple(unreadable)
+
+    def _read(self, index: int, unreadable: list[str]) -> Labelled:
+        for offset in range(len(self.samples)):
+            sample = self.samples[(index + offset) % len(self.samples)]
+            try:
+                image = read_image(sample.path)
+            except DataError as error:
+                # One bad file must not end a run of hours; the main process tells of it, once.
+                unreadable.append(str(error))
+                continue
+            trainable = ~sample.ignore
+            return image, sample.boxes[trainable], sample.class_ids[trainable]
+        raise DataError("None of the training images can be decoded; check the files.")
+
+
+class _ValidationImages:
+    def __init__(self, samples: Sequence[Sample], spec: ModelSpec) -> None:
+        self.samples, self.spec = samples, spec
+
+    def __getitem__(self, index: int) -> _Item:
+        sample = self.samples[index]
+        try:
+            canvas, scale = letterbox(read_image(sample.path), self.spec.image_size, self.spec.preprocess)
+        except DataError as error:
+            return index, None, (str(error),)
+        trainable = ~sample.ignore
+        return index, (canvas, sample.boxes[trainable] * np.float32(scale), sample.class_ids[trainable]), ()
+
+
+def _collate(items: list[_Item]) -> Batch:
+    import torch
+
+    readable = [(index, labelled) for index, labelled, _ in items if labelled is not None]
+    images = [image.transpose(2, 0, 1) for _, (image, _, _) in readable]
+    return Batch(
+        torch.from_numpy(np.ascontiguousarray(np.stack(images))) if images else torch.empty(0, 3, 1, 1),
+        [torch.from_numpy(np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])) for _, (_, boxes, _) in readable],
+        [torch.from_numpy(class_ids + 1) for _, (_, _, class_ids) in readable],
+        tuple(index for index, _ in readable),
+        tuple(message for _, _, messages in items for message in messages),
+    )

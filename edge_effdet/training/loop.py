@@ -1,0 +1,270 @@
+"""The epochs of a run: train, validate, keep the best, write what a killed run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_effdet.artifacts import Checkpoint, ModelSpec
+from edge_effdet.data.dataset import Sample
+from edge_effdet.errors import UsageError
+from edge_effdet.models.checkpoint import open_checkpoint, save_checkpoint
+from edge_effdet.training.loader import Batch, EpochBatches, training_loader
+from edge_effdet.training.memory import explain_out_of_memory, is_out_of_memory
+from edge_effdet.training.options import TrainOptions, differing_options
+from edge_effdet.training.qat import quantizer_ranges, without_quantizers
+from edge_effdet.training.report import TensorBoardLog, draw_curves, write_metrics
+from edge_effdet.training.resume import Progress, load_progress, save_progress
+from edge_effdet.training.trainer import Losses, Trainer
+from edge_effdet.training.validation import Validation, validate
+
+logger = logging.getLogger("edge_effdet.train")
+
+LOSS_NAMES = ("loss", "class_loss", "box_loss")
+
+
+class Run:
+    """One training run in a folder.
+
+    Args:
+        trainer: ready to step.
+        train, val: the samples; ``val`` may be empty.
+        batches: the order of ``train`` for this process.
+        spec, options: of the run.
+        output: its folder, which exists.
+        provenance: goes into each checkpoint's metadata.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        train: Sequence[Sample],
+        val: Sequence[Sample],
+        batches: EpochBatches,
+        spec: ModelSpec,
+        options: TrainOptions,
+        output: Path,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self.trainer, self.train, self.val, self.batches = trainer, train, val, batches
+        self.spec, self.options, self.output, self.provenance = spec, options, output, dict(provenance)
+        self.identity = {
+            "spec": spec.to_dict(),
+            "data_sha256": provenance.get("data_sha256"),
+            "started_from": provenance.get("started_from"),
+            "options": options.record(),
+        }
+        self.progress = Progress()
+        self.main = trainer.accelerator.is_main_process
+        self.started = time.perf_counter()
+        self.told: set[str] = set()
+
+    def restore(self) -> None:
+        """Go on from the folder's last whole checkpoint; from the beginning where there is none.
+
+        Raises:
+            CheckpointError: it is damaged.
+            UsageError: it is of a run with other options or data; names them.
+        """
+        loaded = load_progress(self.output)
+        if loaded is None:
+            logger.warning("%s holds no checkpoint to resume from yet: starting from the beginning", self.output)
+            return
+        progress, identity, tensors, numbers = loaded
+        differing = differing_options(identity["options"], self.identity["options"])
+        if differing:
+            raise UsageError(
+                f"The run in {self.output} was started with other options ({', '.join(differing)}); give those it was "
+                "started with, or start anew in another --output."
+            )
+        for name, what in (("spec", "model or classes"), ("data_sha256", "training data"), ("started_from", "weights")):
+            if identity[name] != _through_json(self.identity[name]):
+                raise UsageError(
+                    f"The run in {self.output} was started with another {what}; give the same, or start anew in another "
+                    "--output."
+                )
+        self.trainer.restore(tensors, numbers)
+        self.progress = progress
+        logger.info("going on at epoch %d, step %d", progress.epoch + 1, progress.step + 1)
+
+    def run(self) -> Checkpoint:
+        """Train the epochs that are left and return the best checkpoint."""
+        tensorboard = TensorBoardLog(self.output, self.progress.epoch) if self.main else None
+        loader = training_loader(self.train, self.batches, self.spec, self.options)
+        if self.main and self.progress == Progress():
+            self._save()
+        while self.progress.epoch < self.options.schedule.epochs:
+            row = self._finish_epoch(self._train_epoch(loader))
+            if tensorboard is not None:
+                tensorboard.add(row)
+        if tensorboard is not None:
+            tensorboard.close()
+        self.trainer.accelerator.wait_for_everyone()
+        if self.told:
+            logger.warning("%d images could not be decoded; others stood in for them", len(self.told))
+        return open_checkpoint(self.output / "best.safetensors")
+
+    def _train_epoch(self, loader: Any) -> dict[str, Any]:
+        epoch, first = self.progress.epoch, self.progress.step
+        steps = len(self.batches)
+        self.trainer.start_epoch(epoch)
+        self.batches.start_at(epoch, first)
+        sums, waited, saved_at = np.array(self.progress.sums), 0.0, time.perf_counter()
+        began = time.perf_counter()
+        for step, batch, wait in self._bar(loader, epoch, first, steps):
+            waited += wait
+            losses = self._step(batch, epoch, step)
+            sums += np.asarray(losses, np.float64)
+            self._tell_unreadable(batch)
+            self._show(losses, epoch, step, first, began)
+            whole = (step + 1) % self.options.schedule.accumulate == 0
+            if (
+                self.main
+                and whole
+                and step + 1 < steps
+                and time.perf_counter() - saved_at >= 60 * self.options.run.save_minutes
+            ):
+                self.progress = replace(self.progress, step=step + 1, sums=tuple(sums.tolist()))
+                self._save()
+                saved_at = time.perf_counter()
+        seconds = time.perf_counter() - began
+        images = (steps - first) * self.batches.batch_size
+        row: dict[str, Any] = {"epoch": epoch + 1, **dict(zip(LOSS_NAMES, (sums / steps).tolist(), strict=True))}
+        row["learning_rate"] = self.trainer.learning_rate
+        row["images_per_second"] = round(images / seconds, 2)
+        row["data_wait_share"] = round(waited / seconds, 4)
+        return row
+
+    def _bar(self, loader: Any, epoch: int, first: int, steps: int) -> Iterator[tuple[int, Batch, float]]:
+        """Step, batch and the seconds that it was waited for, under a progress bar where a person is looking."""
+        import sys
+
+        from tqdm import tqdm
+
+        source = iter(loader)
+        with tqdm(
+            total=steps, initial=first, desc=f"epoch {epoch + 1}/{self.options.schedule.epochs}", file=sys.stderr,
+            disable=not (self.main and sys.stderr.isatty()), leave=False,
+        ) as self.bar:  # fmt: skip
+            for step in range(first, steps):
+                asked = time.perf_counter()
+                batch = next(source)
+                yield step, batch, time.perf_counter() - asked
+                self.bar.update()
+
+    def _step(self, batch: Batch, epoch: int, step: int) -> Losses:
+        try:
+            return self.trainer.step(batch, epoch, step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error
+        raise explain_out_of_memory(self.trainer.try_batch, len(batch.indices), self.spec.image_size, failure)
+
+    def _show(self, losses: Losses, epoch: int, step: int, first: int, began: float) -> None:
+        done = step + 1 - first
+        rate = done / (time.perf_counter() - began)
+        left = (self.options.schedule.epochs - epoch) * len(self.batches) - step - 1
+        self.bar.set_postfix_str(
+            f"loss {losses.total:.3f} class {losses.class_loss:.3f} box {losses.box_loss:.4f} lr "
+            f"{self.trainer.learning_rate:.1e} {rate * self.batches.batch_size:.1f} img/s left {_clock(left / rate)}",
+            refresh=False,
+        )
+
+    def _tell_unreadable(self, batch: Batch) -> None:
+        for message in batch.unreadable:
+            if message not in self.told:
+                self.told.add(message)
+                logger.warning("skipped an image: %s", message)
+
+    def _finish_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
+        epoch = self.progress.epoch
+        epochs, every = self.options.schedule.epochs, self.options.run.validate_every
+        validation = None
+        if self.val and (epoch + 1 == epochs or (epoch + 1) % every == 0):
+            validation = validate(self.trainer, self.val, self.spec, self.options)
+            row |= {f"val_{name}": value for name, value in zip(LOSS_NAMES, validation.losses, strict=True)}
+            row |= {"AP": validation.metrics.AP, "AP50": validation.metrics.AP50}
+        elapsed = time.perf_counter() - self.started
+        self.started = time.perf_counter()
+        row["seconds"] = round(elapsed, 2)
+        before = self.progress
+        state = replace(
+            before,
+            epoch=epoch + 1,
+            step=0,
+            sums=(0.0, 0.0, 0.0),
+            rows=(*before.rows, row),
+            seconds=before.seconds + elapsed,
+        )
+        better = self.val == () or not self.val
+        if validation is not None:
+            ap, loss = validation.metrics.AP, validation.losses[0]
+            better = before.best_ap is None or ap > before.best_ap
+            state = replace(state, best_ap=ap, stale=0) if better else replace(state, stale=before.stale + 1)
+            if before.best_loss is None or loss < before.best_loss:
+                state = replace(state, best_loss=loss)
+                self._save_weights("best_loss.safetensors", row, validation)
+        if better:
+            self._save_weights("best.safetensors", row, validation)
+        self._save_weights("last.safetensors", row, validation)
+        patience = self.options.schedule.patience
+        if patience and state.stale >= patience and state.epoch < epochs:
+            logger.info("stopped early: no better AP in %d validations", patience)
+            state = replace(state, epoch=epochs)
+        self.progress = state
+        if self.main:
+            self._save()
+            write_metrics(self.output, state.rows)
+            draw_curves(self.output, state.rows)
+        self._tell_epoch(row, epoch + 1)
+        return row
+
+    def _tell_epoch(self, row: Mapping[str, Any], done: int) -> None:
+        note = f"  AP {100 * row['AP']:.1f}  AP50 {100 * row['AP50']:.1f}" if "AP" in row else ""
+        epochs = self.options.schedule.epochs
+        left = (epochs - done) * self.progress.seconds / done
+        logger.info(
+            "epoch %d/%d  loss %.3f (class %.3f, box %.4f)  lr %.1e  %.1f images/s, %.0f %% of it waiting for data%s  left %s",
+            done, epochs, row["loss"], row["class_loss"], row["box_loss"], row["learning_rate"], row["images_per_second"],
+            100 * row["data_wait_share"], note, _clock(left),
+        )  # fmt: skip
+
+    def _save_weights(self, name: str, row: Mapping[str, Any], validation: Validation | None) -> None:
+        if not self.main:
+            return
+        network = self.trainer.ema.module
+        record = {
+            **self.provenance,
+            "epoch": row["epoch"],
+            "val": validation.metrics.to_dict() if validation else None,
+            "val_loss": validation.losses[0] if validation else None,
+        }
+        if self.options.model.qat:
+            record["qat"] = {"format": "int8", "ranges": quantizer_ranges(network)}
+        save_checkpoint(self.output / name, without_quantizers(network.state_dict()), self.spec, record)
+
+    def _save(self) -> None:
+        tensors, numbers = self.trainer.state()
+        save_progress(self.output, self.progress, self.identity, tensors, numbers)
+
+
+def _through_json(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(value))
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"

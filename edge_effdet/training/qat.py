@@ -1,0 +1,99 @@
+"""Quantization-aware fine-tuning: ModelOpt's fake quantizers in a network that trains on, and what of them is kept.
+
+The weights of every convolution but the final ones are rounded to INT8 by output channel, their inputs by tensor, in the
+forward pass; gradients pass straight through (Jacob et al., arXiv 1712.05877, section 3). A batch norm that export folds
+multiplies whole output channels, so it commutes with rounding by channel: what was trained is what is deployed.
+
+The kept checkpoint is a plain one, that every stage takes; the input ranges stand in its provenance under ``qat``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from edge_effdet.artifacts import ModelSpec
+from edge_effdet.data.dataset import Sample, readable_images
+from edge_effdet.errors import DataError, MissingDependency
+from edge_effdet.models.detector import Detector
+from edge_effdet.preprocess import images_to_batch, letterbox
+
+logger = logging.getLogger("edge_effdet.train")
+
+CALIBRATION_IMAGES = 32
+"""The ranges only have to start near the right place: training moves the weights to them."""
+
+_QUANTIZER = "_quantizer"
+_CONFIG = {
+    "quant_cfg": [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
+        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": None}},
+        # The final convolutions stay high, as ``quantize`` keeps them.
+        {"quantizer_name": "*predict*", "enable": False},
+    ],
+    "algorithm": "max",
+}
+
+
+def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequence[Sample], seed: int) -> nn.Module:
+    """Put INT8 fake quantizers around the convolutions of a network, in place, with ranges measured on training images.
+
+    Args:
+        network: effdet's, trained.
+        spec: of the network.
+        samples: of the training split; 32 of them are looked at.
+        seed: of their choice.
+
+    Raises:
+        MissingDependency: ModelOpt is not installed.
+        DataError: none of the images can be decoded.
+    """
+    import numpy as np
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            import modelopt.torch.quantization as mtq
+    except ModuleNotFoundError as error:
+        raise MissingDependency("nvidia-modelopt", "export", "to train with fake quantizers") from error
+    order = np.random.default_rng(seed).permutation(len(samples))[:CALIBRATION_IMAGES]
+    canvases = [
+        letterbox(image, spec.image_size, spec.preprocess)[0]
+        for _, image in readable_images(samples[index] for index in order)
+    ]
+    if not canvases:
+        raise DataError("None of the images to calibrate on can be decoded; check the files.")
+
+    def look(module: nn.Module) -> None:
+        detector = Detector(module, spec).eval()
+        with torch.no_grad():
+            for canvas in canvases:
+                module(detector.normalise(torch.from_numpy(images_to_batch([canvas]))))
+
+    network.eval()
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantized: nn.Module = mtq.quantize(network, _CONFIG, look)
+    ranges = quantizer_ranges(quantized)
+    logger.info("INT8 fake quantizers before %d convolutions, ranges from %d images", len(ranges), len(canvases))
+    return quantized
+
+
+def without_quantizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of the plain network."""
+    return {name: tensor for name, tensor in state.items() if _QUANTIZER not in name}
+
+
+def quantizer_ranges(network: nn.Module) -> dict[str, float]:
+    """The largest absolute input of each quantized convolution, by its name in the network."""
+    quantizers: list[tuple[str, Any]] = [
+        (name.removesuffix(".input_quantizer"), module)
+        for name, module in network.named_modules()
+        if name.endswith(".input_quantizer")
+    ]
+    return {name: float(module.amax) for name, module in quantizers if module.is_enabled and module.amax is not None}

@@ -1,0 +1,132 @@
+"""What a run leaves for people: ``metrics.jsonl``, TensorBoard events, ``curves.png``, and ``samples.png`` at its start."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from edge_effdet.artifacts import ModelSpec, atomic_output, write_text
+from edge_effdet.data.dataset import Sample
+from edge_effdet.drawing import class_color, contact_sheet
+from edge_effdet.training.loader import EpochBatches, TrainingImages
+from edge_effdet.training.options import TrainOptions
+
+logger = logging.getLogger("edge_effdet.train")
+
+SHEET_SAMPLES = 16
+SHEET_CELL = 320
+"""Pixels of the longer side of a sample on the sheet."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class TensorBoardLog:
+    """Scalars of each epoch under ``DIR/tensorboard``. A disk that fills up ends the log and not the run."""
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            return
+        try:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    self._writer.add_scalar(_TAGS.get(name, name), value, row["epoch"])
+            self._writer.flush()
+        except OSError as error:
+            logger.warning("TensorBoard's log could not be written (%s) and ends here", error)
+            self._writer = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+_TAGS = {
+    **{name: f"train/{name}" for name in ("loss", "class_loss", "box_loss")},
+    **{f"val_{name}": f"val/{name}" for name in ("loss", "class_loss", "box_loss")},
+    **{name: f"val/{name}" for name in ("AP", "AP50")},
+    **{name: f"speed/{name}" for name in ("images_per_second", "data_wait_share", "seconds")},
+}
+
+
+def write_metrics(folder: Path, rows: Rows) -> None:
+    """``metrics.jsonl``: one JSON object an epoch."""
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(dict(row)) + "\n" for row in rows))
+
+
+def draw_curves(folder: Path, rows: Rows) -> None:
+    """``curves.png``: losses of training and validation, AP, and the learning rate over the epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for panel, (title, names) in zip(
+        panels.flat,
+        (
+            ("loss", ("loss", "val_loss")),
+            ("class and box loss", ("class_loss", "val_class_loss", "box_loss", "val_box_loss")),
+            ("COCO metrics on the validation split", ("AP50", "AP")),
+            ("learning rate", ("learning_rate",)),
+        ),
+        strict=True,
+    ):
+        for name in names:
+            points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                label = name.replace("val_", "").replace("_", " ") + (", validation" if name[:4] == "val_" else "")
+                style = "--" if name.startswith("val_") else "-"
+                marker = "o" if len(points) < 20 else None
+                panel.plot(*zip(*points, strict=True), style, label=label, linewidth=1.5, marker=marker, markersize=3)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("epoch", fontsize=9)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        if "loss" in title:
+            # The first epochs lie far above the rest.
+            panel.set_yscale("log")
+        if "COCO" in title:
+            panel.set_ylim(0, 1)
+        if panel.lines:
+            panel.legend(fontsize=8)
+        else:
+            panel.text(0.5, 0.5, "no validation", ha="center", transform=panel.transAxes)
+    with atomic_output(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_samples(path: Path, samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> None:
+    """A sheet of what the network will see: the first samples of the first epoch, augmented, with their boxes."""
+    images = TrainingImages(samples, spec, options)
+    keys = [key for batch in EpochBatches(len(samples), 1, options.schedule.seed) for key in batch][:SHEET_SAMPLES]
+    pictures = []
+    for key in keys:
+        _, labelled, _ = images[key]
+        assert labelled is not None
+        pictures.append(_draw_truth(*labelled, spec))
+    sheet = contact_sheet(pictures, columns=4)
+    with atomic_output(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")
+
+
+def _draw_truth(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    scale = SHEET_CELL / max(image.shape[:2])
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    picture = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(picture)
+    for box, class_id in zip((boxes * scale).tolist(), class_ids.tolist(), strict=True):
+        draw.rectangle(box, outline=class_color(class_id), width=2)
+        draw.text((box[0] + 3, box[1] + 1), spec.class_names[class_id], fill=class_color(class_id))
+    # A seam between the cells of the sheet.
+    draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline="white")
+    return np.asarray(picture)

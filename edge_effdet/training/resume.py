@@ -1,0 +1,113 @@
+"""The file that ``--resume`` goes on from: everything a run is at one moment, written whole or not at all.
+
+It is a safetensors file with the numbers as JSON in its metadata and a hash over the tensors, so a damaged one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_effdet.artifacts import atomic_output
+from edge_effdet.errors import CheckpointError, first_line
+from edge_effdet.models.checkpoint import tensors_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "resume.safetensors"
+_METADATA_KEY = "edge_effdet_resume"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch, step: the next batch, both from 0.
+        sums: of the losses and the seconds waited for data in this epoch so far.
+        rows: one entry an epoch, as in ``metrics.jsonl``.
+        best_ap, best_loss: on the validation split; None before the first one.
+        stale: validations since ``best_ap``.
+        seconds: of training before this moment, over all sessions.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0)
+    rows: tuple[Mapping[str, Any], ...] = field(default=())
+    best_ap: float | None = None
+    best_loss: float | None = None
+    stale: int = 0
+    seconds: float = 0.0
+
+
+def save_progress(
+    folder: Path,
+    progress: Progress,
+    identity: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Any],
+) -> None:
+    """Write the file atomically.
+
+    Args:
+        folder: of the run.
+        progress: where it stands.
+        identity: what must be the same when it goes on: model, data, options.
+        tensors, numbers: ``Trainer.state``.
+
+    Raises:
+        InputError: it cannot be written; the earlier one stays.
+    """
+    from safetensors.torch import save
+
+    # Not save_file, which hides a full disk behind an exception of its own. Tied tensors are stored twice.
+    stored = {name: tensor.detach().cpu().clone(memory_format=_contiguous()) for name, tensor in tensors.items()}
+    content = {
+        "progress": asdict(progress),
+        "identity": dict(identity),
+        "numbers": dict(numbers),
+        "tensors_sha256": tensors_sha256(stored),
+    }
+    with atomic_output(folder / FILE_NAME) as temporary:
+        temporary.write_bytes(save(stored, metadata={_METADATA_KEY: json.dumps(content)}))
+
+
+def load_progress(folder: Path) -> tuple[Progress, dict[str, Any], dict[str, torch.Tensor], dict[str, Any]] | None:
+    """What ``save_progress`` wrote as (progress, identity, tensors, numbers), or None where there is no file.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            content = json.loads((file.metadata() or {})[_METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        raw = content["progress"]
+        progress = Progress(**{**raw, "sums": tuple(raw["sums"]), "rows": tuple(raw["rows"])})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole file to resume from ({first_line(error)}); start again without --resume, from "
+            "last.safetensors with --checkpoint."
+        ) from error
+    if tensors_sha256(tensors) != content["tensors_sha256"]:
+        raise CheckpointError(
+            f"{path} is damaged: its tensors do not match the hash written with them; start again without --resume, from "
+            "last.safetensors with --checkpoint."
+        )
+    return progress, content["identity"], tensors, content["numbers"]
+
+
+def _contiguous() -> torch.memory_format:
+    import torch
+
+    return torch.contiguous_format

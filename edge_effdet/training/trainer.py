@@ -1,0 +1,315 @@
+"""One update of the weights: forward, effdet's loss, backward, clipping, AdamW, EMA; and all of that as state to resume from.
+
+The state is a function of the number of batches seen: learning rate, order, augmentation and drop-path masks follow from the
+seed and that position, so what is saved is weights, averages and moments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from effdet import DetBenchTrain
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from edge_effdet.artifacts import ModelSpec
+from edge_effdet.errors import CheckpointError, EdgeEffDetError, UsageError
+from edge_effdet.models.detector import Detector
+from edge_effdet.training.distributed import share_over_processes
+from edge_effdet.training.options import OptimizerOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from edge_effdet.training.loader import Batch
+
+logger = logging.getLogger("edge_effdet.train")
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Of one batch, over all processes: the whole, and its parts before the box part is weighted (effdet: by 50)."""
+
+    total: float
+    class_loss: float
+    box_loss: float
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array([self.total, self.class_loss, self.box_loss], dtype)
+
+
+class Trainer:
+    """A network in training, with its optimizer, schedule and average.
+
+    Args:
+        network: effdet's, with its starting weights; it is moved to the device and changed.
+        spec: of the network.
+        options: all of ``train``'s.
+        steps_per_epoch: batches a process sees in an epoch.
+        accelerator: gives device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        options: TrainOptions,
+        steps_per_epoch: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.options, self.accelerator, self.steps_per_epoch = options, accelerator, steps_per_epoch
+        self.image_size = spec.image_size
+        self.device: torch.device = accelerator.device
+        # Channels last is what oneDNN's and cuDNN's convolutions want; it is most of the speed on a CPU.
+        network = network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        # Before the copy: the average must not synchronise.
+        self.ema = ModelEmaV3(network, decay=options.optimizer.ema_decay, use_warmup=True)
+        self.network = share_over_processes(network, accelerator.process_index, accelerator.num_processes)
+        bench: Any = DetBenchTrain(self.network, create_labeler=True).to(self.device)
+        self.labeler, self.loss_fn = bench.anchor_labeler, bench.loss_fn
+        self.detector = Detector(self.ema.module, spec).to(self.device).eval()
+        # Fused is one pass over the weights; the same numbers as plain AdamW but for rounding.
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.network, options.optimizer), lr=options.schedule.learning_rate, fused=True
+        )
+        updates = math.ceil(steps_per_epoch / options.schedule.accumulate)
+        self.scheduler = CosineLRScheduler(
+            self.optimizer,
+            t_initial=max(2, options.schedule.epochs * updates),
+            warmup_t=round(options.schedule.warmup_epochs * updates),
+            warmup_lr_init=options.schedule.learning_rate / 100,
+            t_in_epochs=False,
+        )
+        self.updates = 0
+        self.forward: Callable[..., Any] | None = None
+        self.frozen = False
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest of the groups', now."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Freeze or unfreeze the backbone as the options say. Call it before the first step of each epoch and after ``restore``."""
+        freeze = self.options.optimizer.freeze_epochs
+        frozen = freeze < 0 or epoch < freeze
+        if self.forward is not None and frozen == self.frozen:
+            return
+        if self.frozen and not frozen:
+            logger.info("epoch %d: the backbone is trained from here on", epoch + 1)
+        self.frozen = frozen
+        self.network.train()
+        backbone: Any = self.network.backbone
+        backbone.requires_grad_(not frozen)
+        # Frozen means its statistics too.
+        backbone.train(not frozen)
+        # DistributedDataParallel counts the parameters that it will see gradients of when it is made.
+        module: Any = self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        self.forward = self.accelerator.prepare_model(module)
+        if self.options.run.compile:
+            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+
+    def step(self, batch: Batch, epoch: int, step: int) -> Losses:
+        """Train on one batch, the ``step``-th of the epoch, both from 0.
+
+        Raises:
+            EdgeEffDetError: the loss is not finite.
+            torch.OutOfMemoryError, RuntimeError: the batch does not fit.
+        """
+        accumulate, steps = self.options.schedule.accumulate, self.steps_per_epoch
+        position = epoch * steps + step
+        group_start = step - step % accumulate
+        group = min(accumulate, steps - group_start)
+        last_of_group = step + 1 == group_start + group
+        # Masks follow from the position alone, the same on every process; so a resumed run draws what the first one drew.
+        torch.manual_seed((self.options.schedule.seed * 1_000_003 + position) % 2**63)
+        self.scheduler.step_update(self.updates)
+        pixels = self.pixels_of(batch)
+        assert self.forward is not None, "call start_epoch first"
+        synced = contextlib.nullcontext() if last_of_group else self.accelerator.no_sync(self.forward)  # type: ignore[arg-type]
+        with synced:
+            class_levels, box_levels = self.forward(pixels)
+            loss, class_loss, box_loss = self._loss(class_levels, box_levels, batch)
+            losses = self._reduced(loss, class_loss, box_loss)
+            if not math.isfinite(losses.total):
+                raise EdgeEffDetError(
+                    f"The loss is not finite in epoch {epoch + 1}, so training stopped; try --learning-rate "
+                    f"{self.options.schedule.learning_rate / 4:g}."
+                )
+            self._backward(loss / group)
+        if last_of_group:
+            self._update()
+        return losses
+
+    def pixels_of(self, batch: Batch) -> torch.Tensor:
+        """The network's input: float32 [B, 3, H, W], normalised, channels last, on the device."""
+        images = batch.images.to(self.device, non_blocking=True)
+        return self.detector.normalise(images).contiguous(memory_format=torch.channels_last)
+
+    def _loss(self, class_levels: Any, box_levels: Any, batch: Batch) -> tuple[torch.Tensor, ...]:
+        class_targets, box_targets, positives = self.labeler.batch_label_anchors(
+            [boxes.to(self.device) for boxes in batch.boxes], [classes.to(self.device) for classes in batch.classes]
+        )
+        processes = self.accelerator.num_processes
+        if processes > 1:
+            # effdet divides by the positives of its batch plus 1. The mean of the processes' gradients is that of the
+            # whole batch if each divides by the whole batch's number over the processes.
+            whole: Any = self.accelerator.reduce(positives.sum(), "sum")
+            positives = (whole + 1) / processes - 1
+        return self.loss_fn(class_levels, box_levels, class_targets, box_targets, positives)
+
+    def _reduced(self, *losses: torch.Tensor) -> Losses:
+        together = torch.stack([loss.detach() for loss in losses])
+        if self.accelerator.num_processes > 1:
+            together = self.accelerator.reduce(together, "mean")
+        total, class_loss, box_loss = together.tolist()  # type: ignore[union-attr]
+        return Losses(total, class_loss, box_loss)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        scaler = self.accelerator.scaler
+        (scaler.scale(loss) if scaler is not None else loss).backward()
+
+    def _update(self) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.options.optimizer.clip_norm)
+        if scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network, step=self.updates)
+        self.updates += 1
+
+    def try_batch(self, images: int) -> None:
+        """Run forward and backward on a batch of so many empty images, to see whether it fits; weights stay."""
+        assert self.forward is not None, "call start_epoch first"
+        height, width = self.image_size
+        self.optimizer.zero_grad(set_to_none=True)
+        pixels = torch.zeros(images, 3, height, width, device=self.device).contiguous(memory_format=torch.channels_last)
+        class_levels, box_levels = self.forward(pixels)
+        sum(level.float().sum() for level in (*class_levels, *box_levels)).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def validation_losses(self, class_levels: Any, box_levels: Any, batch: Batch) -> np.ndarray:
+        """effdet's losses of head tensors that were computed elsewhere, float64 [3]; see ``Losses``."""
+        targets = self.labeler.batch_label_anchors(
+            [boxes.to(self.device) for boxes in batch.boxes], [classes.to(self.device) for classes in batch.classes]
+        )
+        return np.array([float(loss) for loss in self.loss_fn(class_levels, box_levels, *targets)])
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors by name, and what JSON holds."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.module.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        scaler = self.accelerator.scaler
+        return tensors, {"updates": self.updates, "scaler": scaler.state_dict() if scaler is not None else None}
+
+    def restore(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+        """Take over what ``state`` gave.
+
+        Raises:
+            CheckpointError: it is of another network.
+        """
+        parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "ema": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = tensor
+        try:
+            self.network.load_state_dict(parts["network"])
+            self.ema.module.load_state_dict(parts["ema"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                "The checkpoint to resume from is of another network; give the options that the run was started with."
+            ) from error
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.updates = int(numbers["updates"])
+        if self.accelerator.scaler is not None and numbers["scaler"]:
+            self.accelerator.scaler.load_state_dict(numbers["scaler"])
+
+
+def make_accelerator(options: TrainOptions) -> Accelerator:
+    """Device, precision and processes, from the options and what torchrun or accelerate put into the environment.
+
+    Raises:
+        UsageError: a device or precision that is not here.
+    """
+    run = options.run
+    cuda = torch.cuda.is_available()
+    if run.device == "cuda" and not cuda:
+        raise UsageError("--device cuda was asked for and torch sees no GPU; install its driver, or give --device cpu.")
+    on_cpu = run.device == "cpu" or not cuda
+    if on_cpu and run.precision == "fp16":
+        raise UsageError("--precision fp16 trains on a GPU only, and this run is on the CPU; give bf16 or fp32.")
+    # A program may train twice with another precision; the state of the processes stays.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(
+        cpu=on_cpu, mixed_precision="no" if run.precision == "fp32" else run.precision, dynamo_backend="no"
+    )
+
+
+def parameter_groups(network: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Groups for AdamW: no decay on biases, norms and fusion weights; ``layer_decay ** (stages above)`` on the learning rate.
+
+    The stem is the deepest, then the backbone's stages; BiFPN and heads have the full rate (ELECTRA, arXiv 2003.10555,
+    appendix A). ``lr_scale`` is what timm's schedulers multiply by.
+    """
+    depths = {name: backbone_depth(name) for name, _ in network.named_parameters()}
+    top = max(depths.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        decays = parameter.ndim > 1
+        depth = depths[name] if depths[name] >= 0 else top + 1
+        group = groups.setdefault(
+            (depth, decays),
+            {
+                "params": [],
+                "lr_scale": options.layer_decay ** (top + 1 - depth),
+                "weight_decay": options.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def backbone_depth(name: str) -> int:
+    """0 for the stem, 1 and on for the stages of the backbone, -1 for what stands above it."""
+    if not name.startswith("backbone."):
+        return -1
+    stage = re.match(r"backbone\.blocks\.(\d+)\.", name)
+    return int(stage.group(1)) + 1 if stage else 0
+
+
+def make_step(
+    spec: ModelSpec, options: TrainOptions
+) -> Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[torch.Tensor]], Losses]:
+    """One training step on given batches, for benchmarks: (images, boxes, classes) as ``Batch`` has them."""
+    from edge_effdet.training.loader import Batch
+    from edge_effdet.training.start import starting_network
+
+    trainer = Trainer(starting_network(spec, options.model), spec, options, 1000, make_accelerator(options))
+    trainer.start_epoch(0)
+
+    def step(images: torch.Tensor, boxes: Sequence[torch.Tensor], classes: Sequence[torch.Tensor]) -> Losses:
+        batch = Batch(images, list(boxes), list(classes), tuple(range(len(images))), ())
+        return trainer.step(batch, 0, trainer.updates % 1000)
+
+    return step

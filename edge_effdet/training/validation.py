@@ -1,0 +1,80 @@
+"""The averaged network on the validation split: losses and COCO metrics from one pass, shared among the processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from edge_effdet.artifacts import Detections, ModelSpec
+from edge_effdet.cli import progress
+from edge_effdet.data.dataset import Sample
+from edge_effdet.errors import DataError
+from edge_effdet.evaluate import SCORE_FLOOR
+from edge_effdet.metrics import CocoMetrics, coco_metrics
+from edge_effdet.postprocess import detections_from_outputs
+from edge_effdet.training.loader import validation_loader
+from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.trainer import Trainer
+
+logger = logging.getLogger("edge_effdet.train")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Losses as effdet's bench gives them (total, class, box), a mean over batches weighted by images; COCO metrics."""
+
+    losses: tuple[float, float, float]
+    metrics: CocoMetrics
+
+
+def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> Validation:
+    """Run the averaged network over ``samples``, without augmentation, and compare with their boxes.
+
+    Every process takes its share and gets the same result.
+
+    Raises:
+        DataError: none of the images can be decoded.
+    """
+    accelerator = trainer.accelerator
+    mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
+    loader = validation_loader(samples, mine, spec, options)
+    found: list[tuple[int, Detections]] = []
+    sums = np.zeros(4)
+    with torch.inference_mode():
+        for batch in progress(loader, len(loader), "validating"):
+            for message in batch.unreadable:
+                logger.warning("skipped an image: %s", message)
+            if not batch.indices:
+                continue
+            class_levels, box_levels = trainer.detector.network(trainer.pixels_of(batch))
+            losses = trainer.validation_losses(class_levels, box_levels, batch)
+            sums += np.array([*losses, 1.0]) * len(batch.indices)
+            outputs = [each.cpu().numpy() for each in trainer.detector.decode(class_levels, box_levels)]
+            found += [
+                (index, _detections(samples[index], spec, *(output[position] for output in outputs)))
+                for position, index in enumerate(batch.indices)
+            ]
+    everything: list[Any] = [(found, sums)]
+    if accelerator.num_processes > 1:
+        everything = gather_object(everything)
+    merged = sorted((pair for part, _ in everything for pair in part), key=lambda pair: pair[0])
+    totals = np.sum([part for _, part in everything], axis=0)
+    if not merged:
+        raise DataError("None of the validation images can be decoded; check the files.")
+    metrics = coco_metrics([samples[index] for index, _ in merged], [each for _, each in merged], spec)
+    total, class_loss, box_loss = (totals[:3] / totals[3]).tolist()
+    return Validation((total, class_loss, box_loss), metrics)
+
+
+def _detections(
+    sample: Sample, spec: ModelSpec, boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray
+) -> Detections:
+    return detections_from_outputs(
+        boxes, scores, class_ids, (sample.height, sample.width), spec.image_size, SCORE_FLOOR
+    )

@@ -1,0 +1,169 @@
+"""A run that is killed, divided, refused memory or disk: what it leaves, and that it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from edge_effdet import train
+from edge_effdet.data.synthetic import SceneOptions, write_scenes
+from edge_effdet.models.checkpoint import load_network, open_checkpoint
+
+OPTIONS = "--image-size 64 --epochs 3 --batch-size 4 --workers 0 --validate-every 3 --save-minutes 0 --device cpu"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root, {"train": 12, "val": 2}, seed=2, options=SceneOptions(image_size=(128, 128), max_side=100))
+    return root
+
+
+def command(scenes: Path, output: Path, extra: str = "") -> list[str]:
+    return f"-m edge_effdet.train --data {scenes} --output {output} {OPTIONS} {extra}".split()
+
+
+def losses_of(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in ("epoch", "loss", "class_loss", "box_loss")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole")
+    # One thread, so that sums have one order and losses can be compared to the last bit.
+    subprocess.run(
+        [sys.executable, *command(scenes, output)], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=600
+    )
+    return output
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(scenes: Path, whole: Path, tmp_path: Path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = tmp_path / "run"
+    kills = 0
+    seen: list[int] = []
+    for extra in ("", "--resume"):
+        with subprocess.Popen(
+            [sys.executable, *command(scenes, output, extra)], env=environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            file = output / "resume.safetensors"
+            first = file.stat().st_mtime_ns if file.exists() else 0
+            changes = 0
+            while process.poll() is None and changes < 3:
+                now = file.stat().st_mtime_ns if file.exists() else 0
+                changes, first = changes + (now != first), now
+                time.sleep(0.01)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            seen.append(changes)
+    assert kills == 2, seen
+    done = subprocess.run(
+        [sys.executable, *command(scenes, output, "--resume")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on at epoch" in done.stderr
+    assert losses_of(output) == losses_of(whole)
+    ours, theirs = load_file(output / "last.safetensors"), load_file(whole / "last.safetensors")
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    # Whatever was being written when the process died stands under a temporary name only.
+    load_network(open_checkpoint(output / "best.safetensors"))
+
+
+def test_a_finished_run_resumes_to_itself(scenes: Path, whole: Path, capsys: pytest.CaptureFixture[str]):
+    before = (whole / "best.safetensors").read_bytes()
+    assert train.main(command(scenes, whole, "--resume")[2:]) == 0
+    assert (whole / "best.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("--learning-rate 0.1", "--learning-rate 0.001 -> 0.1"),
+        ("--seed 3 --flip both", "--flip horizontal -> both"),
+        ("--model tf_efficientdet_lite1", "another model"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(
+    extra: str, said: str, scenes: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert train.main(command(scenes, whole, f"--resume {extra}")[2:]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(
+    scenes: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    content = bytearray((whole / "resume.safetensors").read_bytes())
+    content[-100] ^= 1
+    (tmp_path / "resume.safetensors").write_bytes(content)
+    assert train.main(command(scenes, tmp_path, "--resume")[2:]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_two_processes_train_as_one_does(scenes: Path, tmp_path: Path):
+    """The same global batch, so the same losses but for the order of sums.
+
+    The first step's loss is the same to rounding. AdamW's first updates are learning rate times the sign of the gradient,
+    so rounding moves weights whose gradient is near zero by the learning rate in one run and against it in the other: later
+    losses differ by parts in a thousand, and by no more than that.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    extra = "--epochs 1"
+    single = [sys.executable, *command(scenes, tmp_path / "one", extra)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    double = [*launcher, *command(scenes, tmp_path / "two", extra)]
+    outputs = {}
+    for name, words in (("one", single), ("two", double)):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        # Only the first process speaks.
+        assert len(done.stdout.strip().splitlines()) == 1, done.stdout
+        outputs[name] = losses_of(tmp_path / name)
+    for one, two in zip(outputs["one"], outputs["two"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=5e-3)
+
+
+def test_a_full_disk_ends_with_one_sentence_and_whole_files(scenes: Path, tmp_path: Path):
+    # A limit on the size of files is what a full disk looks like to a process: the checkpoint has 13 MB, the state 50.
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+
+    done = subprocess.run(
+        [sys.executable, *command(scenes, tmp_path / "run")],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: Writing") and "is the disk full?" in last
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert not (tmp_path / "run" / "resume.safetensors").exists()
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    # As if another program held the memory: what is free is measured, so a machine of any size comes here.
+    monkeypatch.setattr("edge_effdet.training.memory.free_memory", lambda: 60_000_000)
+    assert train.main(command(scenes, tmp_path / "run", "--batch-size 12")[2:]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "A batch of 12 at 64x64 does not fit into memory" in error and "--batch-size" in error
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -1,0 +1,97 @@
+"""Order and samples: the same for any number of processes and workers, and from wherever a run begins again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_effdet.data.dataset import Sample
+from edge_effdet.errors import DataError
+from edge_effdet.models.zoo import model_spec
+from edge_effdet.training.loader import EpochBatches, TrainingImages, training_loader, validation_loader
+from edge_effdet.training.options import ScheduleOptions, TrainOptions
+
+SPEC = model_spec("tf_efficientdet_lite0", ("disc", "bar"), image_size=(64, 64))
+
+
+@pytest.fixture
+def samples(tmp_path) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(6):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+        box = np.array([[5, 5, 30, 30]], np.float32)
+        made.append(Sample(str(number), path, 40, 60, box, np.array([number % 2]), np.array([False])))
+    return made
+
+
+def test_processes_share_each_batch():
+    whole = EpochBatches(22, 6, seed=1)
+    parts = [EpochBatches(22, 6, seed=1, rank=rank, processes=2) for rank in range(2)]
+    assert len(whole) == len(parts[0]) == 3
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert batch[0::2] == first and batch[1::2] == second
+
+
+def test_epochs_differ_and_an_epoch_can_be_entered_in_its_middle():
+    batches = EpochBatches(20, 4, seed=3)
+    first = list(batches)
+    batches.start_at(1, 0)
+    second = list(batches)
+    assert first != second and {epoch for batch in second for epoch, _ in batch} == {1}
+    assert sorted(index for batch in first for _, index in batch) == list(range(20))
+    batches.start_at(1, 3)
+    assert list(batches) == second[3:]
+
+
+def test_a_batch_is_never_larger_than_the_split():
+    assert [len(batch) for batch in EpochBatches(5, 8, seed=0)] == [5]
+    assert [len(batch) for batch in EpochBatches(5, 8, seed=0, rank=1, processes=2)] == [2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_depends_on_seed_epoch_and_index_only(samples, workers):
+    options = replace(TrainOptions(schedule=ScheduleOptions(batch_size=3)), workers=workers)
+    batches = EpochBatches(len(samples), 3, seed=0)
+    batches.start_at(4, 0)
+    images = TrainingImages(samples, SPEC, options)
+    seen = 0
+    for batch in training_loader(samples, batches, SPEC, options):
+        assert batch.images.shape == (3, 3, 64, 64) and not batch.unreadable
+        for position, index in enumerate(batch.indices):
+            _, labelled, _ = images[4, index]
+            np.testing.assert_array_equal(batch.images[position].numpy(), labelled[0].transpose(2, 0, 1))
+            np.testing.assert_array_equal(batch.boxes[position].numpy(), labelled[1][:, [1, 0, 3, 2]])
+            assert batch.classes[position].tolist() == (labelled[2] + 1).tolist()
+            seen += 1
+    assert seen == 6
+
+
+def test_another_image_stands_in_for_a_broken_one(samples):
+    samples[2].path.write_bytes(b"no picture")
+    samples[3].path.unlink()
+    images = TrainingImages(samples, SPEC, TrainOptions())
+    index, labelled, unreadable = images[0, 2]
+    assert index == 2 and labelled is not None and len(unreadable) >= 2
+    assert str(samples[2].path) in unreadable[0] and str(samples[3].path) in unreadable[1]
+
+
+def test_no_readable_image_at_all_is_an_error(samples):
+    for sample in samples:
+        sample.path.write_bytes(b"")
+    with pytest.raises(DataError, match="None of the training images"):
+        TrainingImages(samples, SPEC, TrainOptions())[0, 0]
+
+
+def test_validation_leaves_a_broken_image_out_and_does_not_augment(samples):
+    samples[1].path.write_bytes(b"no picture")
+    options = replace(TrainOptions(schedule=ScheduleOptions(batch_size=4)), workers=0)
+    batches = list(validation_loader(samples, range(6), SPEC, options))
+    assert [batch.indices for batch in batches] == [(0, 2, 3), (4, 5)]
+    assert len(batches[0].unreadable) == 1
+    scale = 64 / 60
+    np.testing.assert_allclose(batches[0].boxes[0].numpy(), np.array([[5, 5, 30, 30]]) * scale, rtol=1e-5)

@@ -1,0 +1,67 @@
+"""Batches that do not fit: recognised from the real allocator's words, foreseen, and answered with one that fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edge_effdet.errors import UsageError
+from edge_effdet.models.zoo import create_network, model_spec
+from edge_effdet.training import memory
+from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.trainer import Trainer, make_accelerator
+
+SPEC = model_spec("tf_efficientdet_lite0", ("disc",), image_size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def trainer() -> Trainer:
+    options = TrainOptions()
+    return Trainer(create_network(SPEC), SPEC, options, 10, make_accelerator(options))
+
+
+def test_knows_the_allocators_error():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert memory.is_out_of_memory(caught.value)
+    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not memory.is_out_of_memory(RuntimeError("sizes do not match"))
+
+
+def test_a_batch_larger_than_the_machine_is_refused_and_a_smaller_one_named(trainer: Trainer):
+    before = {name: tensor.clone() for name, tensor in trainer.ema.module.state_dict().items()}
+    with pytest.raises(UsageError, match=r"does not fit into memory .*give --batch-size (\d+) --accumulate") as caught:
+        memory.require_memory(trainer, 10_000_000, SPEC.image_size)
+    fits = int(str(caught.value).split("--batch-size ")[1].split()[0])
+    memory.require_memory(trainer, max(1, fits // 2), SPEC.image_size)
+    after = trainer.ema.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not trainer.ema.module.training
+
+
+def test_halves_until_it_fits():
+    tried = []
+
+    def attempt(images: int) -> None:
+        tried.append(images)
+        if images > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    error = memory.explain_out_of_memory(attempt, 20, (512, 512), torch.OutOfMemoryError())
+    assert tried == [10, 5, 2]
+    assert "2 does: give --batch-size 2 --accumulate 10" in str(error)
+
+
+def test_says_so_when_nothing_fits():
+    def attempt(images: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    error = memory.explain_out_of_memory(attempt, 4, (1024, 1024), torch.OutOfMemoryError())
+    assert "smaller --image-size or model" in str(error)
+
+
+def test_a_batch_can_be_tried_without_moving_the_weights(trainer: Trainer):
+    trainer.start_epoch(0)
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    trainer.try_batch(2)
+    assert all(torch.equal(one, two) for one, two in zip(before, trainer.network.parameters(), strict=True))
