@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from edge_effdet.artifacts import ModelSpec
@@ -30,11 +31,16 @@ CALIBRATION_IMAGES = 32
 """The ranges only have to start near the right place: training moves the weights to them."""
 
 _QUANTIZER = "_quantizer"
+_SAME = "timm.Conv2dSame"
 _CONFIG = {
     "quant_cfg": [
         {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
-        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": None}},
+        # Convolutions only: ModelOpt would round the inputs of batch norms and pools too, which no engine does.
+        *(
+            {"quantizer_name": f"*{kind}_quantizer", "parent_class": parent, "cfg": {"num_bits": 8, "axis": axis}}
+            for kind, axis in (("weight", 0), ("input", None))
+            for parent in ("nn.Conv2d", _SAME)
+        ),
         # The final convolutions stay high, as ``quantize`` keeps them.
         {"quantizer_name": "*predict*", "enable": False},
     ],
@@ -60,8 +66,12 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             import modelopt.torch.quantization as mtq
+            from modelopt.torch.quantization.nn import QuantLinearConvBase, QuantModuleRegistry
     except ModuleNotFoundError as error:
         raise MissingDependency("nvidia-modelopt", "export", "to train with fake quantizers") from error
+    if Conv2dSame not in QuantModuleRegistry:
+        # timm's convolution with TensorFlow's padding, which ModelOpt does not know: all with a stride of 2.
+        QuantModuleRegistry.register({Conv2dSame: _SAME})(QuantLinearConvBase)
     order = np.random.default_rng(seed).permutation(len(samples))[:CALIBRATION_IMAGES]
     canvases = [
         letterbox(image, spec.image_size, spec.preprocess)[0]
