@@ -236,9 +236,13 @@ class Trainer:
             raise CheckpointError(
                 "The checkpoint to resume from is of another network; give the options that the run was started with."
             ) from error
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             index, key = name.split(".")
+            if tensor.ndim:
+                # The fused update walks through memory, so moments must lie as their weights do.
+                tensor = torch.empty_like(parameters[int(index)], dtype=tensor.dtype).copy_(tensor)
             moments.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.updates = int(numbers["updates"])
