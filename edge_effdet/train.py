@@ -18,8 +18,9 @@ from typing import Any
 
 from edge_effdet.artifacts import AnchorSpec, Checkpoint, ModelSpec, require_writable
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
-from edge_effdet.data.dataset import Dataset, Sample, match_classes, read_dataset, readable_images, samples_sha256
-from edge_effdet.errors import DataError, MissingDependency, UsageError
+from edge_effdet.data.dataset import Dataset, Sample, match_classes, read_dataset, samples_sha256
+from edge_effdet.errors import CheckpointError, DataError, MissingDependency, UsageError
+from edge_effdet.images import read_image
 from edge_effdet.training.options import (
     AffineOptions,
     AugmentOptions,
@@ -104,8 +105,16 @@ def _check_samples(train: Sequence[Sample], val: Sequence[Sample]) -> None:
             "--val-split."
         )
     # Found out here, because an error inside a worker process arrives as a traceback.
-    if next(readable_images(train), None) is None:
+    if not any(_can_be_decoded(sample) for sample in train):
         raise DataError("None of the training images can be decoded; check the files.")
+
+
+def _can_be_decoded(sample: Sample) -> bool:
+    try:
+        read_image(sample.path)
+    except DataError:
+        return False
+    return True
 
 
 def _warn_of_empty_classes(train: Sequence[Sample], spec: ModelSpec) -> None:
@@ -182,7 +191,8 @@ def _run(arguments: argparse.Namespace) -> Result | None:
     provenance = {
         "command": "python -m edge_effdet.train " + " ".join(sys.argv[1:]),
         "data_sha256": samples_sha256(train),
-        "splits": {"train": train_name, "val": val_name, "fold": data.fold},
+        "splits": {"train": train_name, "val": val_name},
+        "fold": data.fold,
         **options.record(),
         "started_from": describe_start(spec.name, options.model),
     }
@@ -205,8 +215,16 @@ def _spec_for(dataset: Dataset, options: ModelOptions) -> ModelSpec:
     """The checkpoint's own spec where there is one, so that nothing has to be said twice; else from the data's classes."""
     from edge_effdet.models.checkpoint import open_checkpoint
     from edge_effdet.models.zoo import model_spec
+    from edge_effdet.training.start import is_effdet_file
 
-    if options.checkpoint is None:
+    if options.checkpoint is not None and is_effdet_file(options.checkpoint):
+        if options.model is None:
+            raise UsageError(f"{options.checkpoint} does not say which model it is; give --model NAME too.")
+        if not options.checkpoint.is_file():
+            raise CheckpointError(
+                f"There is no checkpoint at {options.checkpoint}; check the path given to --checkpoint."
+            )
+    if options.checkpoint is None or is_effdet_file(options.checkpoint):
         spec = model_spec(
             options.model or DEFAULT_MODEL,
             dataset.class_names,

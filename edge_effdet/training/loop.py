@@ -108,7 +108,9 @@ class Run:
             tensorboard.close()
         self.trainer.accelerator.wait_for_everyone()
         if self.told:
-            logger.warning("%d images could not be decoded; others stood in for them", len(self.told))
+            logger.warning(
+                "%d image%s could not be decoded; others stood in", len(self.told), "s"[: len(self.told) > 1]
+            )
         return open_checkpoint(self.output / "best.safetensors")
 
     def _train_epoch(self, loader: Any) -> dict[str, Any]:

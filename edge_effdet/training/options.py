@@ -29,7 +29,7 @@ class ModelOptions:
         None, help="the architecture, a name of effdet (default: tf_efficientdet_lite0, or the checkpoint's)"
     )
     image_size: Size | None = option(None, help="N or HxW, multiples of 32 (default: the model's own)")
-    checkpoint: Path | None = option(None, help="start from this .safetensors instead of a backbone")
+    checkpoint: Path | None = option(None, help="start from this .safetensors, or effdet's .pth with --model")
     backbone: str = option("auto", help="weights to start from", choices=("auto", "imagenet", "coco", "random"))
     fusion: str | None = option(
         None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,9 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
     import numpy as np
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        # ModelOpt says on import what else it could be used for.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             import modelopt.torch.quantization as mtq
             from modelopt.torch.quantization.nn import QuantLinearConvBase, QuantModuleRegistry
     except ModuleNotFoundError as error:
@@ -87,7 +90,8 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
                 module(detector.normalise(torch.from_numpy(images_to_batch([canvas]))))
 
     network.eval()
-    with contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         quantized: nn.Module = mtq.quantize(network, _CONFIG, look)
     ranges = quantizer_ranges(quantized)
     logger.info("INT8 fake quantizers before %d convolutions, ranges from %d images", len(ranges), len(canvases))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import ModelSpec
-from edge_effdet.errors import UsageError
+from edge_effdet.artifacts import ModelSpec, file_sha256
+from edge_effdet.errors import CheckpointError, UsageError
 from edge_effdet.training.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
     from edge_effdet.models.checkpoint import load_network, open_checkpoint
     from edge_effdet.models.zoo import create_network, effdet_config, model_spec
 
+    if options.checkpoint is not None and is_effdet_file(options.checkpoint):
+        return _network_of_pth(options.checkpoint, spec)
     if options.checkpoint is not None:
         start = open_checkpoint(options.checkpoint)
         if (start.spec.name, start.spec.class_names, start.spec.fusion) != (spec.name, spec.class_names, spec.fusion):
@@ -38,9 +41,7 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
     source = options.backbone if options.backbone != "auto" else pretrained.backbone_source(spec.name)
     if source == "coco":
         coco = model_spec(spec.name, image_size=spec.image_size, fusion=spec.fusion)
-        network: Any = pretrained.load_coco_detector(coco)
-        network.reset_head(num_classes=spec.num_classes)
-        return network
+        return _with_own_head(pretrained.load_coco_detector(coco), spec)
     network = create_network(spec)
     if source == "imagenet":
         pretrained.load_imagenet_backbone(network, effdet_config(spec.name).backbone_name)
@@ -49,11 +50,45 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
     return network
 
 
+def is_effdet_file(path: Path) -> bool:
+    """Whether a file is effdet's own, by its name: it says neither its model nor its classes."""
+    return path.suffix in (".pth", ".pt")
+
+
+def _network_of_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
+    """effdet's file, which has either the classes of the data or COCO's."""
+    from edge_effdet.models.checkpoint import load_effdet_pth
+    from edge_effdet.models.zoo import model_spec
+
+    try:
+        return load_effdet_pth(path, spec)
+    except CheckpointError:
+        coco = model_spec(spec.name, image_size=spec.image_size, fusion=spec.fusion)
+        return _with_own_head(load_effdet_pth(path, coco), spec)
+
+
+def _with_own_head(source: torch.nn.Module, spec: ModelSpec) -> torch.nn.Module:
+    """The network of ``spec`` with the weights of a COCO detector, but for the final class layer and what does not fit."""
+    from edge_effdet.models.zoo import create_network
+
+    network = create_network(spec)
+    own = network.state_dict()
+    kept = {
+        name: tensor
+        for name, tensor in source.state_dict().items()
+        if not name.startswith("class_net.predict.") and own[name].shape == tensor.shape
+    }
+    network.load_state_dict({**own, **kept})
+    return network
+
+
 def describe_start(name: str, options: ModelOptions) -> dict[str, Any]:
     """For the provenance: the checkpoint with its own provenance, or the kind of backbone."""
     from edge_effdet.models import pretrained
     from edge_effdet.models.checkpoint import open_checkpoint
 
+    if options.checkpoint is not None and is_effdet_file(options.checkpoint):
+        return {"checkpoint_sha256": file_sha256(options.checkpoint)}
     if options.checkpoint is not None:
         start = open_checkpoint(options.checkpoint)
         return {"checkpoint_sha256": start.sha256, "provenance": dict(start.provenance)}

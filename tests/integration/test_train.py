@@ -113,6 +113,35 @@ def test_takes_suggested_anchors(scenes: Path, tmp_path: Path):
     assert evaluate.main(["--checkpoint", str(best.path), "--data", str(scenes), "--split", "val"]) == 0
 
 
+def test_starts_from_effdets_own_file_and_refuses_code_in_it(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    import pathlib
+    import pickle
+
+    import torch
+
+    from edge_effdet.models.zoo import create_network, model_spec
+
+    torch.manual_seed(0)
+    coco = create_network(model_spec("tf_efficientdet_lite0", image_size=(64, 64)))
+    torch.save(coco.state_dict(), tmp_path / "coco.pth")
+    start = f"--checkpoint {tmp_path / 'coco.pth'} --epochs 1"
+    assert run(scenes, tmp_path / "out", f"{start} --model tf_efficientdet_lite0") == 0
+    assert open_checkpoint(tmp_path / "out" / "best.safetensors").spec.num_classes == 6
+    assert run(scenes, tmp_path / "other", start) == 2
+    assert "give --model NAME" in capsys.readouterr().err
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return pathlib.Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
+    assert run(scenes, tmp_path / "other", f"--checkpoint {tmp_path / 'evil.pth'} --model tf_efficientdet_lite0") == 2
+    assert "not opened for safety" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists() and not list((tmp_path / "other").glob("*.safetensors"))
+
+
 def test_stops_early(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     # A rate at which nothing is learned.
     assert run(scenes, tmp_path, "--epochs 6 --learning-rate 1e-12 --patience 2 --backbone random") == 0

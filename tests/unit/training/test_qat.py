@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from edge_effdet.data.dataset import read_dataset
 from edge_effdet.models.checkpoint import load_weights
 from edge_effdet.models.zoo import create_network, model_spec
 from edge_effdet.training.qat import insert_fake_quantizers, quantizer_ranges, without_quantizers
-
-pytestmark = pytest.mark.filterwarnings("ignore:Cannot find transformers")
 
 
 def test_rounds_where_it_should_and_comes_off(tiny_voc: Path):
