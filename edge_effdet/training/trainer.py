@@ -157,9 +157,7 @@ class Trainer:
         return self.detector.normalise(images).contiguous(memory_format=torch.channels_last)
 
     def _loss(self, class_levels: Any, box_levels: Any, batch: Batch) -> tuple[torch.Tensor, ...]:
-        class_targets, box_targets, positives = self.labeler.batch_label_anchors(
-            [boxes.to(self.device) for boxes in batch.boxes], [classes.to(self.device) for classes in batch.classes]
-        )
+        class_targets, box_targets, positives = self._label_anchors(batch)
         processes = self.accelerator.num_processes
         if processes > 1:
             # effdet divides by the positives of its batch plus 1. The mean of the processes' gradients is that of the
@@ -205,10 +203,12 @@ class Trainer:
 
     def validation_losses(self, class_levels: Any, box_levels: Any, batch: Batch) -> np.ndarray:
         """effdet's losses of head tensors that were computed elsewhere, float64 [3]; see ``Losses``."""
-        targets = self.labeler.batch_label_anchors(
+        return np.array([float(loss) for loss in self.loss_fn(class_levels, box_levels, *self._label_anchors(batch))])
+
+    def _label_anchors(self, batch: Batch) -> Any:
+        return self.labeler.batch_label_anchors(
             [boxes.to(self.device) for boxes in batch.boxes], [classes.to(self.device) for classes in batch.classes]
         )
-        return np.array([float(loss) for loss in self.loss_fn(class_levels, box_levels, *targets)])
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors by name, and what JSON holds."""
