@@ -311,7 +311,8 @@ def require_writable(folder: Path) -> None:
     probe = Path(folder) / ".writable"
     with atomic_output(probe):
         pass
-    probe.unlink()
+    # Several processes may look at once.
+    probe.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

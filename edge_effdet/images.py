@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from edge_effdet.artifacts import Size
 from edge_effdet.dicom import DICOM_SUFFIXES, dicom_size, read_dicom
@@ -15,6 +15,16 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture of each EXIF orientation upright."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -32,16 +42,16 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith("I;16"):
                 # Pillow's own conversion clips 16-bit grey to 255.
-                upright = ImageOps.exif_transpose(image)
+                upright = _upright(image)
                 grey = (np.asarray(upright, np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright.convert("RGB"))
+            return np.asarray(_upright(image).convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
     except UnidentifiedImageError as error:
         raise _no_image(path) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # A damaged file makes Pillow raise nearly anything.
+    except Exception as error:
         raise DataError(f"{path} cannot be decoded ({error}); remove it or copy it again.") from error
 
 
@@ -63,9 +73,16 @@ def image_size(path: Path) -> Size:
         raise DataError(f"There is no image at {path}; check the path.") from error
     except UnidentifiedImageError as error:
         raise _no_image(path) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise DataError(f"{path} is not an image ({error}); remove it or copy it again.") from error
     return (width, height) if sideways else (height, width)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF anew, and fails where a camera gave some tag another type.
+    image.load()
+    turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _no_image(path: Path) -> DataError:

@@ -90,6 +90,8 @@ def train_detector(
     run = Run(trainer, train, val, batches, spec, options, output, provenance)
     if options.run.resume:
         run.restore()
+    else:
+        run.require_unused()
     if accelerator.is_main_process:
         require_writable(output)
         draw_samples(output / "samples.png", train, spec, options)
@@ -104,9 +106,10 @@ def _check_samples(train: Sequence[Sample], val: Sequence[Sample]) -> None:
             "No image of the validation split has a labelled box, so no epoch can be called the best; choose another with "
             "--val-split."
         )
-    # Found out here, because an error inside a worker process arrives as a traceback.
-    if not any(_can_be_decoded(sample) for sample in train):
-        raise DataError("None of the training images can be decoded; check the files.")
+    # Found out here, because an error inside a worker process arrives as a traceback, and one in validation after an epoch.
+    for split, samples in (("training", train), ("validation", val)):
+        if samples and not any((~sample.ignore).any() and _can_be_decoded(sample) for sample in samples):
+            raise DataError(f"None of the {split} images with a box can be decoded; check the files.")
 
 
 def _can_be_decoded(sample: Sample) -> bool:

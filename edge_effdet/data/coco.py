@@ -50,7 +50,7 @@ def read(path: Path) -> Dataset:
         for category in content["categories"]:
             try:
                 number, name = int(category["id"]), str(category["name"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise DataError(
                     f"{file} has a category without a number or a name ({category}); export it again."
                 ) from error
@@ -154,11 +154,11 @@ def _read_row(annotation: dict[str, Any], index: dict[int, int]) -> tuple[Any, .
     """An annotation as (xyxy box, class id, crowd), or the kind of its problem and what is wrong."""
     try:
         x, y, width, height = (float(value) for value in annotation["bbox"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "bad_row", f"skipped an annotation whose bbox is not four numbers ({annotation.get('bbox')})"
     try:
         category = int(annotation["category_id"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "bad_row", f"skipped an annotation whose category_id is no number ({annotation.get('category_id')!r})"
     if category not in index:
         return "unknown_class", f"skipped an annotation of category {category}, which is not in the list of categories"

@@ -57,8 +57,10 @@ class _SyncedForward:
     def __init__(self, module: nn.BatchNorm2d) -> None:
         self.module = module
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, given: torch.Tensor) -> torch.Tensor:
         module: Any = self.module
+        # Statistics are FP32 whatever the convolutions give, as in torch's own batch norm.
+        x = given.float()
         if module.training:
             processes = distributed.get_world_size()
             mean = all_reduce(x.mean((0, 2, 3))) / processes
@@ -73,5 +75,6 @@ class _SyncedForward:
             mean, variance = module.running_mean, module.running_var
         scale = module.weight * torch.rsqrt(variance + module.eps)
         y = x * scale.reshape(1, -1, 1, 1) + (module.bias - mean * scale).reshape(1, -1, 1, 1)
+        y = y.to(given.dtype)
         # timm's BatchNormAct2d carries its activation.
         return module.act(module.drop(y)) if hasattr(module, "act") else y

@@ -79,13 +79,18 @@ def training_loader(samples: Sequence[Sample], batches: EpochBatches, spec: Mode
     )
 
 
-def validation_loader(samples: Sequence[Sample], indices: Sequence[int], spec: ModelSpec, options: TrainOptions) -> Any:
-    """A DataLoader of letterboxed ``Batch``es of the samples at ``indices``; one that cannot be decoded is left out."""
+def validation_loader(
+    samples: Sequence[Sample], indices: Sequence[int], spec: ModelSpec, options: TrainOptions, processes: int = 1
+) -> Any:
+    """A DataLoader of letterboxed ``Batch``es of the samples at ``indices``; one that cannot be decoded is left out.
+
+    A batch is as large as one of training is in each of ``processes``.
+    """
     from torch.utils.data import DataLoader
 
     return DataLoader(
         cast(Any, _ValidationImages(samples, spec)),
-        batch_size=options.schedule.batch_size,
+        batch_size=max(1, options.schedule.batch_size // processes),
         sampler=list(indices),
         collate_fn=_collate,
         num_workers=options.workers,

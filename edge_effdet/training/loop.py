@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -11,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list, gather_object
 
 from edge_effdet.artifacts import Checkpoint, ModelSpec
 from edge_effdet.data.dataset import Sample
-from edge_effdet.errors import UsageError
+from edge_effdet.errors import CheckpointError, UsageError
 from edge_effdet.models.checkpoint import open_checkpoint, save_checkpoint
 from edge_effdet.training.loader import Batch, EpochBatches, training_loader
 from edge_effdet.training.memory import explain_out_of_memory, is_out_of_memory
 from edge_effdet.training.options import TrainOptions, differing_options
 from edge_effdet.training.qat import quantizer_ranges, without_quantizers
 from edge_effdet.training.report import TensorBoardLog, draw_curves, write_metrics
-from edge_effdet.training.resume import Progress, load_progress, save_progress
+from edge_effdet.training.resume import FILE_NAME, Progress, load_progress, save_progress
 from edge_effdet.training.trainer import Losses, Trainer
 from edge_effdet.training.validation import Validation, validate
 
@@ -74,6 +76,7 @@ class Run:
             UsageError: it is of a run with other options or data; names them.
         """
         loaded = load_progress(self.output)
+        self._require_one_state(loaded[0] if loaded else None)
         if loaded is None:
             logger.warning("%s holds no checkpoint to resume from yet: starting from the beginning", self.output)
             return
@@ -92,7 +95,34 @@ class Run:
                 )
         self.trainer.restore(tensors, numbers)
         self.progress = progress
-        logger.info("going on at epoch %d, step %d", progress.epoch + 1, progress.step + 1)
+        if progress.epoch < self.options.schedule.epochs:
+            logger.info("going on at epoch %d, step %d", progress.epoch + 1, progress.step + 1)
+        else:
+            logger.info("the run in %s is finished", self.output)
+
+    def _require_one_state(self, progress: Progress | None) -> None:
+        """A machine that does not see the folder of the others would start anew beside them."""
+        if self.trainer.accelerator.num_processes == 1:
+            return
+        position: Any = (progress.epoch, progress.step) if progress else None
+        if len(set(gather_object([position]))) > 1:
+            raise UsageError(
+                f"Some processes find another state in {self.output} than others; give an --output that all machines share."
+            )
+
+    def require_unused(self) -> None:
+        """Raises UsageError where the folder holds an unfinished run, which a new one would overwrite."""
+        with contextlib.suppress(CheckpointError):
+            loaded = load_progress(self.output)
+            if loaded is None or not (loaded[0].epoch or loaded[0].step):
+                return
+            done, epochs = loaded[0].epoch, loaded[1]["options"]["schedule"]["epochs"]
+            if done < epochs:
+                raise UsageError(
+                    f"{self.output} holds a run that stopped after {done} of {epochs} epochs, which this one would overwrite; "
+                    f"give --resume to go on with it, another --output, or delete its {FILE_NAME}."
+                )
+            logger.warning("the finished run in %s is overwritten", self.output)
 
     def run(self) -> Checkpoint:
         """Train the epochs that are left and return the best checkpoint."""
@@ -111,7 +141,11 @@ class Run:
             logger.warning(
                 "%d image%s could not be decoded; others stood in", len(self.told), "s"[: len(self.told) > 1]
             )
-        return open_checkpoint(self.output / "best.safetensors")
+        # The other machines may have no such file.
+        best: list[Any] = [open_checkpoint(self.output / "best.safetensors") if self.main else None]
+        if self.trainer.accelerator.num_processes > 1:
+            best = broadcast_object_list(best)
+        return best[0]
 
     def _train_epoch(self, loader: Any) -> dict[str, Any]:
         epoch, first = self.progress.epoch, self.progress.step
@@ -167,8 +201,12 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failure = error
-        raise explain_out_of_memory(self.trainer.try_batch, len(batch.indices), self.spec.image_size, failure)
+            # The traceback holds the frames, and these the tensors of the batch that does not fit.
+            failure = error.with_traceback(None)
+        processes = self.trainer.accelerator.num_processes
+        raise explain_out_of_memory(
+            self.trainer.try_batch, len(batch.indices), self.spec.image_size, failure, processes
+        )
 
     def _show(self, losses: Losses, epoch: int, step: int, first: int, began: float) -> None:
         done = step + 1 - first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def require_memory(trainer: Trainer, images: int, size: tuple[int, int]) -> None:
     """On a CPU: refuse a batch whose activations are more than what is free, before the system ends the run.
 
+    Processes on one machine are taken to share what is free.
+
     Args:
         trainer: ready to step; it is not changed.
         images: of a batch of one process.
@@ -41,19 +44,30 @@ def require_memory(trainer: Trainer, images: int, size: tuple[int, int]) -> None
     free = free_memory()
     if trainer.device.type != "cpu" or free is None:
         return
+    # Set by torchrun and accelerate.
+    free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     per_image = OVERHEAD * _saved_bytes(trainer, size) / _PROBE_IMAGES
     if images * per_image <= free:
         return
-    raise _too_large(
-        images, size, int(free // per_image), f"about {images * per_image / 1e9:.1f} of {free / 1e9:.1f} GB"
-    )
+    why = f"about {images * per_image / 1e9:.1f} of {free / 1e9:.1f} GB"
+    raise _too_large(images, size, int(free // per_image), why, trainer.accelerator.num_processes)
 
 
 def explain_out_of_memory(
-    attempt: Callable[[int], None], images: int, size: tuple[int, int], error: BaseException
+    attempt: Callable[[int], None], images: int, size: tuple[int, int], error: BaseException, processes: int = 1
 ) -> UsageError:
-    """Halve a batch that failed until ``attempt(images)`` passes, and say so."""
+    """Halve a batch that failed until ``attempt(images)`` passes, and say so.
+
+    Args:
+        attempt: runs forward and backward on so many images.
+        images: of the batch of one process.
+        size: of the network's input.
+        error: what was raised.
+        processes: with several there is no attempt, because its gradients would wait for the others for ever.
+    """
     fits = images // 2
+    if processes > 1:
+        return _too_large(images, size, fits, type(error).__name__, processes, tried=False)
     while fits > 0:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -64,12 +78,17 @@ def explain_out_of_memory(
     return _too_large(images, size, fits, type(error).__name__)
 
 
-def _too_large(images: int, size: tuple[int, int], fits: int, why: str) -> UsageError:
-    said = f"A batch of {images} at {size[0]}x{size[1]} does not fit into memory ({why})"
+def _too_large(
+    images: int, size: tuple[int, int], fits: int, why: str, processes: int = 1, tried: bool = True
+) -> UsageError:
+    """``images`` and ``fits`` are those of one process, and ``--batch-size`` counts those of all."""
+    shared = f" in each of {processes} processes" if processes > 1 else ""
+    said = f"A batch of {images}{shared} at {size[0]}x{size[1]} does not fit into memory ({why})"
     if fits < 1:
         return UsageError(f"{said}, and one image does not either; give a smaller --image-size or model.")
     accumulate = -(-images // fits)
-    return UsageError(f"{said}; {fits} does: give --batch-size {fits} --accumulate {accumulate}.")
+    does = "does" if tried else "may"
+    return UsageError(f"{said}; {fits} {does}: give --batch-size {fits * processes} --accumulate {accumulate}.")
 
 
 def free_memory() -> int | None:
@@ -79,9 +98,17 @@ def free_memory() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
         found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
     with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        found.append(_free_in_group(Path("/sys/fs/cgroup")))
     return min(found) if found else None
+
+
+def _free_in_group(group: Path) -> int:
+    """Raises OSError or ValueError where the group has no limit."""
+    limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    # Files that were read count as used, and the kernel drops them when memory is wanted: a data set would fill the group.
+    lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+    cached = sum(int(words[1]) for words in lines if words[0] in ("inactive_file", "active_file"))
+    return limit - max(0, used - cached)
 
 
 def _saved_bytes(trainer: Trainer, size: tuple[int, int]) -> int:

@@ -146,7 +146,7 @@ def check_options(options: TrainOptions, spec: ModelSpec, images: int, processes
         ("--validate-every", options.run.validate_every, 1),
         ("--save-minutes", options.run.save_minutes, 0),
     ):
-        if not value >= least:
+        if not least <= value < float("inf"):
             raise UsageError(f"{flag} {value} makes no sense; give at least {least}.")
     for flag, value in (("--learning-rate", schedule.learning_rate), ("--clip-norm", optimizer.clip_norm)):
         if not 0 < value < float("inf"):
@@ -168,7 +168,7 @@ def check_options(options: TrainOptions, spec: ModelSpec, images: int, processes
         raise UsageError(f"--ema-decay {optimizer.ema_decay:g} is not from 0 to below 1; 0.998 is usual.")
     if not 0 < optimizer.layer_decay <= 1:
         raise UsageError(f"--layer-decay {optimizer.layer_decay:g} is not above 0 and at most 1; 0.8 is usual.")
-    if not 0 < augment.scale_min <= augment.scale_max:
+    if not 0 < augment.scale_min <= augment.scale_max < float("inf"):
         raise UsageError(
             f"--scale-min {augment.scale_min:g} and --scale-max {augment.scale_max:g} are not ascending numbers above 0."
         )

@@ -32,7 +32,11 @@ class TensorBoardLog:
     def __init__(self, folder: Path, first_epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+        self._writer: Any = None
+        try:
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+        except OSError as error:
+            self._give_up(error)
 
     def add(self, row: Mapping[str, Any]) -> None:
         if self._writer is None:
@@ -43,12 +47,19 @@ class TensorBoardLog:
                     self._writer.add_scalar(_TAGS.get(name, name), value, row["epoch"])
             self._writer.flush()
         except OSError as error:
-            logger.warning("TensorBoard's log could not be written (%s) and ends here", error)
-            self._writer = None
+            self._give_up(error)
 
     def close(self) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        logger.warning("TensorBoard's log could not be written (%s) and ends here", error)
+        self._writer = None
 
 
 _TAGS = {

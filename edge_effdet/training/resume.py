@@ -62,11 +62,18 @@ def save_progress(
 
     Raises:
         InputError: it cannot be written; the earlier one stays.
+        CheckpointError: there is a weight that is not finite, so that nothing could go on from it; the earlier one stays.
     """
+    import torch
     from safetensors.torch import save
 
     # Not save_file, which hides a full disk behind an exception of its own. Tied tensors are stored twice.
     stored = {name: tensor.detach().cpu().clone(memory_format=_contiguous()) for name, tensor in tensors.items()}
+    if not all(torch.isfinite(tensor).all() for tensor in stored.values()):
+        raise CheckpointError(
+            f"The weights are not finite in epoch {progress.epoch + 1}, so training stopped and {FILE_NAME} stays as it was; "
+            "start anew with a lower --learning-rate."
+        )
     content = {
         "progress": asdict(progress),
         "identity": dict(identity),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,8 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
                 f"{start.spec.fusion}, and this run trains a {spec.name} of {spec.num_classes} with {spec.fusion}; leave "
                 "--model and --fusion out and give data with the same classes."
             )
-        return load_network(start)
+        # For this run's size: effdet lays out pyramid and anchors for the size that a network was built for.
+        return load_network(replace(start, spec=spec))
     source = options.backbone if options.backbone != "auto" else pretrained.backbone_source(spec.name)
     if source == "coco":
         coco = model_spec(spec.name, image_size=spec.image_size, fusion=spec.fusion)

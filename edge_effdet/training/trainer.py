@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("edge_effdet.train")
 
 
+AVERAGED_SHARE, STATISTICS_SHARE = 10, 30
+"""The average of the weights reaches over a tenth of the updates so far, batch norm's statistics over a thirtieth, until they
+reach their own windows: else a run of a hundred updates is judged by statistics that still hold the network's start."""
+
+
 @dataclass(frozen=True, slots=True)
 class Losses:
     """Of one batch, over all processes: the whole, and its parts before the box part is weighted (effdet: by 50)."""
@@ -72,7 +77,14 @@ class Trainer:
         # Channels last is what oneDNN's and cuDNN's convolutions want; it is most of the speed on a CPU.
         network = network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         # Before the copy: the average must not synchronise.
-        self.ema = ModelEmaV3(network, decay=options.optimizer.ema_decay, use_warmup=True)
+        self.ema = ModelEmaV3(
+            network,
+            decay=options.optimizer.ema_decay,
+            use_warmup=True,
+            # The decay t / (t + 10): a window of a tenth of the t updates so far.
+            warmup_gamma=AVERAGED_SHARE,
+            warmup_power=1,
+        )
         self.network = share_over_processes(network, accelerator.process_index, accelerator.num_processes)
         bench: Any = DetBenchTrain(self.network, create_labeler=True).to(self.device)
         self.labeler, self.loss_fn = bench.anchor_labeler, bench.loss_fn
@@ -89,6 +101,9 @@ class Trainer:
             warmup_lr_init=options.schedule.learning_rate / 100,
             t_in_epochs=False,
         )
+        norms = [module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        # A compiled network takes a momentum for constant and would be compiled again for each one.
+        self.norms = [] if options.run.compile else [(module, module.momentum or 0.0) for module in norms]
         self.updates = 0
         self.forward: Callable[..., Any] | None = None
         self.frozen = False
@@ -134,6 +149,8 @@ class Trainer:
         # Masks follow from the position alone, the same on every process; so a resumed run draws what the first one drew.
         torch.manual_seed((self.options.schedule.seed * 1_000_003 + position) % 2**63)
         self.scheduler.step_update(self.updates)
+        for norm, momentum in self.norms:
+            norm.momentum = max(momentum, STATISTICS_SHARE / (self.updates + STATISTICS_SHARE))
         pixels = self.pixels_of(batch)
         assert self.forward is not None, "call start_epoch first"
         synced = contextlib.nullcontext() if last_of_group else self.accelerator.no_sync(self.forward)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, optio
     """
     accelerator = trainer.accelerator
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
-    loader = validation_loader(samples, mine, spec, options)
+    loader = validation_loader(samples, mine, spec, options, accelerator.num_processes)
     found: list[tuple[int, Detections]] = []
     sums = np.zeros(4)
     with torch.inference_mode():

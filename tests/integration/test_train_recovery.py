@@ -90,6 +90,13 @@ def test_a_finished_run_resumes_to_itself(scenes: Path, whole: Path, capsys: pyt
     assert (whole / "best.safetensors").read_bytes() == before
 
 
+def test_a_new_run_does_not_overwrite_another(scenes: Path, whole: Path, capsys: pytest.CaptureFixture[str]):
+    before = (whole / "resume.safetensors").read_bytes()
+    assert train.main(command(scenes, whole, "--seed 5")[2:]) == 2
+    assert "3 epochs done" in (said := capsys.readouterr().err) and "give --resume" in said
+    assert (whole / "resume.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [

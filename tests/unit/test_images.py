@@ -125,3 +125,14 @@ def test_a_folder_is_listed_by_name(tmp_path, pixels):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "folder.jpg").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png", "c.webp", "d.DCM", "e.dicom"]
+
+
+def test_a_tag_of_a_wrong_type_in_the_exif_costs_no_picture(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010E] = 6, "words"
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(path, exif=exif)
+    # Tag 0x0100 (the width) as text instead of 0x010E (a description): Pillow reads it and cannot write it back.
+    path.write_bytes(path.read_bytes().replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02"))
+    assert image_size(path) == (6, 4)
+    assert read_image(path).shape == (6, 4, 3)

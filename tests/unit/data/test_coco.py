@@ -207,8 +207,10 @@ def test_a_box_beyond_the_edge_is_recorded_and_counted_but_not_warned_of(tmp_pat
         ({"category_id": 99}, "unknown_class"),
         ({"category_id": "disc"}, "bad_row"),
         ({"category_id": None}, "bad_row"),
+        ({"category_id": float("inf")}, "bad_row"),
         ({"bbox": [1, 2, 3]}, "bad_row"),
         ({"bbox": None}, "bad_row"),
+        ({"bbox": [1, 2, 10**400, 3]}, "bad_row"),
         ({"bbox": ["a", 1, 2, 3]}, "bad_row"),
     ],
 )

@@ -95,3 +95,21 @@ def test_validation_leaves_a_broken_image_out_and_does_not_augment(samples):
     assert len(batches[0].unreadable) == 1
     scale = 64 / 60
     np.testing.assert_allclose(batches[0].boxes[0].numpy(), np.array([[5, 5, 30, 30]]) * scale, rtol=1e-5)
+
+
+def test_processes_validate_in_smaller_batches(samples):
+    options = replace(TrainOptions(schedule=ScheduleOptions(batch_size=4)), workers=0)
+    batches = list(validation_loader(samples, range(0, 6, 2), SPEC, options, processes=2))
+    assert [batch.indices for batch in batches] == [(0, 2), (4,)]
+
+
+def test_a_validation_split_is_refused_at_once_where_no_labelled_image_can_be_decoded(samples):
+    from edge_effdet.train import _check_samples
+
+    _check_samples(samples[:3], samples[3:])
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    empty = [replace(samples[4], boxes=none[0], class_ids=none[1], ignore=none[2])]
+    content = samples[3].path.read_bytes()
+    samples[3].path.write_bytes(content[: len(content) // 3])
+    with pytest.raises(DataError, match="None of the validation images with a box"):
+        _check_samples(samples[:3], [samples[3], *empty])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -65,3 +67,50 @@ def test_a_batch_can_be_tried_without_moving_the_weights(trainer: Trainer):
     before = [parameter.clone() for parameter in trainer.network.parameters()]
     trainer.try_batch(2)
     assert all(torch.equal(one, two) for one, two in zip(before, trainer.network.parameters(), strict=True))
+
+
+def test_several_processes_share_the_batch_and_none_tries_alone():
+    def attempt(images: int) -> None:
+        raise AssertionError("the others would be waited for")
+
+    error = memory.explain_out_of_memory(attempt, 8, (512, 512), torch.OutOfMemoryError(), processes=4)
+    # The option counts the images of all processes.
+    assert "8 in each of 4 processes" in str(error) and "4 may: give --batch-size 16 --accumulate 2" in str(error)
+
+
+def test_the_batch_that_failed_is_freed_before_smaller_ones_are_tried():
+    import weakref
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from edge_effdet.training.loop import Run
+
+    class StandsInForAGpu:
+        accelerator = SimpleNamespace(num_processes=1)
+        held: Any = None
+
+        def step(self, *_: Any) -> None:
+            activations = torch.zeros(8)
+            self.held = weakref.ref(activations)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        def try_batch(self, images: int) -> None:
+            if self.held() is not None:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run = cast(Any, SimpleNamespace(trainer=StandsInForAGpu(), spec=SPEC))
+    with pytest.raises(UsageError, match="4 does: give --batch-size 4"):
+        Run._step(run, cast(Any, SimpleNamespace(indices=range(8))), 0, 0)
+
+
+def test_files_in_the_cache_of_a_control_group_are_free(tmp_path: Path):
+    for name, text in {
+        "memory.max": "8000\n",
+        "memory.current": "7900\n",
+        "memory.stat": "anon 1900\nfile 6000\ninactive_file 4000\nactive_file 2000\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert memory._free_in_group(tmp_path) == 6100
+    (tmp_path / "memory.max").write_text("max\n")
+    with pytest.raises(ValueError, match="max"):
+        memory._free_in_group(tmp_path)

@@ -65,3 +65,11 @@ def test_the_sheet_of_samples_is_the_same_for_the_same_seed(tiny_voc: Path, tmp_
     with Image.open(tmp_path / "one.png") as sheet:
         # Eight samples in rows of four.
         assert sheet.size == (4 * 320, 2 * 320)
+
+
+def test_a_log_that_cannot_be_opened_ends_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "tensorboard").write_text("a file stands where the folder should")
+    log = TensorBoardLog(tmp_path, first_epoch=0)
+    log.add(ROW)
+    log.close()
+    assert caplog.text.count("could not be written") == 1

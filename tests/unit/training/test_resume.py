@@ -49,3 +49,11 @@ def test_refuses_a_damaged_file(tmp_path: Path, damage: str):
     path.write_bytes({"truncate": content[:-8], "empty": b"", "foreign": b"PK\3\4 something else"}.get(damage, content))
     with pytest.raises(CheckpointError, match=r"--checkpoint"):
         load_progress(tmp_path)
+
+
+def test_a_state_that_nothing_can_go_on_from_does_not_replace_a_good_one(tmp_path: Path):
+    path = save(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=r"not finite in epoch 3.*--learning-rate"):
+        save_progress(tmp_path, PROGRESS, {}, {"network.a": torch.tensor([1.0, float("nan")])}, {})
+    assert path.read_bytes() == before

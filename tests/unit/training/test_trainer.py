@@ -141,3 +141,40 @@ def test_the_benchmark_step_trains():
     batch = make_batch(0, count=4)
     losses = [step(batch.images, batch.boxes, batch.classes).total for _ in range(6)]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_a_checkpoint_goes_on_at_another_size_with_anchors_of_that_size(tmp_path):
+    from dataclasses import replace
+
+    from edge_effdet.models.checkpoint import save_checkpoint
+    from edge_effdet.training.start import starting_network
+
+    save_checkpoint(tmp_path / "small.safetensors", create_network(SPEC).state_dict(), SPEC, {})
+    larger = replace(SPEC, image_size=(96, 160))
+    options = TrainOptions(model=ModelOptions(checkpoint=tmp_path / "small.safetensors"))
+    trainer = Trainer(starting_network(larger, options.model), larger, options, 4, make_accelerator(options))
+    trainer.start_epoch(0)
+    batch = make_batch(0)
+    wide = torch.zeros(2, 3, 96, 160, dtype=torch.uint8)
+    assert np.isfinite(trainer.step(Batch(wide, batch.boxes, batch.classes, (0, 1), ()), 0, 0).total)
+    assert trainer.labeler.anchors.boxes.max() > 96
+
+
+def test_averages_forget_the_start_within_a_short_run():
+    trainer = make_trainer(TrainOptions(schedule=ScheduleOptions(warmup_epochs=0, learning_rate=1e-5)), steps=40)
+    trainer.start_epoch(0)
+    batch = make_batch(0, count=4)
+    for step in range(40):
+        trainer.step(batch, 0, step)
+    trainer.network.train()
+    seen = {}
+    norm = trainer.network.class_net.bn_rep[0][0].bn
+    handle = norm.register_forward_pre_hook(lambda module, given: seen.update(x=given[0]))
+    with torch.no_grad():
+        trainer.network(trainer.pixels_of(batch))
+    handle.remove()
+    averaged = trainer.ema.module.class_net.bn_rep[0][0].bn
+    mean, std = seen["x"].mean((0, 2, 3)), seen["x"].std((0, 2, 3))
+    # With effdet's momentum of 0.01 two thirds of the start, a mean of 0 and a variance of 1, would be left.
+    assert torch.allclose(averaged.running_mean, mean, atol=0.3 * float(std.mean()))
+    assert torch.allclose(averaged.running_var.sqrt(), std, rtol=0.3)
