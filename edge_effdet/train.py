@@ -194,6 +194,7 @@ def _run(arguments: argparse.Namespace) -> Result | None:
     provenance = {
         "command": "python -m edge_effdet.train " + " ".join(sys.argv[1:]),
         "data_sha256": samples_sha256(train),
+        "val_sha256": samples_sha256(val),
         "splits": {"train": train_name, "val": val_name},
         "fold": data.fold,
         **options.record(),

@@ -60,6 +60,7 @@ class Run:
         self.identity = {
             "spec": spec.to_dict(),
             "data_sha256": provenance.get("data_sha256"),
+            "val_sha256": provenance.get("val_sha256"),
             "started_from": provenance.get("started_from"),
             "options": options.record(),
         }
@@ -87,7 +88,12 @@ class Run:
                 f"The run in {self.output} was started with other options ({', '.join(differing)}); give those it was "
                 "started with, or start anew in another --output."
             )
-        for name, what in (("spec", "model or classes"), ("data_sha256", "training data"), ("started_from", "weights")):
+        for name, what in (
+            ("spec", "model or classes"),
+            ("data_sha256", "training data"),
+            ("val_sha256", "validation data"),
+            ("started_from", "weights"),
+        ):
             if identity[name] != _through_json(self.identity[name]):
                 raise UsageError(
                     f"The run in {self.output} was started with another {what}; give the same, or start anew in another "
@@ -129,6 +135,8 @@ class Run:
         tensorboard = TensorBoardLog(self.output, self.progress.epoch) if self.main else None
         loader = training_loader(self.train, self.batches, self.spec, self.options)
         if self.main and self.progress == Progress():
+            # Of an earlier run in this folder; without validation nothing would replace it.
+            (self.output / "best_loss.safetensors").unlink(missing_ok=True)
             self._save()
         while self.progress.epoch < self.options.schedule.epochs:
             row = self._finish_epoch(self._train_epoch(loader))
@@ -244,7 +252,7 @@ class Run:
             rows=(*before.rows, row),
             seconds=before.seconds + elapsed,
         )
-        better = self.val == () or not self.val
+        better = not self.val
         if validation is not None:
             ap, loss = validation.metrics.AP, validation.losses[0]
             better = before.best_ap is None or ap > before.best_ap

@@ -48,7 +48,8 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
     if source == "imagenet":
         pretrained.load_imagenet_backbone(network, effdet_config(spec.name).backbone_name)
     else:
-        logger.warning("%s starts from random weights: no package carries its backbone", spec.name)
+        reason = "as asked for" if options.backbone == "random" else "no package carries its backbone"
+        logger.warning("%s starts from random weights: %s", spec.name, reason)
     return network
 
 
@@ -64,9 +65,13 @@ def _network_of_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
 
     try:
         return load_effdet_pth(path, spec)
-    except CheckpointError:
+    except CheckpointError as error:
         coco = model_spec(spec.name, image_size=spec.image_size, fusion=spec.fusion)
-        return _with_own_head(load_effdet_pth(path, coco), spec)
+        try:
+            return _with_own_head(load_effdet_pth(path, coco), spec)
+        except CheckpointError:
+            # What is wrong with it as a file of this data's classes says more.
+            raise error from None
 
 
 def _with_own_head(source: torch.nn.Module, spec: ModelSpec) -> torch.nn.Module:
