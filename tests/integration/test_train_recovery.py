@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from edge_effdet import train
 from edge_effdet.data.synthetic import SceneOptions, write_scenes
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
+from edge_effdet.training.resume import load_progress, save_progress
 
 OPTIONS = "--image-size 64 --epochs 3 --batch-size 4 --workers 0 --validate-every 3 --save-minutes 0 --device cpu"
 
@@ -90,11 +92,17 @@ def test_a_finished_run_resumes_to_itself(scenes: Path, whole: Path, capsys: pyt
     assert (whole / "best.safetensors").read_bytes() == before
 
 
-def test_a_new_run_does_not_overwrite_another(scenes: Path, whole: Path, capsys: pytest.CaptureFixture[str]):
-    before = (whole / "resume.safetensors").read_bytes()
-    assert train.main(command(scenes, whole, "--seed 5")[2:]) == 2
-    assert "3 epochs done" in (said := capsys.readouterr().err) and "give --resume" in said
-    assert (whole / "resume.safetensors").read_bytes() == before
+def test_a_new_run_does_not_overwrite_an_unfinished_one(
+    scenes: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    loaded = load_progress(whole)
+    assert loaded is not None
+    progress, identity, tensors, numbers = loaded
+    save_progress(tmp_path, replace(progress, epoch=2), identity, tensors, numbers)
+    before = (tmp_path / "resume.safetensors").read_bytes()
+    assert train.main(command(scenes, tmp_path, "--seed 5")[2:]) == 2
+    assert "after 2 of 3 epochs" in (said := capsys.readouterr().err) and "give --resume" in said
+    assert (tmp_path / "resume.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(
