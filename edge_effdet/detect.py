@@ -114,6 +114,15 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
     return table(rows)
 
 
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of a verb that looks at pictures; ``check_picture_options`` refuses what makes no sense."""
+    parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)"
+    )
+
+
 def check_picture_options(score_threshold: float, output: Path | None, sources: Sequence[Path]) -> None:
     """Raises UsageError for a threshold that is none, or an output folder whose pictures would be overwritten."""
     if not 0 <= score_threshold <= 1:
@@ -150,11 +159,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
         "python -m edge_effdet.detect --engine engines/quickstart.int8.onnx --source photos --output found",
     )
     parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
-    parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)"
-    )
+    add_picture_options(parser)
     return parser
 
 

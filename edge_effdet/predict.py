@@ -21,6 +21,7 @@ from edge_effdet.artifacts import Checkpoint, Detections, ModelSpec, write_json
 from edge_effdet.backends.base import Runner
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
 from edge_effdet.detect import (
+    add_picture_options,
     check_picture_options,
     detections_to_json,
     find_sources,
@@ -203,11 +204,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, action="append", required=True, metavar="F",
         help="a .safetensors of train; given several times, their predictions are fused",
     )  # fmt: skip
-    parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)"
-    )
+    add_picture_options(parser)
     add_options(parser, InferenceOptions)
     return parser
 

@@ -19,7 +19,7 @@ from typing import Any
 from edge_effdet.artifacts import AnchorSpec, Checkpoint, ModelSpec, require_writable
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
 from edge_effdet.data.dataset import Dataset, Sample, match_classes, read_dataset, samples_sha256
-from edge_effdet.errors import CheckpointError, DataError, MissingDependency, UsageError
+from edge_effdet.errors import CheckpointError, DataError, MissingDependency, UsageError, first_line
 from edge_effdet.images import read_image
 from edge_effdet.training.options import (
     AffineOptions,
@@ -206,6 +206,14 @@ def _run(arguments: argparse.Namespace) -> Result | None:
     except KeyboardInterrupt:
         logger.info("the same command with --resume goes on from the last checkpoint in %s", arguments.output)
         raise
+    except Exception as error:
+        death = find_dead_loader(error)
+        if death is None:
+            raise
+        raise DataError(
+            f"A process that loads images ended by itself ({first_line(death)}), mostly because memory ran out; give fewer "
+            "--workers or a smaller --batch-size, and go on with --resume."
+        ) from error
     if not first:
         return None
     minutes = (time.monotonic() - started) / 60
@@ -215,11 +223,22 @@ def _run(arguments: argparse.Namespace) -> Result | None:
     return Result(text, {"checkpoint": str(best.path), "sha256": best.sha256, **best.provenance, "minutes": minutes})
 
 
+def find_dead_loader(error: BaseException) -> BaseException | None:
+    """What torch said when a process that loads images died, where that is behind an error.
+
+    torch says it from a signal handler, so in whatever line the training stands, and what a library was doing there may
+    have turned it into an error of its own.
+    """
+    link: BaseException | None = error
+    while link is not None and "DataLoader worker" not in str(link):
+        link = link.__cause__ or link.__context__
+    return link
+
+
 def _spec_for(dataset: Dataset, options: ModelOptions) -> ModelSpec:
     """The checkpoint's own spec where there is one, so that nothing has to be said twice; else from the data's classes."""
-    from edge_effdet.models.checkpoint import open_checkpoint
+    from edge_effdet.models.checkpoint import is_effdet_file, open_checkpoint
     from edge_effdet.models.zoo import model_spec
-    from edge_effdet.training.start import is_effdet_file
 
     if options.checkpoint is not None and is_effdet_file(options.checkpoint):
         if options.model is None:

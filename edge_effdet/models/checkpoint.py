@@ -108,7 +108,7 @@ def _read_description(path: Path) -> Any:
     if _METADATA_KEY not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file of another program: it carries no edge_effdet model description; "
-            "train with python -m edge_effdet.train, or give effdet's .pth with --model NAME."
+            "train with python -m edge_effdet.train; export, build_engine and train also take effdet's .pth, with --model NAME."
         )
     try:
         return json.loads(metadata[_METADATA_KEY])
@@ -132,6 +132,11 @@ def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
             f"{checkpoint.path} is damaged: its weights do not match the hash written with them; copy it again."
         )
     return load_weights(checkpoint.spec, weights, checkpoint.path)
+
+
+def is_effdet_file(path: Path) -> bool:
+    """Whether a file is effdet's own, by its name: it says neither its model nor its classes."""
+    return path.suffix in (".pth", ".pt")
 
 
 def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:

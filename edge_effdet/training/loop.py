@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
 
 from edge_effdet.artifacts import Checkpoint, ModelSpec
 from edge_effdet.data.dataset import Sample
@@ -188,10 +191,6 @@ class Run:
 
     def _bar(self, loader: Any, epoch: int, first: int, steps: int) -> Iterator[tuple[int, Batch, float]]:
         """Step, batch and the seconds that it was waited for, under a progress bar where a person is looking."""
-        import sys
-
-        from tqdm import tqdm
-
         source = iter(loader)
         with tqdm(
             total=steps, initial=first, desc=f"epoch {epoch + 1}/{self.options.schedule.epochs}", file=sys.stderr,
@@ -305,8 +304,6 @@ class Run:
 
 
 def _through_json(value: Any) -> Any:
-    import json
-
     return json.loads(json.dumps(value))
 
 

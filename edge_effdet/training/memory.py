@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ from edge_effdet.errors import UsageError
 from edge_effdet.training.trainer import Trainer
 
 OVERHEAD = 1.6
-"""Peak memory of a step over the activations that it saves: gradients on their way and buffers of the convolutions. Measured
-1.2 to 1.5 for lite0 and D0 at 320 px."""
+"""Peak memory of a step over the activations that it saves: room for gradients on their way and buffers of the convolutions. An
+estimate on the safe side, not a measurement."""
 
 _PROBE_IMAGES = 2
 """Batch norm wants more than one value a channel."""
@@ -120,22 +121,9 @@ def _saved_bytes(trainer: Trainer, size: tuple[int, int]) -> int:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # The averaged network has the same layers, and nothing of it is trained; only its mode and gradients must come back.
-    probe = trainer.ema.module
-    flags = [parameter.requires_grad for parameter in probe.parameters()]
-    buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
-    try:
-        probe.train()
-        probe.requires_grad_(True)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = probe(torch.zeros(_PROBE_IMAGES, 3, *size).contiguous(memory_format=torch.channels_last))
-        del outputs
-    finally:
-        probe.eval()
-        for parameter, flag in zip(probe.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
-        with torch.no_grad():
-            for name, buffer in probe.named_buffers():
-                buffer.copy_(buffers[name])
+    probe = copy.deepcopy(trainer.ema.module).train().requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = probe(torch.zeros(_PROBE_IMAGES, 3, *size).contiguous(memory_format=torch.channels_last))
+    del outputs
     weights = sum(parameter.nbytes for parameter in probe.parameters())
     return max(0, sum(kept.values()) - weights)

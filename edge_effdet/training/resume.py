@@ -28,7 +28,7 @@ class Progress:
 
     Attributes:
         epoch, step: the next batch, both from 0.
-        sums: of the losses and the seconds waited for data in this epoch so far.
+        sums: of the losses in this epoch so far: total, class, box.
         rows: one entry an epoch, as in ``metrics.jsonl``.
         best_ap, best_loss: on the validation split; None before the first one.
         stale: validations since ``best_ap``.
@@ -68,7 +68,9 @@ def save_progress(
     from safetensors.torch import save
 
     # Not save_file, which hides a full disk behind an exception of its own. Tied tensors are stored twice.
-    stored = {name: tensor.detach().cpu().clone(memory_format=_contiguous()) for name, tensor in tensors.items()}
+    stored = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     if not all(torch.isfinite(tensor).all() for tensor in stored.values()):
         raise CheckpointError(
             f"The weights are not finite in epoch {progress.epoch + 1}, so training stopped and {FILE_NAME} stays as it was; "
@@ -112,9 +114,3 @@ def load_progress(folder: Path) -> tuple[Progress, dict[str, Any], dict[str, tor
             "last.safetensors with --checkpoint."
         )
     return progress, content["identity"], tensors, content["numbers"]
-
-
-def _contiguous() -> torch.memory_format:
-    import torch
-
-    return torch.contiguous_format

@@ -25,7 +25,7 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
         CheckpointError: weights that are missing or do not fit.
     """
     from edge_effdet.models import pretrained
-    from edge_effdet.models.checkpoint import load_network, open_checkpoint
+    from edge_effdet.models.checkpoint import is_effdet_file, load_network, open_checkpoint
     from edge_effdet.models.zoo import create_network, effdet_config, model_spec
 
     if options.checkpoint is not None and is_effdet_file(options.checkpoint):
@@ -51,11 +51,6 @@ def starting_network(spec: ModelSpec, options: ModelOptions) -> torch.nn.Module:
         reason = "as asked for" if options.backbone == "random" else "no package carries its backbone"
         logger.warning("%s starts from random weights: %s", spec.name, reason)
     return network
-
-
-def is_effdet_file(path: Path) -> bool:
-    """Whether a file is effdet's own, by its name: it says neither its model nor its classes."""
-    return path.suffix in (".pth", ".pt")
 
 
 def _network_of_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
@@ -92,7 +87,7 @@ def _with_own_head(source: torch.nn.Module, spec: ModelSpec) -> torch.nn.Module:
 def describe_start(name: str, options: ModelOptions) -> dict[str, Any]:
     """For the provenance: the checkpoint with its own provenance, or the kind of backbone."""
     from edge_effdet.models import pretrained
-    from edge_effdet.models.checkpoint import open_checkpoint
+    from edge_effdet.models.checkpoint import is_effdet_file, open_checkpoint
 
     if options.checkpoint is not None and is_effdet_file(options.checkpoint):
         return {"checkpoint_sha256": file_sha256(options.checkpoint)}

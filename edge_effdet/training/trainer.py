@@ -11,8 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,16 +39,12 @@ AVERAGED_SHARE, STATISTICS_SHARE = 10, 30
 reach their own windows: else a run of a hundred updates is judged by statistics that still hold the network's start."""
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
+class Losses(NamedTuple):
     """Of one batch, over all processes: the whole, and its parts before the box part is weighted (effdet: by 50)."""
 
     total: float
     class_loss: float
     box_loss: float
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return np.array([self.total, self.class_loss, self.box_loss], dtype)
 
 
 class Trainer:

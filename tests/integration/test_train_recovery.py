@@ -138,7 +138,8 @@ def test_two_processes_train_as_one_does(scenes: Path, tmp_path: Path):
     losses differ by parts in a thousand, and by no more than that.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    extra = "--epochs 1"
+    # All twelve images in one batch: the first row is the first step.
+    extra = "--epochs 2 --batch-size 12"
     single = [sys.executable, *command(scenes, tmp_path / "one", extra)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
     double = [*launcher, *command(scenes, tmp_path / "two", extra)]
@@ -149,6 +150,7 @@ def test_two_processes_train_as_one_does(scenes: Path, tmp_path: Path):
         # Only the first process speaks.
         assert len(done.stdout.strip().splitlines()) == 1, done.stdout
         outputs[name] = losses_of(tmp_path / name)
+    assert outputs["two"][0]["loss"] == pytest.approx(outputs["one"][0]["loss"], rel=1e-5)
     for one, two in zip(outputs["one"], outputs["two"], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=5e-3)
 
@@ -182,3 +184,33 @@ def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "A batch of 12 at 64x64 does not fit into memory" in error and "--batch-size" in error
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_killed_loader_ends_in_one_sentence(scenes: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, *command(scenes, output, "--epochs 200 --workers 1")], stderr=subprocess.PIPE, text=True
+    ) as process:
+        children: list[str] = []
+        while not children and process.poll() is None:
+            time.sleep(0.05)
+            if (output / "metrics.jsonl").exists():
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert said.strip().splitlines()[-1].startswith("error: A process that loads images ended by itself"), said
+
+
+def test_a_dead_loader_is_found_behind_a_librarys_error():
+    """torch speaks from a signal handler, so a library may have caught it and raised an error of its own."""
+    told = "DataLoader worker (pid 1) is killed by signal: Killed."
+    try:
+        try:
+            raise RuntimeError(told)
+        except RuntimeError as error:
+            raise ValueError("too many values to unpack") from error
+    except ValueError as error:
+        assert str(train.find_dead_loader(error)) == told
+    assert train.find_dead_loader(ValueError("too many values to unpack")) is None

@@ -232,7 +232,9 @@ def test_an_interruption_has_its_exit_code(run):
 def test_an_interrupted_process_ends_with_130_and_leaves_no_half_file(tmp_path):
     """What Ctrl-C sends, to a stage that is writing."""
     code = (
-        "import sys, time; from pathlib import Path\n"
+        # A shell that starts the tests in its background lets them ignore Ctrl-C, and so their children.
+        "import signal, sys, time; from pathlib import Path\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from edge_effdet.artifacts import atomic_output\n"
         "from edge_effdet.cli import make_parser, run_verb\n"
         "def stage(arguments):\n"
