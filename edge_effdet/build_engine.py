@@ -34,6 +34,7 @@ from edge_effdet.data.dataset import (
     samples_manifest,
 )
 from edge_effdet.errors import AccuracyGateFailed, MissingDependency, UsageError
+from edge_effdet.graph.targets import TARGETS
 from edge_effdet.quant.calibration import CalibrationImages, refuse_overlap
 from edge_effdet.quantize import (
     CalibrationOptions,
@@ -151,6 +152,10 @@ def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Gra
     if arguments.onnx is not None:
         if arguments.checkpoint is not None:
             raise UsageError("Both --checkpoint and --onnx were given; give one of them.")
+        exporting = ("model", "classes", "image_size", "fusion", "batch_size", "fuse_separable", "fuse_target")
+        given = [f"--{name.replace('_', '-')}" for name in exporting if getattr(arguments, name) is not None]
+        if given:
+            raise UsageError(f"{given[0]} says how to export, and {arguments.onnx} is exported already; leave it out.")
         graph = load_graph(arguments.onnx)
         require_detections(graph)
         return arguments.name or arguments.onnx.name.split(".")[0], graph
@@ -165,9 +170,13 @@ def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Gra
     default = checkpoint.resolve().parent.name if checkpoint.stem in ("best", "last") else checkpoint.stem
     name = arguments.name or default
     logger.info("exporting %s", spec.name)
-    export = export_network(
-        network, spec, parents, output / "graphs" / f"{name}.fp32.onnx", ExportOptions(batch_size=arguments.batch_size)
+    options = ExportOptions(
+        batch_size=1 if arguments.batch_size is None else arguments.batch_size,
+        fuse_separable=arguments.fuse_separable or "keep",
+        fuse_target=arguments.fuse_target,
+        fuse_precision=arguments.precision if arguments.fuse_separable == "auto" else None,
     )
+    export = export_network(network, spec, parents, output / "graphs" / f"{name}.fp32.onnx", options)
     return name, export.graph
 
 
@@ -273,9 +282,9 @@ def make_argument_parser() -> argparse.ArgumentParser:
         precision.add_argument(
             f"--{name}", dest="precision", action="store_const", const=name, help=f"build in {name.upper()}"
         )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images a run; 0 for a dynamic batch (default: 1)"
-    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images a run; 0 for a dynamic batch (default: 1)")
+    parser.add_argument("--fuse-separable", choices=("keep", "dense", "auto"), help="as in export (default: keep)")
+    parser.add_argument("--fuse-target", choices=tuple(TARGETS), help="as in export, for auto")
     add_options(parser, BackendOptions, CalibrationOptions, QuantizeOptions, GateOptions)
     # Only a build knows which backend will run the rest of the graph.
     parser.set_defaults(high_precision=None)

@@ -8,27 +8,25 @@ import io
 import logging
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import FUSIONS, Graph, ModelSpec, Size, require_writable, text_sha256
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
+from edge_effdet.artifacts import FUSIONS, PRECISIONS, Graph, ModelSpec, Size, require_writable, text_sha256, write_json
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
+from edge_effdet.graph.targets import TARGETS
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
     import torch
 
-    from edge_effdet.graph.rule import RuleReport
+    from edge_effdet.graph.cost import Decision, SeparablePair
+    from edge_effdet.graph.report import GraphReport
 
 logger = logging.getLogger("edge_effdet.export")
-
-OPSET = 18
-"""The lowest that the torch.export-based exporter writes; TensorRT 10.3 parses it, and its Q/DQ takes FP32 scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +35,20 @@ class ExportOptions:
     batch_size: int = option(1, help="images a run; 0 leaves the batch axis dynamic")
     top_k: int = option(1000, help="candidates that the graph keeps for NMS, at most 3840")
     raw: bool = option(False, help="end at the ten head tensors, without decoding")
+    fuse_separable: str = option(
+        "keep", help="depthwise + pointwise pairs of BiFPN and heads as one dense convolution: none, all, or those that are "
+        "faster on --fuse-target", choices=("keep", "dense", "auto"),
+    )  # fmt: skip
+    fuse_target: str | None = option(None, help="with auto: the machine to decide for", choices=tuple(TARGETS))
+    fuse_precision: str | None = option(None, help="with auto: what it will run in (default: fp16)", choices=PRECISIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A graph and how it came about: nodes by kind before and after, and what each rule did."""
+    """A graph, and what its report says: nodes before and after, what each rule did, what each layer costs."""
 
     graph: Graph
-    before: Mapping[str, int]
-    after: Mapping[str, int]
-    reports: tuple[RuleReport, ...]
+    report: GraphReport
 
 
 def export_network(
@@ -69,18 +71,24 @@ def export_network(
 
     from edge_effdet.graph.model import save_graph
     from edge_effdet.graph.optimize import optimize_model
+    from edge_effdet.graph.report import count_nodes, make_report
     from edge_effdet.models.detector import MAX_TOP_K
 
     if not 1 <= options.top_k <= MAX_TOP_K:
         raise UsageError(f"--top-k {options.top_k} is not between 1 and {MAX_TOP_K}, TensorRT's limit; 1000 is usual.")
     if options.batch_size < 0:
         raise UsageError(f"--batch-size {options.batch_size} is negative; give 1 or more, or 0 for a dynamic batch.")
-    model = _trace(network, spec, options)
-    before = Counter(node.op_type for node in model.graph)
-    reports = optimize_model(model)
-    for report in reports:
-        for name, reason in report.refused:
-            logger.warning("%s left %s alone: %s", report.rule, name, reason)
+    dense = _dense_pairs(options)
+    model = trace_network(network, spec, options)
+    before = count_nodes(model)
+    reports = optimize_model(model, dense)
+    # What stays in a form that works as well needs nobody's attention; --explain lists it.
+    quiet = {"resize_by_scale", "fuse_separable" if options.fuse_separable == "auto" else ""}
+    for rule in reports:
+        for name, reason in rule.refused:
+            level = logging.DEBUG if rule.rule in quiet else logging.WARNING
+            logger.log(level, "%s left %s alone: %s", rule.rule, name, reason)
+    report = make_report(model, before, reports)
     model.producer_name, model.producer_version = "edge_effdet", None
     proto: onnx.ModelProto = ir.to_proto(model)
     _forget_the_trace(proto)
@@ -90,17 +98,38 @@ def export_network(
         spec=spec,
         stage="optimized",
         precision="fp32",
-        rewrites={report.rule: report.fired for report in reports},
+        rewrites={rule.rule: rule.fired for rule in reports},
         parents=parents,
     )
-    return Export(graph, before, Counter(node.op_type for node in proto.graph.node), tuple(reports))
+    return Export(graph, report)
 
 
-def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) -> ir.Model:
+def _dense_pairs(options: ExportOptions) -> Callable[[SeparablePair], Decision | bool] | None:
+    target, precision = options.fuse_target, options.fuse_precision or "fp16"
+    if options.fuse_separable != "auto":
+        if target or options.fuse_precision:
+            raise UsageError(
+                "--fuse-target and --fuse-precision say what --fuse-separable auto decides for, and it was not asked for; add "
+                "it or leave them out."
+            )
+        return None if options.fuse_separable == "keep" else lambda pair: True
+    if target is None:
+        raise UsageError(
+            "--fuse-separable auto depends on the machine that the engine is for; name it with --fuse-target "
+            f"({', '.join(TARGETS)})."
+        )
+    from edge_effdet.graph.cost import decide
+
+    batch = options.batch_size or 1
+    return lambda pair: decide(pair, target, precision, batch)
+
+
+def trace_network(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) -> ir.Model:
+    """The graph as torch.export traces it, before any rule. Raises GraphError where the exporter fails."""
     import onnxscript
     import torch
 
-    from edge_effdet.graph.model import INPUT_NAME, OUTPUT_NAMES
+    from edge_effdet.graph.model import INPUT_NAME, OPSET, OUTPUT_NAMES
     from edge_effdet.models.detector import Detector
 
     op = onnxscript.opset18
@@ -140,8 +169,12 @@ def _trace(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) ->
 
 def _forget_the_trace(model: onnx.ModelProto) -> None:
     """Drop what the exporter notes for its own debugging: source lines and paths of the machine that exported."""
+    from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
+
     for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key == MACS_BEFORE_FUSION]
         del node.metadata_props[:]
+        node.metadata_props.extend(kept)
         node.doc_string = ""
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
@@ -173,11 +206,11 @@ def load_source(
     except ModuleNotFoundError as error:
         raise MissingDependency("effdet", "export", "to read a checkpoint") from error
     from edge_effdet.artifacts import file_sha256
-    from edge_effdet.models.checkpoint import load_effdet_pth, load_network, open_checkpoint
+    from edge_effdet.models.checkpoint import is_effdet_file, load_effdet_pth, load_network, open_checkpoint
     from edge_effdet.models.zoo import create_network, model_spec
 
     names = tuple(name.strip() for name in classes.split(",")) if classes else None
-    if checkpoint is not None and checkpoint.suffix != ".pth":
+    if checkpoint is not None and not is_effdet_file(checkpoint):
         source = open_checkpoint(checkpoint)
         if model not in (None, source.spec.name):
             raise UsageError(f"{checkpoint} is a {source.spec.name}, not a {model}; leave --model out.")
@@ -202,17 +235,6 @@ def load_source(
     return create_network(spec).eval(), spec, {"seed": text_sha256(f"{model} {seed}")}
 
 
-def explain(export: Export) -> str:
-    """For people: nodes by kind before and after, and what each rule did or refused."""
-    kinds = sorted({*export.before, *export.after}, key=lambda kind: (-export.before.get(kind, 0), kind))
-    rows = [(kind, str(export.before.get(kind, 0)), str(export.after.get(kind, 0))) for kind in kinds]
-    total = ("all", str(sum(export.before.values())), str(sum(export.after.values())))
-    rules = [(report.rule, str(report.fired), str(len(report.refused))) for report in export.reports]
-    refusals = [f"refused {report.rule} at {name}: {why}" for report in export.reports for name, why in report.refused]
-    nodes = table([("nodes", "traced", "optimized"), total, *rows])
-    return "\n".join([nodes, "", table([("rule", "fired", "refused"), *rules]), *refusals])
-
-
 def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "export",
@@ -222,7 +244,11 @@ def make_argument_parser() -> argparse.ArgumentParser:
     add_source_options(parser)
     add_options(parser, ExportOptions)
     parser.add_argument("--output", type=Path, required=True, metavar="F", help="the ONNX file to write")
-    parser.add_argument("--explain", action="store_true", help="print nodes by kind and what each rule did")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="print nodes, rules, MACs and memory traffic by part; write F.report.json and F.report.png",
+    )
     return parser
 
 
@@ -242,17 +268,29 @@ def _run(arguments: argparse.Namespace) -> Result:
     )
     require_writable(arguments.output.parent)
     export = export_network(network, spec, parents, arguments.output, options_from(ExportOptions, arguments))
-    size = arguments.output.stat().st_size / 1e6
-    summary = f"{export.graph.path}: {spec.name}, {sum(export.after.values())} nodes, {size:.1f} MB"
-    data = {
+    size, nodes = arguments.output.stat().st_size / 1e6, export.report.nodes
+    summary = f"{export.graph.path}: {spec.name}, {nodes.total} nodes, {size:.1f} MB"
+    before = export.report.nodes_before
+    data: dict[str, Any] = {
         "graph": str(export.graph.path),
         "sha256": export.graph.sha256,
         "rewrites": dict(export.graph.rewrites),
-        "nodes_before": dict(export.before),
-        "nodes_after": dict(export.after),
-        "refused": [[report.rule, *refusal] for report in export.reports for refusal in report.refused],
+        "nodes_before": dict(before.by_kind) if before is not None else {},
+        "nodes_after": dict(nodes.by_kind),
+        "refused": [[rule.rule, *refusal] for rule in export.report.rules for refusal in rule.refused],
     }
-    return Result(f"{explain(export)}\n\n{summary}" if arguments.explain else summary, data)
+    if not arguments.explain:
+        return Result(summary, data)
+    from edge_effdet.graph.report_picture import draw_report
+    from edge_effdet.graph.report_text import to_text
+
+    beside = {kind: arguments.output.with_name(f"{arguments.output.name}.report.{kind}") for kind in ("json", "png")}
+    text = to_text(export.report)
+    write_json(beside["json"], export.report.to_dict())
+    draw_report(export.report, beside["png"], title=spec.name)
+    data |= {"report": str(beside["json"]), "picture": str(beside["png"])}
+    summary += f"\n{beside['json']} and {beside['png'].name}: MACs, parameters and memory traffic of each layer"
+    return Result(f"{text}\n\n{summary}", data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -96,6 +96,7 @@ def quantize_graph(graph: Graph, images: CalibrationImages, options: QuantizeOpt
     quantized, _ = choose_convolutions(names, patterns)
     proto = _insert_qdq(source, images.pixels, quantized, options.method)
     model = ir.from_proto(proto)
+    _note_fused_macs(model, source)
     _store_weights_as_int8(model)
     _check_scales(model)
     _warn_of_unquantized(model, quantized)
@@ -112,6 +113,21 @@ def quantize_graph(graph: Graph, images: CalibrationImages, options: QuantizeOpt
         parents={**graph.parents, "graph": graph.sha256},
         calibration=images.record(options.method),
     )
+
+
+def _note_fused_macs(model: ir.Model, source: onnx.ModelProto) -> None:
+    """Carry over what dense convolutions were made of: ModelOpt drops the metadata of nodes."""
+    from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
+
+    noted = {
+        node.name: entry.value
+        for node in source.graph.node
+        for entry in node.metadata_props
+        if entry.key == MACS_BEFORE_FUSION
+    }
+    for node in model.graph:
+        if node.name in noted:
+            node.metadata_props[MACS_BEFORE_FUSION] = noted[node.name]
 
 
 def _require_fp32(graph: Graph) -> None:

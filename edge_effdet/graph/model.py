@@ -16,6 +16,9 @@ _PREFIX = "edge_effdet."
 _FIELDS = ("spec", "stage", "precision", "rewrites", "parents", "calibration")
 
 IR_VERSION = 10
+OPSET = 18
+"""The lowest that the torch.export-based exporter writes; TensorRT 10.3 parses it, and its Q/DQ takes FP32 scales."""
+
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("boxes", "scores", "class_ids")
 
@@ -67,17 +70,74 @@ def load_model(path: Path) -> onnx.ModelProto:
         raise GraphError(f"There is no ONNX file at {path}; make one with python -m edge_effdet.export.")
     try:
         model = onnx.load_model(str(path))
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf's DecodeError is of another class in each of its implementations
         raise GraphError(f"{path} is not a whole ONNX file ({first_line(error)}); export it again.") from error
     return model
+
+
+def check_form(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a graph that is no detector as ``export`` traces it, naming the node or tensor and the reason.
+
+    Args:
+        model: ONNX; what the optimizer's rules and the later stages take for granted is looked at.
+        name: of the file or model, for the sentence.
+
+    Raises:
+        GraphError: opset too old, other inputs, a dynamic axis other than the batch, a weight that is nowhere or of another shape.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < OPSET:
+        raise GraphError(
+            f"{name} has opset {opset}, older than {OPSET}, whose operators the rules know; export it again."
+        )
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        named = ", ".join(value.name for value in inputs) or "none"
+        raise GraphError(
+            f"{name} has other inputs than one batch of images ({named}); make it with edge_effdet.export."
+        )
+    axes = inputs[0].type.tensor_type.shape.dim
+    if len(axes) != 4 or axes[1].dim_value != 3:
+        shape = [axis.dim_value or axis.dim_param or "?" for axis in axes]
+        raise GraphError(
+            f"The input {inputs[0].name} of {name} is {shape} and not [batch, 3, height, width]; make it with edge_effdet.export."
+        )
+    if not (axes[2].dim_value and axes[3].dim_value):
+        raise GraphError(
+            f"The input {inputs[0].name} of {name} has a dynamic height or width, and only the batch may be dynamic; export it "
+            "with --image-size."
+        )
+    known = weights | {value.name for value in inputs} | {""}
+    channels = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in (*model.graph.value_info, *inputs)
+        if len(value.type.tensor_type.shape.dim) == 4
+    }
+    filters = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in filters and channels.get(node.input[0]):
+            group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            if filters[node.input[1]][1] * group != channels[node.input[0]]:
+                raise GraphError(
+                    f"The weights {node.input[1]} of {node.name or 'a Conv'} in {name} are for {filters[node.input[1]][1] * group} "
+                    f"channels and its input has {channels[node.input[0]]}; export it again."
+                )
+        for value in node.input:
+            if value not in known:
+                raise GraphError(
+                    f"The node {node.name or node.op_type} of {name} takes {value}, which is neither a weight in the file nor "
+                    "made by a node before it; export it again."
+                )
+        known.update(node.output)
 
 
 def load_graph(path: Path) -> Graph:
     """Read a graph that ``save_graph`` wrote.
 
     Raises:
-        GraphError: not ONNX, or an ONNX file of another program.
+        GraphError: not ONNX, an ONNX file of another program, or changed into a form that the stages do not know.
     """
     model = load_model(path)
     found = {
@@ -93,6 +153,7 @@ def load_graph(path: Path) -> Graph:
         own_spec = ModelSpec.from_dict(spec)
     except (ValueError, InputError) as error:
         raise GraphError(f"{path} has a damaged model description ({error}); export it again.") from error
+    check_form(model, str(path))
     return Graph(Path(path), own_spec, stage, precision, rewrites, parents, calibration, file_sha256(path))
 
 

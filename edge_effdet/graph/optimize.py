@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import onnx_ir as ir
 
+from edge_effdet.graph.absorb_fusion_weights import AbsorbFusionWeights
+from edge_effdet.graph.cost import Decision, SeparablePair
 from edge_effdet.graph.fold_batchnorm import FoldBatchNorm
 from edge_effdet.graph.fold_fusion_weights import FoldFusionWeights
+from edge_effdet.graph.fold_pixel_scale import FoldPixelScale
 from edge_effdet.graph.fold_pool_padding import FoldPoolPadding
+from edge_effdet.graph.fuse_separable import FuseSeparable
+from edge_effdet.graph.resize_by_scale import ResizeByScale
 from edge_effdet.graph.rule import Rule, RuleReport, apply_rule
 
-RULES: tuple[type[Rule], ...] = (FoldBatchNorm, FoldFusionWeights, FoldPoolPadding)
+RULES: tuple[type[Rule], ...] = (
+    FoldBatchNorm,
+    FoldFusionWeights,
+    FoldPoolPadding,
+    AbsorbFusionWeights,
+    FoldPixelScale,
+    ResizeByScale,
+)
+"""In this order: weights are absorbed by convolutions that have their batch norm already, along paths without Pad."""
 
 
-def optimize_model(model: ir.Model) -> list[RuleReport]:
-    """Rewrite a graph in place and report what each rule did."""
-    reports = [apply_rule(model, rule()) for rule in RULES]
+def optimize_model(
+    model: ir.Model, dense: Callable[[SeparablePair], Decision | bool] | None = None
+) -> list[RuleReport]:
+    """Rewrite a graph in place and report what each rule did.
+
+    Args:
+        model: as torch.export traces it.
+        dense: whether a separable pair becomes one dense convolution; None leaves all as they are.
+    """
+    rules: list[Rule] = [rule() for rule in RULES]
+    if dense is not None:
+        rules.append(FuseSeparable(dense))
+    reports = [apply_rule(model, rule) for rule in rules]
     _tidy(model)
     name_convolutions(model)
     return reports

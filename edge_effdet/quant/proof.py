@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edge_effdet.errors import GraphError
+from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.quant.placement import is_final
 from edge_effdet.quant.precision import is_quantized
 
@@ -58,12 +59,18 @@ def prove_precision(model: ir.Model) -> PrecisionProof:
         if is_final(name):
             final[name] = precision
             continue
-        macs[precision] += convolution_macs(node)
+        macs[precision] += macs_before_fusion(node)
         if precision != "int8":
             kept_high.append(name)
     if not sum(macs.values()):
         raise GraphError("The graph holds no convolution; it is not a detector.")
     return PrecisionProof(macs, tuple(kept_high), final)
+
+
+def macs_before_fusion(conv: ir.Node) -> int:
+    """Of a dense convolution that was made of a separable pair, those of the pair, so that fusion does not inflate a share."""
+    before = conv.metadata_props.get(MACS_BEFORE_FUSION)
+    return convolution_macs(conv) if before is None else int(before)
 
 
 def convolution_macs(conv: ir.Node) -> int:

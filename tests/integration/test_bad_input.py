@@ -124,6 +124,7 @@ def test_unknown_model_backend_and_target(bccd_graph: Graph, tmp_path: Path, cap
     graph = f"--onnx {bccd_graph.path} --fp32 --output {tmp_path / 'engines'}"
     fails(build_engine.main, f"{graph} --backend tensorrt-rtx --target 33", 2, "33", capsys)
     fails(build_engine.main, f"{graph} --backend onnxruntime --target 89", 2, "no targets", capsys)
+    fails(build_engine.main, f"{graph} --batch-size 4", 2, "--batch-size says how to export", capsys)
     with pytest.raises(SystemExit) as exit_:
         build_engine.main(f"{graph} --backend toaster".split())
     assert exit_.value.code == 2

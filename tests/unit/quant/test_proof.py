@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from edge_effdet.errors import GraphError
+from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.quant.precision import convert_to_half
 from edge_effdet.quant.proof import prove_precision
 
@@ -131,3 +132,11 @@ def test_an_unknown_shape_is_refused_by_the_layer(bench):
     del model.graph.value_info[:]
     with pytest.raises(GraphError, match="The shape of stem is unknown"):
         prove(model)
+
+
+def test_a_dense_convolution_counts_as_the_pair_it_was_made_of(bench):
+    model = ir.from_proto(make_model(bench, stem=("input", "weight")))
+    stem = next(node for node in model.graph if node.name == "stem")
+    before = prove_precision(model).macs["int8"]
+    stem.metadata_props[MACS_BEFORE_FUSION] = "1000"
+    assert (before, prove_precision(model).macs["int8"]) == (STEM, 1000)

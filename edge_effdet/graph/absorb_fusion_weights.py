@@ -1,0 +1,117 @@
+"""A constant fusion weight into the convolution that makes the tensor it scales.
+
+After ``fold_fusion_weights`` a node of the BiFPN is ``sum_i c_i x_i``, with one ``Mul`` an edge. x_i comes from a
+convolution, on some edges through a nearest ``Resize`` or a ``MaxPool``. A convolution is linear, copying values commutes
+with any factor, and a maximum with any factor above 0, so the producer can carry the factor:
+
+    c (W * x + b) = (c W) * x + c b        Resize(c y) = c Resize(y)        MaxPool(c y) = c MaxPool(y)  for c > 0
+
+A convolution has mostly more than one consumer, and all of them see the factor p that it absorbs. Those that multiply by
+c_i multiply by c_i / p instead, so the ``Mul`` of each edge with c_i = p is gone and no other one is added. A consumer that
+is a convolution takes 1/p into its own weights: ``(V / p) * (p y) = V * y``. Any other consumer is a refusal.
+
+p is the factor that most edges have, then the largest. No factor left over is beyond ``RANGE``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edge_effdet.graph.rule import Refused, add_initializer, constant, replace_output
+
+RANGE = 64.0
+"""Where others must be divided by it, p is between 1/64 and 64: else weights or activations leave FP16's precise range."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Absorption:
+    factor: float
+    scaled: list[tuple[ir.Node, float]]
+    convolutions: list[ir.Node]
+
+
+class AbsorbFusionWeights:
+    name = "absorb_fusion_weights"
+
+    def check(self, node: ir.Node) -> _Absorption | None:
+        if node.op_type != "Conv":
+            return None
+        scaled: list[tuple[ir.Node, float]] = []
+        convolutions: list[ir.Node] = []
+        others: list[str] = []
+        through_pool = False
+        pending = [node.outputs[0]]
+        while pending:
+            value = pending.pop()
+            if value.is_graph_output():
+                others.append("the graph's output")
+            for user, position in value.uses():
+                factor = _scalar_factor(user, position)
+                if factor is not None:
+                    scaled.append((user, factor))
+                elif user.op_type == "Conv" and position == 0:
+                    convolutions.append(user)
+                elif user.op_type == "MaxPool" or _is_nearest(user, position):
+                    through_pool |= user.op_type == "MaxPool"
+                    pending.append(user.outputs[0])
+                else:
+                    others.append(user.name or user.op_type)
+        if not scaled:
+            return None
+        if others:
+            raise Refused(f"{others[0]} takes its output too, and must not see the factor")
+        if any(constant(value) is None for conv in (node, *convolutions) for value in conv.inputs[1:] if value):
+            raise Refused("its weights, or those of a convolution that takes its output, are not constants")
+        counts = Counter(factor for _, factor in scaled)
+        alone = len(counts) == 1 and not convolutions
+        bounded = [c for c in counts if c != 0 and all(abs(other) <= RANGE * abs(c) for other in counts)]
+        usable = [c for c in bounded if (c > 0 or not through_pool) and (alone or 1 / RANGE <= abs(c) <= RANGE)]
+        if not usable:
+            raise Refused("no factor of its edges can be divided by, or goes through the maximum of a pooling")
+        return _Absorption(max(usable, key=lambda c: (counts[c], abs(c))), scaled, convolutions)
+
+    def rewrite(self, node: ir.Node, found: _Absorption) -> None:
+        assert node.graph is not None
+        _scale_inputs(node, found.factor, (1, 2))
+        for conv in found.convolutions:
+            _scale_inputs(conv, 1 / found.factor, (1,))
+        for product, factor in found.scaled:
+            position = 1 if constant(product.inputs[1]) is not None else 0
+            source, old = product.inputs[1 - position], product.inputs[position]
+            before = constant(old)
+            assert source is not None and old is not None and before is not None
+            if factor == found.factor:
+                replace_output(product, source)
+            else:
+                left = np.full_like(before, factor / found.factor)
+                product.replace_input_with(position, add_initializer(node.graph, old.name or "weight", left))
+
+
+def _scalar_factor(user: ir.Node, position: int) -> float | None:
+    """c where ``user`` is Mul(y, c) with y at ``position``."""
+    other = constant(user.inputs[1 - position]) if user.op_type == "Mul" else None
+    if other is None or other.size != 1 or other.ndim > 4 or not np.isfinite(other).all():
+        return None
+    return float(other.reshape(()))
+
+
+def _is_nearest(user: ir.Node, position: int) -> bool:
+    text = user.attributes.get_string
+    copies = user.op_type == "Resize" and text("mode", "nearest") == "nearest"
+    # That one fills in a value of its own outside the picture.
+    return copies and position == 0 and text("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
+
+
+def _scale_inputs(conv: ir.Node, factor: float, positions: tuple[int, ...]) -> None:
+    """Give a convolution scaled copies of its weight (1) and bias (2); the originals stay for whoever shares them."""
+    assert conv.graph is not None
+    for position in positions:
+        value = conv.inputs[position] if position < len(conv.inputs) else None
+        array = constant(value)
+        if value is not None and array is not None:
+            scaled = (array.astype(np.float64) * factor).astype(array.dtype)
+            conv.replace_input_with(position, add_initializer(conv.graph, value.name or "weight", scaled))

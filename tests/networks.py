@@ -1,0 +1,76 @@
+"""Networks as training leaves them, and the comparison of their graphs with torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edge_effdet.artifacts import ModelSpec
+from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
+from edge_effdet.export import Export, ExportOptions, export_network
+from edge_effdet.models.bifpn import is_edge_weight
+from edge_effdet.models.detector import Detector
+from edge_effdet.models.zoo import create_network
+
+
+def random_network(spec: ModelSpec, seed: int = 3, settled: bool = True) -> torch.nn.Module:
+    """A network with random statistics, biases and fusion weights, some of them below 0.
+
+    A fresh one hides mistakes: its batch norms are the identity and its fusion weights all alike. ``settled`` ones have
+    statistics about those of noise images, as training leaves them: else values grow from layer to layer until FP32's own
+    rounding is larger than what a comparison may allow.
+    """
+    torch.manual_seed(seed)
+    network = create_network(spec).eval()
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in norms:
+        module.bias.data.normal_(0, 0.1, generator=generator)
+        module.weight.data.uniform_(0.5, 1.5, generator=generator)
+    # effdet starts the heads with small weights and one large bias, beside which nothing that the BiFPN does would show.
+    network.class_net.predict.conv_pw.bias.data.zero_()
+    for part in (network.fpn, network.class_net, network.box_net):
+        for module in part.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, generator=generator)
+    for name, parameter in network.named_parameters():
+        if is_edge_weight(name):
+            parameter.data.normal_(0.7, 0.8, generator=generator)
+    if settled:
+        for module in norms:
+            # The running statistics become those of the next batch.
+            module.momentum = 1.0
+        noise = torch.randn(1, 3, *spec.image_size, generator=generator)
+        with torch.inference_mode():
+            network.train()(noise)
+        network.eval()
+    for module in norms:
+        spread = module.running_var.sqrt()
+        module.running_mean.add_(0.1 * spread * torch.randn(spread.shape, generator=generator))
+        module.running_var.mul_(torch.empty_like(spread).uniform_(0.5, 2, generator=generator))
+    return network
+
+
+def export_and_compare(
+    network: torch.nn.Module, spec: ModelSpec, path: Path, options: ExportOptions, batch: int = 1
+) -> tuple[Export, float]:
+    """Export the head tensors and run them beside torch.
+
+    Returns:
+        The export, and the largest error of any head tensor, relative to that tensor's largest value.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (batch, 3, *spec.image_size), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = Detector(network, spec, raw=True).eval()(torch.from_numpy(images))
+    export = export_network(network, spec, {}, path, options)
+    with OnnxRuntimeRunner(export.graph.path) as runner:
+        outputs = runner.run({"images": images})
+        found = [outputs[output.name] for output in runner.outputs]
+    assert len(found) == len(expected) == 10
+    error = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == tuple(theirs.shape)
+        error = max(error, float(np.abs(ours - theirs.numpy()).max() / np.abs(theirs.numpy()).max()))
+    return export, error
