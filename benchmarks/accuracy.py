@@ -24,9 +24,11 @@ from benchmarks.peers import modelopt_defaults, onnxruntime_static
 from edge_effdet.artifacts import Graph, file_sha256
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
-from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.evaluate import detect_samples
 from edge_effdet.export import ExportOptions, export_network, load_source
 from edge_effdet.images import read_image
+from edge_effdet.intervals import drop_interval
+from edge_effdet.metrics import coco_metrics
 from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
 from edge_effdet.quant.proof import prove_precision
 from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
@@ -42,23 +44,29 @@ def compare(
     The peers get ``float_graph``, the same with float32 pixels, as a user would export it: onnxruntime's quantizer fails
     on a uint8 input.
     """
-    pixels = images.pixels.astype(np.float32)
+    pixels = np.concatenate(list(images)).astype(np.float32)
 
-    def ours(method: str, keep_high: str | None = None) -> Callable[[Path], object]:
-        options = QuantizeOptions(method) if keep_high is None else QuantizeOptions(method, keep_high)
-        return lambda path: quantize_graph(graph, images, options, path)
+    def ours(**changes: Any) -> Callable[[Path], object]:
+        return lambda path: quantize_graph(graph, images, QuantizeOptions(**changes), path)
 
     # onnxruntime's go first: ModelOpt patches onnxruntime's quantizer in this process when it runs.
     ways: dict[str, Callable[[Path], object]] = {
         "INT8, onnxruntime MinMax": lambda path: onnxruntime_static.quantize(float_graph.path, pixels, path),
-        "INT8, onnxruntime MinMax, convolutions": lambda path: onnxruntime_static.quantize(
-            float_graph.path, pixels, path, convolutions_only=True
-        ),
+        **{
+            f"INT8, onnxruntime {name}, convolutions": lambda path, name=name: onnxruntime_static.quantize(
+                float_graph.path, pixels, path, convolutions_only=True, method=name
+            )
+            for name in ("MinMax", "Entropy", "Percentile")
+        },
         "INT8, ModelOpt's defaults": lambda path: modelopt_defaults.quantize(float_graph.path, pixels, path),
         "FP16": lambda path: convert_graph_to_half(graph, path),
-        "INT8, ours (entropy)": ours("entropy"),
-        "INT8, ours (max)": ours("max"),
-        "INT8, ours, all but the final convolutions": ours("entropy", ""),
+        "INT8, ours": ours(),
+        "INT8, ours, max": ours(method="max"),
+        "INT8, ours, entropy": ours(method="entropy"),
+        "INT8, ours, mse": ours(method="mse"),
+        "INT8, ours, nearest": ours(rounding="nearest"),
+        "INT8, ours, not equalized": ours(equalize=False),
+        "INT8, ours, bias corrected": ours(correct_bias=True),
     }
     graphs, seconds = {"FP32": graph}, {"FP32": 0.0}
     for number, (name, quantize) in enumerate(ways.items()):
@@ -68,7 +76,8 @@ def compare(
         seconds[name] = time.perf_counter() - started
         graphs[name] = replace(graph, path=path, sha256=file_sha256(path))
     engines = {name: graph_as_engine(each) for name, each in graphs.items()}
-    metrics = {name: evaluate_engine(engine, samples) for name, engine in engines.items()}
+    found = {name: detect_samples(engine, samples) for name, engine in engines.items()}
+    metrics = {name: coco_metrics(*pair, graph.spec) for name, pair in found.items()}
     latencies = measure_latency(list(engines.values()), read_image(samples[0].path))
     return [
         {
@@ -76,6 +85,7 @@ def compare(
             "AP": metrics[name].AP,
             "AP50": metrics[name].AP50,
             "drop": 100 * (metrics["FP32"].AP - metrics[name].AP),
+            "drop_interval": drop_interval(found["FP32"][0], found["FP32"][1], found[name][1], graph.spec.num_classes),
             "int8_mac_fraction": count_int8(graphs[name].path),
             "quantize_seconds": round(seconds[name], 1),
             "median_ms": latency["median_ms"],
@@ -103,6 +113,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         dataset = match_classes(read_dataset(data), spec)
         _, calibration = dataset.choose_split(None, ("calibration", "train"))
         _, samples = dataset.choose_split("test", ())
+        samples = samples[: arguments.judge or None]
         images = load_calibration_images(calibration, spec, arguments.images, seed=0)
         rows = compare(graph, float_graph, images, samples, work)
     result = {
@@ -118,13 +129,14 @@ def _run(arguments: argparse.Namespace) -> Result:
             f"{100 * row['AP']:.1f}",
             f"{100 * row['AP50']:.1f}",
             f"{row['drop']:+.2f}",
+            "{:+.1f} to {:+.1f}".format(*row["drop_interval"]),
             f"{100 * row['int8_mac_fraction']:.1f} %",
             f"{row['quantize_seconds']:.0f} s",
             f"{row['median_ms']:.1f} ms",
         )
         for row in rows
     ]
-    header = ("way", "AP", "AP50", "drop", "INT8 MACs", "to quantize", "a run")
+    header = ("way", "AP", "AP50", "drop", "95 %", "INT8 MACs", "to quantize", "a run")
     return Result(f"{table([header, *shown])}\n\n{path}", result)
 
 
@@ -137,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", type=Path, metavar="D", help="calibrates on train, judges on test; default: its scenes"
     )
     parser.add_argument("--images", type=int, default=64, metavar="N", help="calibration images (default: 64)")
+    parser.add_argument("--judge", type=int, default=0, metavar="N", help="only so many test images (default: all)")
     parser.add_argument("--name", required=True, help="of the result file")
     return run_verb(parser, _run, argv)
 

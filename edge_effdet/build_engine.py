@@ -27,6 +27,7 @@ from edge_effdet.artifacts import (
 from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, get_backend, require
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
 from edge_effdet.data.dataset import (
+    Dataset,
     Sample,
     match_classes,
     read_dataset,
@@ -39,6 +40,7 @@ from edge_effdet.quant.calibration import CalibrationImages, refuse_overlap
 from edge_effdet.quantize import (
     CalibrationOptions,
     QuantizeOptions,
+    Search,
     calibration_dataset,
     calibration_images_from,
     convert_graph_to_half,
@@ -66,10 +68,21 @@ class GateOptions:
     eval_data: Path | None = option(None, help="labelled images to measure the AP on, before and after")
     split: str | None = option(None, help="their split (default: val, else test, else everything)")
     max_ap_drop: float | None = option(None, help="points of AP that may be lost; more ends with exit code 4")
+    search: bool = option(
+        False, help="with --int8: find the convolutions that have to stay high for a loss within --max-ap-drop"
+    )
+    search_split: str | None = option(None, help="whose AP the search looks at (default: val); never the gate's own")
+    search_target: str = option("orin-nano-8gb", help="whose time the search saves", choices=tuple(TARGETS))
 
 
 def lower_graph(
-    graph: Graph, precision: str, images: CalibrationImages | None, options: QuantizeOptions, output: Path
+    graph: Graph,
+    precision: str,
+    images: CalibrationImages | None,
+    options: QuantizeOptions,
+    output: Path,
+    table: Path | None = None,
+    search: Search | None = None,
 ) -> Graph:
     """FP32 graph to the precision wanted; FP32 is returned as it is."""
     if precision == "fp32" or graph.precision == precision:
@@ -77,7 +90,7 @@ def lower_graph(
     if precision == "fp16":
         return convert_graph_to_half(graph, output)
     assert images is not None
-    return quantize_graph(graph, images, options, output)
+    return quantize_graph(graph, images, options, output, table, search)
 
 
 def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Path) -> Engine:
@@ -205,6 +218,8 @@ def build_engine(
     images: CalibrationImages | None,
     evaluation: tuple[str, Sequence[Sample]] | None,
     output: Path,
+    calibration_table: Path | None = None,
+    search: Search | None = None,
 ) -> Engine:
     """Lower, compile, measure, and write ``<name>.<precision>.<ext>`` and its JSON into ``output``.
 
@@ -217,10 +232,12 @@ def build_engine(
         images: calibration images, for INT8 from an FP32 graph.
         evaluation: the split's name and labelled samples to measure AP on, or None.
         output: a folder.
+        calibration_table, search: see ``quantize_graph``.
     """
     require_writable(output)
     path = output / f"{name}.{precision}{get_backend(backend).SUFFIX}"
-    built = lower_graph(graph, precision, images, quantizing, output / "graphs" / f"{name}.{precision}.onnx")
+    lowered = output / "graphs" / f"{name}.{precision}.onnx"
+    built = lower_graph(graph, precision, images, quantizing, lowered, calibration_table, search)
     logger.info("compiling %s with %s", precision.upper(), backend)
     # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
     # an earlier engine without its own.
@@ -327,10 +344,13 @@ def _run(arguments: argparse.Namespace) -> Result:
         evaluation = match_classes(dataset, graph.spec).choose_split(gate.split, GATE_SPLIT_ORDER)
     if arguments.precision == "int8" and graph.precision == "fp32":
         shared = dataset if calibration.calibration_data == gate.eval_data else None
-        images = calibration_images_from(shared or calibration_dataset(calibration), calibration, graph.spec)
+        images = calibration_images_from(shared or calibration_dataset(calibration), calibration, graph)
     manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
     if evaluation is not None and manifest:
         refuse_overlap(manifest, samples_manifest(evaluation[1]))
+    search = _search_options(gate, dataset, graph, arguments.precision, evaluation)
+    if search is not None:
+        refuse_overlap(manifest, samples_manifest(search.samples))
     engine = build_engine(
         name,
         graph,
@@ -341,9 +361,36 @@ def _run(arguments: argparse.Namespace) -> Result:
         images,
         evaluation,
         output,
+        calibration.calibration_table,
+        search,
     )
     _apply_gate(engine, gate)
     return Result(_report(engine), {"engine": str(engine.path), **engine.record})
+
+
+def _search_options(
+    gate: GateOptions,
+    dataset: Dataset | None,
+    graph: Graph,
+    precision: str,
+    evaluation: tuple[str, Sequence[Sample]] | None,
+) -> Search | None:
+    """What a search is judged by: labelled images that the gate does not measure on, where the data has them."""
+    if not gate.search:
+        return None
+    if precision != "int8" or graph.precision != "fp32":
+        raise UsageError("--search chooses what becomes INT8, and there is nothing to choose here; leave it out.")
+    if gate.max_ap_drop is None or dataset is None or evaluation is None:
+        raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
+    split, samples = match_classes(dataset, graph.spec).choose_split(gate.search_split, ("val",))
+    if split in ("all", evaluation[0]):
+        logger.warning(
+            "the search is judged by the images of the gate (split %s), so that the gate's drop flatters; judge by --split test",
+            evaluation[0],
+        )
+        samples = evaluation[1]
+    logger.info("searching on %d images (split %s)", len(samples), split)
+    return Search(samples, gate.max_ap_drop, gate.search_target)
 
 
 def _choose_backend(name: str) -> str:
@@ -363,7 +410,8 @@ def _apply_gate(engine: Engine, gate: GateOptions) -> None:
     raise AccuracyGateFailed(
         f"{engine.path} was built and is kept, but it loses {accuracy['drop']:.2f} points of AP "
         f"({100 * accuracy['reference_AP']:.1f} to {100 * accuracy['AP']:.1f}) and --max-ap-drop allows "
-        f"{gate.max_ap_drop:g}; keep more layers high with --keep-high, calibrate on more images, or use --fp16."
+        f"{gate.max_ap_drop:g}; let --search find the layers that have to stay high, calibrate on more images, fine-tune with "
+        "train --qat, or use --fp16."
     )
 
 
@@ -372,6 +420,7 @@ def _report(engine: Engine) -> str:
     picture = engine.path.with_suffix(".jpg")
     if engine.record["accuracy"]:
         lines.append(f"picture  {picture}")
+    lines.extend(_accuracy_remarks(engine))
     lines.extend(_speed_remark(engine))
     if not engine.record["accuracy"]:
         lines.append("\nNo accuracy was measured; add --eval-data D with labelled images.")
@@ -381,6 +430,27 @@ def _report(engine: Engine) -> str:
             f"from. On the target, run python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
         )
     return "\n".join(lines)
+
+
+def _accuracy_remarks(engine: Engine) -> list[str]:
+    """How sure the drop is, and whether scores were flattened."""
+    accuracy: Mapping[str, Any] = engine.record["accuracy"] or {}
+    lines = []
+    # An FP32 engine is its own reference, and always drops by 0.
+    if accuracy.get("drop_interval") and engine.precision != "fp32":
+        low, high = accuracy["drop_interval"]
+        noise = "; 0 is among them, so it is inside the noise of these images" if low <= 0 <= high else ""
+        lines.append(
+            f"\nThe AP drop of {accuracy['drop']:+.2f} is known to within {low:+.2f} and {high:+.2f} (95 %, {accuracy['images']} "
+            f"images{noise})."
+        )
+    if (accuracy.get("confidence") or {}).get("flattened"):
+        tops = accuracy["confidence"]["mean_top_score"]
+        lines.append(
+            f"\nScores were flattened: the best one in a picture is {tops['built']:.2f} on average and was "
+            f"{tops['reference']:.2f} at FP32; lower your threshold, or keep the class head high with --keep-high 'class_net.*'."
+        )
+    return lines
 
 
 def _speed_remark(engine: Engine) -> list[str]:

@@ -85,10 +85,15 @@ class Evaluation:
 
 def evaluate_engine(engine: Engine, samples: Sequence[Sample]) -> CocoMetrics:
     """Run an engine over samples, whose class ids are those of its spec, and compare with their boxes."""
+    readable, detections = detect_samples(engine, samples)
+    return coco_metrics(readable, detections, engine.spec)
+
+
+def detect_samples(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], list[Detections]]:
+    """The samples that could be decoded, and what an engine found in each."""
     require(engine.backend)
     with get_backend(engine.backend).load(engine) as runner:
-        readable, detections = run_over_samples(runner, samples, engine.spec)
-    return coco_metrics(readable, detections, engine.spec)
+        return run_over_samples(runner, samples, engine.spec)
 
 
 def evaluate_members(

@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import logging
-import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from edge_effdet.artifacts import Graph, ModelSpec, require_writable
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
-from edge_effdet.data.dataset import Dataset, read_dataset
+from edge_effdet.artifacts import Graph, require_writable, write_json
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb
+from edge_effdet.data.dataset import Dataset, Sample, read_dataset, samples_sha256
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
-from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
-from edge_effdet.quant.placement import EARLY_LAYERS, choose_convolutions
+from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.quant.calibration import CHOICES, CalibrationImages, load_calibration_images, load_manifest_images
+from edge_effdet.quant.options import Int8Options
+from edge_effdet.quant.placement import choose_convolutions
+from edge_effdet.quant.table import load_table, save_table, table_identity
+from edge_effdet.verify import graph_as_engine
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
+    from edge_effdet.quant.int8 import Recipe
 
 logger = logging.getLogger("edge_effdet.quantize")
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizeOptions:
-    method: str = option("entropy", help="how a range is chosen from what was seen", choices=("entropy", "max"))
-    keep_high: str = option(
-        ",".join(EARLY_LAYERS), help="comma-separated patterns of convolutions that stay high, besides the final ones"
-    )
+class QuantizeOptions(Int8Options):
+    keep_high: str = option("", help="comma-separated patterns of convolutions that stay high, besides the final ones")
     high_precision: str = option("fp32", help="what the rest of an INT8 graph runs in", choices=("fp32", "fp16"))
+
+    def int8(self) -> Int8Options:
+        """Without what is decided after the ranges and weights."""
+        return Int8Options(**{item.name: getattr(self, item.name) for item in fields(Int8Options)})
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search for the convolutions that stay high is judged by.
+
+    Attributes:
+        samples: labelled images that are neither calibration nor test images.
+        max_drop: points of AP that may be lost on them.
+        target: a key of ``graph.targets.TARGETS``: whose time is to be saved.
+    """
+
+    samples: Sequence[Sample]
+    max_drop: float
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationOptions:
     calibration_data: Path | None = option(None, help="a data set; INT8 needs its real images, labels do not matter")
     calibration_split: str | None = option(None, help="its split (default: calibration, else train, else everything)")
-    calibration_images: int = option(128, help="how many of them, chosen with the seed")
+    calibration_images: int = option(128, help="how many of them")
+    calibration_choice: str = option(
+        "random", help="how they are chosen: with the seed, or so that none is far from all of them", choices=CHOICES
+    )
     calibration_seed: int = option(0, help="of the choice")
+    calibration_manifest: Path | None = option(None, help="a manifest of calibration/ that names them instead")
+    calibration_table: Path | None = option(None, help="ranges to use again, or where to keep them")
+    few_images: bool = option(False, help="go on with fewer than 8 images")
 
 
 def convert_graph_to_half(graph: Graph, output: Path) -> Graph:
@@ -54,7 +74,7 @@ def convert_graph_to_half(graph: Graph, output: Path) -> Graph:
     from edge_effdet.graph.model import save_graph
     from edge_effdet.quant.precision import convert_to_half
 
-    _require_fp32(graph)
+    require_fp32(graph)
     model = ir.load(str(graph.path))
     convert_to_half(model)
     return save_graph(
@@ -68,201 +88,125 @@ def convert_graph_to_half(graph: Graph, output: Path) -> Graph:
     )
 
 
-def quantize_graph(graph: Graph, images: CalibrationImages, options: QuantizeOptions, output: Path) -> Graph:
-    """FP32 graph to INT8 with explicit Q/DQ around the convolutions, by ModelOpt, on real images.
+def quantize_graph(
+    graph: Graph,
+    images: CalibrationImages,
+    options: QuantizeOptions,
+    output: Path,
+    table: Path | None = None,
+    search: Search | None = None,
+) -> Graph:
+    """FP32 graph to INT8 with explicit Q/DQ around the convolutions, on real images.
 
     Activations have one symmetric scale a tensor, weights one an output channel, all in FP32. Weights are stored as INT8.
 
     Args:
         graph: FP32, optimized.
         images: what the ranges are measured on.
-        options: method and placement.
+        options: method, placement and rounding.
         output: the ONNX file.
+        table: a file of ranges, used where it exists and written where it does not; None for neither.
+        search: finds out which convolutions stay high, besides those of ``options.keep_high``; None for no others.
 
     Raises:
-        GraphError: not an FP32 graph, or a range is not finite; names the tensor.
+        AccuracyGateFailed: the search found no choice within its budget.
+        GraphError: not an FP32 graph, or a tensor has no range; names the tensor.
         UsageError: the placement leaves nothing.
+        InputError: the table belongs to another graph or other images.
     """
+    recipe = prepare_int8(graph, images, options.int8(), table)
+    patterns = [pattern.strip() for pattern in options.keep_high.split(",") if pattern.strip()]
+    names = [node.name for node in recipe.model.graph.node if node.op_type == "Conv"]
+    quantized, _ = choose_convolutions(names, patterns)
+    if search is not None:
+        quantized = _search(graph, recipe, quantized, images, options, search, output)
+    return save_int8(graph, recipe, quantized, images, options.high_precision, output)
+
+
+def _search(
+    graph: Graph,
+    recipe: Recipe,
+    candidates: Sequence[str],
+    images: CalibrationImages,
+    options: QuantizeOptions,
+    search: Search,
+    output: Path,
+) -> list[str]:
+    """The convolutions that become INT8; writes ``<output>.search.json`` with its steps, ``.placement.json`` and ``.png``."""
+    from edge_effdet.quant.search import draw_placement, placement_table, search_placement
+
+    recipe = replace(recipe, weights={name: recipe.weights[name] for name in candidates})
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        reference = evaluate_engine(graph_as_engine(graph), search.samples).AP
+
+        def judge(quantized: Sequence[str]) -> float:
+            if not quantized:
+                return 0.0
+            tried = save_int8(graph, recipe, quantized, images, options.high_precision, Path(folder) / "tried.onnx")
+            return 100 * (reference - evaluate_engine(graph_as_engine(tried), search.samples).AP)
+
+        identity = {
+            **table_identity(graph, images, options.method, options.equalize),
+            "options": asdict(options),
+            "evaluation_sha256": samples_sha256(search.samples),
+            "target": search.target,
+        }
+        steps = output.with_name(f"{output.name}.search.json")
+        placement = search_placement(recipe, images, judge, search.max_drop, search.target, steps, identity)
+    logger.info("%s", placement_table(placement))
+    write_json(output.with_name(f"{output.name}.placement.json"), placement.to_dict())
+    draw_placement(placement, output.with_name(f"{output.name}.placement.png"))
+    return placement.quantized
+
+
+def prepare_int8(graph: Graph, images: CalibrationImages, options: Int8Options, table: Path | None = None) -> Recipe:
+    """What INT8 makes of each convolution, for any choice of them. See ``quantize_graph``."""
+    from edge_effdet.quant.int8 import make_recipe
+
+    require_fp32(graph)
+    known = None
+    if table is not None and table.is_file():
+        known = load_table(table, table_identity(graph, images, options.method, options.equalize))
+    recipe = make_recipe(graph, images, options, known)
+    if table is not None and known is None:
+        save_table(recipe.table, table)
+    return recipe
+
+
+def save_int8(
+    graph: Graph,
+    recipe: Recipe,
+    quantized: Sequence[str],
+    images: CalibrationImages,
+    high_precision: str,
+    output: Path,
+) -> Graph:
+    """Write the graph with these convolutions in INT8, and the rest in FP32 or FP16."""
     import onnx
     import onnx_ir as ir
 
-    from edge_effdet.graph.model import load_model, save_graph
+    from edge_effdet.graph.model import save_graph
+    from edge_effdet.quant.int8 import apply_recipe
     from edge_effdet.quant.precision import convert_to_half
 
-    _require_fp32(graph)
-    source = load_model(graph.path)
-    names = [node.name for node in source.graph.node if node.op_type == "Conv"]
-    patterns = [pattern.strip() for pattern in options.keep_high.split(",") if pattern.strip()]
-    quantized, _ = choose_convolutions(names, patterns)
-    proto = _insert_qdq(source, images.pixels, quantized, options.method)
-    model = ir.from_proto(proto)
-    _note_fused_macs(model, source)
-    _store_weights_as_int8(model)
-    _check_scales(model)
-    _warn_of_unquantized(model, quantized)
-    if options.high_precision == "fp16":
+    model = apply_recipe(recipe, quantized)
+    if high_precision == "fp16":
         convert_to_half(model)
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
     return save_graph(
-        proto,
+        onnx.shape_inference.infer_shapes(ir.to_proto(model)),
         output,
         spec=graph.spec,
         stage="quantized",
         precision="int8",
         rewrites=graph.rewrites,
         parents={**graph.parents, "graph": graph.sha256},
-        calibration=images.record(options.method),
+        calibration={**images.record(recipe.options.method), "options": asdict(recipe.options)},
     )
 
 
-def _note_fused_macs(model: ir.Model, source: onnx.ModelProto) -> None:
-    """Carry over what dense convolutions were made of: ModelOpt drops the metadata of nodes."""
-    from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
-
-    noted = {
-        node.name: entry.value
-        for node in source.graph.node
-        for entry in node.metadata_props
-        if entry.key == MACS_BEFORE_FUSION
-    }
-    for node in model.graph:
-        if node.name in noted:
-            node.metadata_props[MACS_BEFORE_FUSION] = noted[node.name]
-
-
-def _require_fp32(graph: Graph) -> None:
+def require_fp32(graph: Graph) -> None:
     if graph.precision != "fp32":
         raise GraphError(f"{graph.path} is {graph.precision} already; give the FP32 graph that it was made from.")
-
-
-def _insert_qdq(model: onnx.ModelProto, pixels: np.ndarray, quantized: Sequence[str], method: str) -> onnx.ModelProto:
-    import onnx
-
-    try:
-        with _quiet():
-            from modelopt.onnx.quantization import quantize
-    except ModuleNotFoundError as error:
-        raise MissingDependency(error.name or "nvidia-modelopt", "export", "to quantize") from error
-
-    input_type = model.graph.input[0].type.tensor_type.elem_type
-    data = pixels.astype(onnx.helper.tensor_dtype_to_np_dtype(input_type), copy=False)
-    feeds: Any = _CalibrationFeeds(model.graph.input[0].name, data)
-    _require_single_images(model)
-    # ModelOpt writes next to its input.
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, str(source))
-        with _quiet():
-            quantize(
-                str(source),
-                quantize_mode="int8",
-                calibration_data_reader=feeds,
-                calibration_method=method,
-                calibration_eps=["cpu"],
-                op_types_to_quantize=["Conv"],
-                nodes_to_quantize=[f"^{re.escape(name)}$" for name in quantized],
-                high_precision_dtype="fp32",
-                output_path=str(target),
-                log_level="ERROR",
-            )
-        result = onnx.load(str(target))
-    for own, original in zip(
-        (*result.graph.input, *result.graph.output), (*model.graph.input, *model.graph.output), strict=True
-    ):
-        own.CopyFrom(original)
-    return result
-
-
-class _CalibrationFeeds:
-    """Images one by one for ONNX Runtime's calibrators, with a progress bar; what CalibrationDataReader asks for."""
-
-    def __init__(self, name: str, images: np.ndarray) -> None:
-        self._feeds = [{name: image[None]} for image in images]
-        self.rewind()
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._coming, None)
-
-    def get_first(self) -> dict[str, np.ndarray]:
-        return self._feeds[0]
-
-    def rewind(self) -> None:
-        self._coming = iter(progress(self._feeds, len(self._feeds), "calibrating"))
-
-
-def _require_single_images(model: onnx.ModelProto) -> None:
-    # A dynamic batch must stay dynamic here: with a 1 in its place ModelOpt folds the shapes that depend on it.
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    if batch > 1:
-        raise UsageError(
-            f"The graph takes batches of {batch}, and calibration runs one image at a time; export it with "
-            "--batch-size 1, or 0 for a dynamic batch."
-        )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """ModelOpt and what it imports print to stdout and log to the root; a user's terminal and --json are not for that."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(previous)
-
-
-def _store_weights_as_int8(model: ir.Model) -> None:
-    """Fold each QuantizeLinear of a weight into an INT8 initializer: the same numbers in a quarter of the bytes.
-
-    ``q = clip(round(w / s), -127, 127)``, rounding half to even, as ONNX defines QuantizeLinear; -128 does not occur with
-    symmetric scales.
-    """
-    from edge_effdet.graph.rule import add_initializer, constant, remove_unused, replace_output
-
-    for node in list(model.graph):
-        if node.op_type != "QuantizeLinear":
-            continue
-        weight, scale = constant(node.inputs[0]), constant(node.inputs[1])
-        if weight is None or scale is None or node.inputs[0] is None:
-            continue
-        axis = node.attributes.get_int("axis", 1) % weight.ndim if scale.ndim else 0
-        shape = [1] * weight.ndim
-        if scale.ndim:
-            shape[axis] = -1
-        # A filter of zeros has no range; any scale represents it.
-        safe = np.where(scale > 0, scale, 1.0).astype(np.float32).reshape(shape if scale.ndim else ())
-        codes = np.clip(np.rint(weight / safe), -127, 127).astype(np.int8)
-        replace_output(node, add_initializer(model.graph, f"{node.inputs[0].name}_int8", codes))
-    remove_unused(model)
-
-
-def _check_scales(model: ir.Model) -> None:
-    from edge_effdet.graph.rule import constant
-
-    for node in model.graph:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        scale = constant(node.inputs[1])
-        name = node.inputs[0].name if node.inputs[0] is not None else node.name
-        if scale is None or not np.isfinite(scale).all() or scale.dtype != np.float32:
-            raise GraphError(
-                f"Calibration gave {name} no finite FP32 scale; look at that layer with --explain, or use more images."
-            )
-        if node.op_type == "QuantizeLinear" and not (scale > 0).all():
-            raise GraphError(f"{name} was constant over all calibration images, so it has no range; use other images.")
-
-
-def _warn_of_unquantized(model: ir.Model, expected: Sequence[str]) -> None:
-    """ModelOpt must have quantized just what it was told; a gap would be a silent loss of speed."""
-    from edge_effdet.quant.precision import is_quantized
-
-    found = {node.name for node in model.graph if is_quantized(node)}
-    missing = [name for name in expected if name not in found]
-    if missing:
-        logger.warning(
-            "ModelOpt left %d of %d convolutions in high precision (first: %s)", len(missing), len(expected), missing[0]
-        )
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
@@ -290,12 +234,26 @@ def calibration_dataset(options: CalibrationOptions) -> Dataset:
     return read_dataset(options.calibration_data)
 
 
-def calibration_images_from(dataset: Dataset, options: CalibrationOptions, spec: ModelSpec) -> CalibrationImages:
-    """The chosen images of the chosen split."""
+def calibration_images_from(dataset: Dataset, options: CalibrationOptions, graph: Graph) -> CalibrationImages:
+    """The chosen images of the chosen split, or those of the manifest."""
+    if options.calibration_manifest is not None:
+        images = load_manifest_images(
+            options.calibration_manifest, dataset.all_samples(), graph.spec, options.few_images
+        )
+        logger.info("calibrating on the %d images of %s", len(images), options.calibration_manifest)
+        return images
     split, samples = dataset.choose_split(options.calibration_split, ("calibration", "train"))
     logger.info("calibrating on %d images of %s (split %s)",
                 min(options.calibration_images, len(samples)), options.calibration_data, split)  # fmt: skip
-    images = load_calibration_images(samples, spec, options.calibration_images, options.calibration_seed)
+    images = load_calibration_images(
+        samples,
+        graph.spec,
+        options.calibration_images,
+        options.calibration_seed,
+        options.calibration_choice,
+        graph,
+        options.few_images,
+    )
     return replace(images, split=split)
 
 
@@ -313,8 +271,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         result = convert_graph_to_half(graph, arguments.output)
     else:
         calibration = options_from(CalibrationOptions, arguments)
-        images = calibration_images_from(calibration_dataset(calibration), calibration, graph.spec)
-        result = quantize_graph(graph, images, options_from(QuantizeOptions, arguments), arguments.output)
+        images = calibration_images_from(calibration_dataset(calibration), calibration, graph)
+        options = options_from(QuantizeOptions, arguments)
+        result = quantize_graph(graph, images, options, arguments.output, calibration.calibration_table)
     proof = prove_precision(ir.load(str(result.path)))
     share = ", ".join(
         f"{100 * proof.fraction(kind):.1f} % {kind.upper()}" for kind in ("int8", "fp16", "fp32") if proof.macs[kind]

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.artifacts import Detections, Engine, Graph
 from edge_effdet.backends.base import get_backend, require
 from edge_effdet.data.dataset import Sample, readable_images, samples_sha256
 from edge_effdet.detect import detect_image, feeds_for_image
-from edge_effdet.evaluate import evaluate_engine
-from edge_effdet.metrics import CocoMetrics
+from edge_effdet.evaluate import detect_samples
+from edge_effdet.intervals import drop_interval
+from edge_effdet.metrics import CocoMetrics, coco_metrics
 
 ROUNDS, TIMED_RUNS, WARM_UP_RUNS = 6, 5, 3
 PAUSE_SECONDS = 0.05
 """Before an engine's turn: onnxruntime's threads go on spinning after a run and would slow the next engine down."""
+
+FLATTENED = 0.85
+"""Of the best score in a picture, on average: below that a threshold chosen at FP32 misses objects."""
 
 PICTURES = 4
 PICTURE_THRESHOLD = 0.4
@@ -28,13 +32,25 @@ PICTURE_THRESHOLD = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """AP of the FP32 graph, where there is one, and of what was built, on the same images."""
+    """AP of the FP32 graph, where there is one, and of what was built, on the same images.
+
+    Attributes:
+        reference: of the FP32 graph.
+        built: of the engine, or of the graph that it was compiled from.
+        measured_on: which of the two.
+        split: of the data.
+        data_sha256: of the images and their boxes.
+        interval: points of AP lost with a confidence of 95 %, by a bootstrap over the images.
+        confidence: how scores are spread before and after; see ``compare_confidence``.
+    """
 
     reference: CocoMetrics | None
     built: CocoMetrics
     measured_on: str
     split: str
     data_sha256: str
+    interval: tuple[float, float] | None = None
+    confidence: Mapping[str, Any] | None = None
 
     @property
     def drop(self) -> float | None:
@@ -46,12 +62,14 @@ class Accuracy:
             "reference_AP": self.reference.AP if self.reference else None,
             "AP": self.built.AP,
             "drop": self.drop,
+            "drop_interval": None if self.interval is None else list(self.interval),
             "reference_AP50": self.reference.AP50 if self.reference else None,
             "AP50": self.built.AP50,
             "images": self.built.images,
             "split": self.split,
             "measured_on": self.measured_on,
             "data_sha256": self.data_sha256,
+            "confidence": self.confidence,
         }
 
 
@@ -61,14 +79,42 @@ def measure_accuracy(engine: Engine, reference: Graph, built: Graph, samples: Se
     A ``reference`` that is FP16 or INT8 already is none: its own loss would count as nothing.
     """
     runs_here = require(engine.backend).runs_here
-    before = evaluate_engine(graph_as_engine(reference), samples) if reference.precision == "fp32" else None
+    before = detect_samples(graph_as_engine(reference), samples) if reference.precision == "fp32" else None
     if runs_here:
-        after = evaluate_engine(engine, samples)
+        after = detect_samples(engine, samples)
     elif before is not None and built.sha256 == reference.sha256:
         after = before
     else:
-        after = evaluate_engine(graph_as_engine(built), samples)
-    return Accuracy(before, after, "engine" if runs_here else "graph", split, samples_sha256(samples))
+        after = detect_samples(graph_as_engine(built), samples)
+    measured_on, digest = "engine" if runs_here else "graph", samples_sha256(samples)
+    readable, found = after
+    metrics = coco_metrics(readable, found, engine.spec)
+    if before is None:
+        return Accuracy(None, metrics, measured_on, split, digest)
+    interval = drop_interval(readable, before[1], found, engine.spec.num_classes)
+    confidence = compare_confidence(before[1], found)
+    reference_metrics = coco_metrics(readable, before[1], engine.spec)
+    return Accuracy(reference_metrics, metrics, measured_on, split, digest, interval, confidence)
+
+
+def compare_confidence(before: Sequence[Detections], after: Sequence[Detections]) -> dict[str, Any]:
+    """How scores are spread before and after: INT8 may keep the order, and so the AP, and flatten what a threshold sees.
+
+    Returns:
+        ``edges`` of the bins; detections a bin, ``reference`` and ``built``; ``mean_top_score`` of both, over the images with a
+        detection above 0.05; ``flattened``: whether it fell below ``FLATTENED`` of what it was.
+    """
+    edges = np.round(np.linspace(0.05, 1, 20), 2)
+    scores = [[found.scores[found.scores >= edges[0]] for found in every] for every in (before, after)]
+    counts = [np.histogram(np.concatenate(every), edges)[0].tolist() for every in scores]
+    tops = [np.mean([own.max() for own in every if len(own)] or [0.0]) for every in scores]
+    return {
+        "edges": edges.tolist(),
+        "reference": counts[0],
+        "built": counts[1],
+        "mean_top_score": {"reference": float(tops[0]), "built": float(tops[1])},
+        "flattened": bool(tops[1] < FLATTENED * tops[0]),
+    }
 
 
 def graph_as_engine(graph: Graph) -> Engine:

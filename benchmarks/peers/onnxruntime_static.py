@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 
-def quantize(source: Path, pixels: np.ndarray, output: Path, convolutions_only: bool = False) -> None:
+def quantize(
+    source: Path, pixels: np.ndarray, output: Path, convolutions_only: bool = False, method: str = "MinMax"
+) -> None:
     """FP32 graph to Q/DQ INT8.
 
     Args:
@@ -17,8 +19,15 @@ def quantize(source: Path, pixels: np.ndarray, output: Path, convolutions_only: 
         pixels: float32 [N, 3, H, W], 0 to 255.
         output: the ONNX file.
         convolutions_only: leave every other operator alone.
+        method: ``MinMax``, ``Entropy`` or ``Percentile``.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -35,5 +44,6 @@ def quantize(source: Path, pixels: np.ndarray, output: Path, convolutions_only: 
         per_channel=True,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod[method],
         op_types_to_quantize=["Conv"] if convolutions_only else None,
     )

@@ -10,15 +10,6 @@ from edge_effdet.errors import UsageError
 FINAL_CONVOLUTIONS = ("class_net.predict.*", "box_net.predict.*")
 """They stay high in every graph: INT8 flattens the confidences. They are listed, and left out of the share."""
 
-EARLY_LAYERS = (
-    "backbone.conv_stem*",
-    "backbone.blocks.0.*",
-    "backbone.blocks.1.*",
-    "backbone.blocks.2.*",
-)
-"""Kept high by default. Their few channels have ranges that differ by a factor of 50 and more, and one INT8 scale a tensor
-must serve them all: on a lite0 for blood cells they account for nearly all of the loss, at a quarter of the MACs."""
-
 
 def is_final(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in FINAL_CONVOLUTIONS)

@@ -40,9 +40,11 @@ def test_int8_keeps_its_accuracy_and_proves_it(built: Path):
     assert record["accuracy"]["reference_AP50"] >= 0.75
     assert record["accuracy"]["drop"] <= 1.5
     assert record["accuracy"]["measured_on"] == "engine" and record["engine_verified"]
-    assert record["proof"]["int8_mac_fraction"] >= 0.70
-    assert record["proof"]["layers_kept_high_precision"]
-    assert not any("predict" in name for name in record["proof"]["layers_kept_high_precision"])
+    assert record["proof"]["int8_mac_fraction"] == 1.0
+    assert record["proof"]["layers_kept_high_precision"] == []
+    low, high = record["accuracy"]["drop_interval"]
+    assert low < record["accuracy"]["drop"] < high
+    assert record["accuracy"]["confidence"]["flattened"] is False
     assert set(record["proof"]["final_convolutions"].values()) == {"fp32"}
     assert record["calibration"]["images"] == 32 and len(record["calibration"]["manifest_sha256"]) == 64
     assert record["parents"]["checkpoint"] == file_sha256(BCCD_CHECKPOINT)

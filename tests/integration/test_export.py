@@ -15,9 +15,10 @@ from PIL import Image
 
 from edge_effdet import export
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
+from edge_effdet.data.dataset import read_dataset
 from edge_effdet.graph.model import load_graph
 from edge_effdet.graph.targets import TARGETS
-from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.calibration import load_calibration_images
 from edge_effdet.quant.proof import prove_precision
 from edge_effdet.quantize import QuantizeOptions, quantize_graph
 from tests import tolerances
@@ -110,11 +111,11 @@ def test_an_unknown_target_is_refused_with_the_names(tmp_path: Path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_share_of_int8_is_counted_as_before_fusion(dense: Path, kept: tuple[Path, str], tmp_path: Path):
-    """ModelOpt drops what a dense convolution notes of its pair; ``quantize_graph`` puts it back."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 160), np.uint8)
-    images = CalibrationImages(pixels, {}, seed=0)
-    options = QuantizeOptions("max", keep_high="")
-    quantized = quantize_graph(load_graph(dense), images, options, tmp_path / "int8.onnx")
+def test_the_share_of_int8_is_counted_as_before_fusion(
+    dense: Path, kept: tuple[Path, str], tiny_voc: Path, tmp_path: Path
+):
+    graph = load_graph(dense)
+    images = load_calibration_images(read_dataset(tiny_voc).all_samples(), graph.spec, 8, seed=0)
+    quantized = quantize_graph(graph, images, QuantizeOptions("max", rounding="nearest"), tmp_path / "int8.onnx")
     before, after = (prove_precision(ir.load(str(path))) for path in (kept[0], quantized.path))
     assert after.macs["int8"] == before.macs["fp32"] > 0

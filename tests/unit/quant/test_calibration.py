@@ -14,7 +14,13 @@ from edge_effdet.data.dataset import manifest_sha256, read_dataset
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.images import read_image
 from edge_effdet.preprocess import letterbox
-from edge_effdet.quant.calibration import FEWEST_IMAGES, choose_samples, load_calibration_images, refuse_overlap
+from edge_effdet.quant.calibration import (
+    FEWEST_IMAGES,
+    choose_samples,
+    load_calibration_images,
+    refuse_overlap,
+    spread_out,
+)
 
 SPEC = ModelSpec("tiny", (64, 96), ("bar", "disc"), (1, 2))
 
@@ -41,11 +47,11 @@ def with_broken(samples, tmp_path):
 
 def test_pixels_are_those_that_the_device_sends(samples):
     images = load_calibration_images(samples, SPEC, 100, 0)
-    assert images.pixels.shape == (12, 3, 64, 96)
-    assert images.pixels.dtype == np.uint8
-    for pixels, sample in zip(images.pixels, samples, strict=True):
+    assert len(images) == 12
+    for pixels, sample in zip(images, samples, strict=True):
         canvas, _ = letterbox(read_image(sample.path), SPEC.image_size, SPEC.preprocess)
-        np.testing.assert_array_equal(pixels, canvas.transpose(2, 0, 1))
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels[0], canvas.transpose(2, 0, 1))
 
 
 def test_the_record_names_them(samples):
@@ -89,7 +95,7 @@ def test_too_few_given_are_refused(samples):
 
 def test_a_broken_picture_is_left_out_and_counted(with_broken, caplog):
     images = load_calibration_images(with_broken(4), SPEC, 100, 0)
-    assert len(images.pixels) == len(images.manifest) == 8
+    assert len(images) == len(list(images)) == len(images.manifest) == 8
     assert "scene_00.jpg" in caplog.text
     assert "4 images could not be decoded" in caplog.text
     with pytest.raises(DataError, match="Only 7 calibration images"):
@@ -101,3 +107,29 @@ def test_an_image_of_the_evaluation_is_refused_whatever_its_name():
     refuse_overlap({}, {})
     with pytest.raises(DataError, match=r"1 calibration images are also evaluation images \(first: b\)"):
         refuse_overlap({"a": "1", "b": "2"}, {"z": "2", "a": "9"})
+
+
+def test_few_images_are_taken_where_that_is_asked_for(samples, caplog):
+    images = load_calibration_images(samples[:3], SPEC, 100, 0, few=True)
+    assert len(images) == 3
+    assert "3 calibration images are few" in caplog.text
+
+
+def test_a_part_of_them_is_spread_over_all(samples):
+    images = load_calibration_images(samples, SPEC, 100, 0)
+    ids = [sample.image_id for sample in images.samples]
+    assert [sample.image_id for sample in images.first(4).samples] == ids[::3]
+    assert images.first(99) is images
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_k_centre_leaves_no_point_farther_than_twice_the_best_possible(seed, count):
+    """Gonzalez's bound: every point is within the distance of the last one chosen to those before it."""
+    points = np.random.default_rng(seed).normal(size=(12, 3))
+    chosen = spread_out(points, count, seed)
+    assert len(set(chosen)) == count
+    distances = np.linalg.norm(points[:, None] - points[chosen], axis=2)
+    radius = distances.min(axis=1).max()
+    apart = np.linalg.norm(points[chosen][:, None] - points[chosen], axis=2)[~np.eye(count, dtype=bool)]
+    assert count == 1 or radius <= apart.min() + 1e-12

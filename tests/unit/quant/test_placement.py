@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_effdet.errors import UsageError
-from edge_effdet.quant.placement import EARLY_LAYERS, choose_convolutions, is_final
+from edge_effdet.quant.placement import choose_convolutions, is_final
 
 NAMES = [
     "backbone.conv_stem",
@@ -42,8 +42,8 @@ def test_the_final_ones_stay_high_without_being_asked():
     assert quantized == NAMES[:7]
 
 
-def test_the_early_layers_stay_high_by_default():
-    quantized, high = choose_convolutions(NAMES, [*EARLY_LAYERS[:2], EARLY_LAYERS[3]])
+def test_patterns_stay_high():
+    quantized, high = choose_convolutions(NAMES, ["backbone.conv_stem*", "backbone.blocks.0.*", "backbone.blocks.2.*"])
     assert high == [*NAMES[:3], *NAMES[7:]]
     assert quantized == NAMES[3:7]
 

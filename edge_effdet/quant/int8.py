@@ -1,0 +1,188 @@
+"""INT8 by explicit Q/DQ: what each convolution would become, worked out once, and the graph with some of them in place.
+
+What stands where, in the form that TensorRT turns into INT8 kernels:
+
+- one QuantizeLinear/DequantizeLinear pair at each tensor that a quantized convolution takes, shared by all of these. Behind a
+  Resize, not before it: TensorRT resizes in floating point, and a Q/DQ before it would only round twice;
+- weights as INT8 initializers with a DequantizeLinear along the filters;
+- a sum that takes such a tensor takes it behind its DequantizeLinear (``quantize_sums``): the residual of a block then is read
+  as INT8, with the scale of the convolutions that take it, and no second, wider copy of it is kept;
+- scales in FP32, zero points 0, all else as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edge_effdet.artifacts import Graph
+from edge_effdet.errors import UsageError
+from edge_effdet.graph.model import load_model
+from edge_effdet.graph.rule import add_initializer, constant
+from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.equalize import equalize_channels
+from edge_effdet.quant.options import Int8Options
+from edge_effdet.quant.patches import measure_inputs
+from edge_effdet.quant.pixels import center_on_codes
+from edge_effdet.quant.placement import is_final
+from edge_effdet.quant.ranges import LARGEST_CODE
+from edge_effdet.quant.rounding import QuantizedWeight, quantize_weight
+from edge_effdet.quant.statistics import input_tensors
+from edge_effdet.quant.table import CalibrationTable, measure_table
+
+ROUNDING_IMAGES = 32
+"""Of the calibration images, that the rounding of weights looks at: it needs means and moments, not extremes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that INT8 needs to know of one graph, for any choice of its convolutions.
+
+    Attributes:
+        model: FP32, with equalized channels.
+        scales: of the codes of each tensor that a convolution takes, by the tensor's name.
+        inputs: the tensor that each convolution takes, by the convolution's name.
+        weights: by the convolution's name; the final convolutions, which stay high, are not among them.
+        options: that it was made with.
+        table: the ranges behind the scales.
+    """
+
+    model: onnx.ModelProto
+    scales: Mapping[str, float]
+    inputs: Mapping[str, str]
+    weights: Mapping[str, QuantizedWeight]
+    options: Int8Options
+    table: CalibrationTable
+
+
+def make_recipe(
+    graph: Graph, images: CalibrationImages, options: Int8Options, table: CalibrationTable | None = None
+) -> Recipe:
+    """Equalize, measure and round.
+
+    Args:
+        graph: FP32, optimized, for single images or with a dynamic batch.
+        images: what is looked at.
+        options: how.
+        table: ranges that were measured before with the same graph, images and options; else they are measured.
+
+    Raises:
+        UsageError: the graph takes batches of a fixed size above 1.
+        GraphError: a tensor is not finite or constant; it is named.
+    """
+    source = load_model(graph.path)
+    _require_single_images(source)
+    model = ir.from_proto(source)
+    if options.equalize:
+        equalize_channels(model, images)
+    pixels = center_on_codes(model)
+    equalized: onnx.ModelProto = ir.to_proto(model)
+    names = [str(node.name) for node in model.graph if node.op_type == "Conv" and not is_final(str(node.name))]
+    inputs = input_tensors(model, names)
+    if table is None:
+        tensors = list(dict.fromkeys(inputs.values()))
+        table = measure_table(graph, equalized, images, tensors, options.method, options.equalize)
+    scales = {tensor: np.float32(t / LARGEST_CODE).item() for tensor, t in {**table.ranges, **pixels}.items()}
+    needed = options.rounding == "gptq" or options.correct_bias
+    seen = measure_inputs(equalized, images.first(ROUNDING_IMAGES), names, scales) if needed else {}
+    weights: dict[str, QuantizedWeight] = {}
+    for node in (node for node in model.graph if node.name in inputs):
+        name = str(node.name)
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        weights[name] = quantize_weight(
+            _weight(node), bias, scales[inputs[name]], seen.get(name), options.rounding, options.correct_bias
+        )
+    return Recipe(equalized, scales, inputs, weights, options, table)
+
+
+def apply_recipe(recipe: Recipe, quantized: Collection[str]) -> ir.Model:
+    """The graph with these convolutions in INT8."""
+    model = ir.from_proto(recipe.model)
+    wanted = set(quantized)
+    dequantized: dict[ir.Value, ir.Value] = {}
+    for node in [node for node in model.graph if node.op_type == "Conv" and node.name in wanted]:
+        source, name = node.inputs[0], str(node.name)
+        assert source is not None
+        if source not in dequantized:
+            dequantized[source] = _insert_pair(model.graph, source, recipe.scales[str(source.name)])
+        node.replace_input_with(0, dequantized[source])
+        _set_weight(node, recipe.weights[name])
+    if recipe.options.quantize_sums:
+        for source, value in dequantized.items():
+            for user, position in list(source.uses()):
+                if user.op_type == "Add" and _is_residual(user):
+                    user.replace_input_with(position, value)
+    model.graph.sort()
+    return model
+
+
+def with_high_precision_sums(recipe: Recipe) -> Recipe:
+    """The same, with every sum in floating point."""
+    return replace(recipe, options=replace(recipe.options, quantize_sums=False))
+
+
+def _insert_pair(graph: ir.Graph, source: ir.Value, scale: float) -> ir.Value:
+    """Q/DQ behind a tensor; what took the tensor still does."""
+    name = str(source.name)
+    constants = [
+        add_initializer(graph, f"{name}_scale", np.asarray(scale, np.float32)),
+        add_initializer(graph, f"{name}_zero_point", np.zeros((), np.int8)),
+    ]
+    codes = ir.Value(name=f"{name}_quantized", shape=source.shape, type=ir.TensorType(ir.DataType.INT8))
+    result = ir.Value(name=f"{name}_dequantized", shape=source.shape, type=source.type)
+    graph.append(ir.Node("", "QuantizeLinear", [source, *constants], outputs=[codes], name=f"quantize_{name}"))
+    graph.append(ir.Node("", "DequantizeLinear", [codes, *constants], outputs=[result], name=f"dequantize_{name}"))
+    return result
+
+
+def _set_weight(conv: ir.Node, weight: QuantizedWeight) -> None:
+    graph, old = conv.graph, conv.inputs[1]
+    assert graph is not None and old is not None
+    name = str(conv.name)
+    codes = add_initializer(graph, f"{name}.weight_int8", weight.codes)
+    scales = add_initializer(graph, f"{name}.weight_scale", weight.scales)
+    zeros = add_initializer(graph, f"{name}.weight_zero_point", np.zeros(weight.scales.shape, np.int8))
+    result = ir.Value(name=f"{name}.weight_dequantized", shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    axis = ir.AttrInt64("axis", 0)
+    node = ir.Node(
+        "", "DequantizeLinear", [codes, scales, zeros], [axis], outputs=[result], name=f"dequantize_{name}.weight"
+    )
+    graph.insert_before(conv, node)
+    conv.replace_input_with(1, result)
+    if weight.bias_change.any():
+        before = constant(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        bias = weight.bias_change if before is None else before + weight.bias_change
+        conv.resize_inputs(3)
+        conv.replace_input_with(2, add_initializer(graph, f"{name}.bias_int8", bias.astype(np.float32)))
+
+
+def _is_residual(addition: ir.Node) -> bool:
+    """A sum of two computed tensors of one shape, one of them straight from a convolution: what TensorRT fuses into that."""
+    if len(addition.inputs) != 2 or any(value is None or constant(value) is not None for value in addition.inputs):
+        return False
+    makers = [value.producer() for value in addition.inputs if value is not None]
+    return any(maker is not None and maker.op_type == "Conv" for maker in makers)
+
+
+def _weight(conv: ir.Node) -> np.ndarray:
+    array = constant(conv.inputs[1])
+    assert array is not None
+    return array
+
+
+def _require_single_images(model: onnx.ModelProto) -> None:
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    if batch > 1:
+        raise UsageError(
+            f"The graph takes batches of {batch}, and calibration runs one image at a time; export it with "
+            "--batch-size 1, or 0 for a dynamic batch."
+        )
+
+
+def convolution_names(recipe: Recipe) -> Sequence[str]:
+    """Those that can be quantized, in the order of the graph."""
+    return tuple(recipe.weights)

@@ -1,0 +1,18 @@
+"""How INT8 ranges and weights are worked out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_effdet.cli import option
+from edge_effdet.quant.ranges import METHODS as RANGE_METHODS
+from edge_effdet.quant.rounding import METHODS as ROUNDING_METHODS
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Options:
+    method: str = option("percentile", help="how a range is chosen from what was seen", choices=tuple(RANGE_METHODS))
+    equalize: bool = option(True, help="bring the channels of a tensor to like ranges first, where that is exact")
+    rounding: str = option("gptq", help="how a weight is rounded", choices=ROUNDING_METHODS)
+    correct_bias: bool = option(False, help="let the bias make up for the mean error of the rounding")
+    quantize_sums: bool = option(True, help="let a block's sum read its residual as INT8")

@@ -1,0 +1,126 @@
+"""Which convolutions stay high: order, budget, steps that are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from edge_effdet.data.dataset import read_dataset
+from edge_effdet.errors import AccuracyGateFailed, InputError
+from edge_effdet.graph.model import save_graph
+from edge_effdet.quant.calibration import load_calibration_images
+from edge_effdet.quant.int8 import Recipe, make_recipe
+from edge_effdet.quant.options import Int8Options
+from edge_effdet.quant.search import (
+    Placement,
+    decibels,
+    draw_placement,
+    fewest_kept,
+    placement_table,
+    relative_error,
+    search_placement,
+)
+from tests.unit.quant.test_int8 import SPEC, residual_network
+
+IDENTITY = {"graph_sha256": "a"}
+NAMES = ["stem", "first", "second", "third", "fourth", "depth", "point"]
+
+
+@given(need=st.integers(0, 40), most=st.integers(1, 40))
+def test_the_fewest_that_do_are_found_with_few_trials(need, most):
+    tried = []
+
+    def drop_with(count: int) -> float:
+        tried.append(count)
+        return 1.0 if count < need else 0.0
+
+    assert fewest_kept(drop_with, most, 0.5) == (need if need <= most else None)
+    assert len(set(tried)) <= 2 * np.log2(most) + 4
+
+
+def test_errors_are_measured_against_the_variance():
+    one = [{"a": np.array([0.0, 2.0]), "b": np.array([10.0, 10.2])}]
+    other = [{"a": np.array([0.0, 1.0]), "b": np.array([10.0, 10.2])}]
+    assert relative_error(one, other) == pytest.approx(0.25)
+    assert decibels(0.01) == pytest.approx(20) and decibels(0.0) == 200
+
+
+@pytest.fixture(scope="module")
+def prepared(shared_bench, tiny_voc: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("search")
+    model = shared_bench.make_model(*residual_network(np.random.default_rng(0)))
+    graph = save_graph(
+        model, folder / "net.onnx", spec=SPEC, stage="optimized", precision="fp32", rewrites={}, parents={}
+    )
+    images = load_calibration_images(read_dataset(tiny_voc).all_samples(), SPEC, 12, 0)
+    return make_recipe(graph, images, Int8Options(rounding="nearest")), images
+
+
+def search(prepared: tuple[Recipe, object], judge, path: Path, budget: float = 0.3, identity=IDENTITY) -> Placement:
+    recipe, images = prepared
+    return search_placement(recipe, images, judge, budget, "orin-nano-8gb", path, identity)  # type: ignore[arg-type]
+
+
+def test_what_has_to_stay_high_is_found_reported_and_drawn(prepared, tmp_path):
+    asked: list[list[str]] = []
+
+    def judge(quantized: Sequence[str]) -> float:
+        asked.append(list(quantized))
+        return 0.2 if len(quantized) <= 5 else 1.0
+
+    placement = search(prepared, judge, tmp_path / "steps.json")
+    assert sorted([*placement.kept_high, *placement.quantized]) == sorted(NAMES)
+    assert len(placement.kept_high) == 2 and placement.drop == 0.2
+    assert asked[0] and len(asked[0]) == 7
+    worth = {layer.name: placement.noise[layer.name] / layer.saved_us for layer in placement.layers}
+    assert min(worth[name] for name in placement.kept_high) >= max(worth[name] for name in placement.quantized)
+    text = placement_table(placement)
+    assert "SQNR" in text and "0 kept high: +1.00" in text and all(name in text for name in NAMES)
+    draw_placement(placement, tmp_path / "placement.png")
+    with Image.open(tmp_path / "placement.png") as picture:
+        assert picture.width > 1000
+    told = placement.to_dict()
+    assert json.loads(json.dumps(told))["layers"][0]["name"] == "stem"
+    assert [layer["name"] for layer in told["layers"] if layer["precision"] == "high"] == [
+        name for name in NAMES if name in placement.kept_high
+    ]
+
+
+def test_nothing_stays_high_where_nothing_is_lost(prepared, tmp_path):
+    assert search(prepared, lambda quantized: 0.0, tmp_path / "steps.json").kept_high == ()
+
+
+def test_a_budget_that_cannot_be_met_names_the_nearest(prepared, tmp_path):
+    with pytest.raises(AccuracyGateFailed, match=r"the nearest keeps 4 of 7 convolutions high and loses 0\.60"):
+        search(prepared, lambda quantized: 0.6 if len(quantized) == 3 else 2.0, tmp_path / "steps.json")
+
+
+def test_a_stopped_search_goes_on_where_it_was(prepared, tmp_path, monkeypatch):
+    path = tmp_path / "steps.json"
+
+    def stopped(quantized: Sequence[str]) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(prepared, stopped, path)
+    kept = json.loads(path.read_text())
+    assert set(kept["noise"]) == set(NAMES) and kept["judged"] == {}
+    # What was measured is not measured again: a recipe without a model could not.
+    recipe, images = prepared
+    search((recipe, images), lambda quantized: 0.0, path)
+    monkeypatch.setattr("edge_effdet.quant.search.fetch_tensors", None)
+    placement = search((replace(recipe), images), stopped, path)
+    assert placement.judged == {0: 0.0}
+    with pytest.raises(InputError, match="the steps of a search with another graph"):
+        search(prepared, stopped, path, identity={"graph_sha256": "b"})
+    path.write_text("[")
+    with pytest.raises(InputError, match="holds no steps of a search"):
+        search(prepared, stopped, path)
