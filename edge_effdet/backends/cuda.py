@@ -2,9 +2,9 @@
 
 Everything happens in the primary context of GPU 0, which torch and TensorRT use too. It is retained once a process and
 current only inside ``primary_context()``, so that this code neither disturbs another library on the same thread nor
-depends on the thread that came first. PyCUDA's ``detach`` is never called on it: from a thread other than the one that
-retained the context it does nothing, and on that one it leaves the released context current (``src/cpp/cuda.hpp`` of
-2026.1). What a stream holds is freed with the stream; the context goes with the process, as torch's does.
+depends on the thread that came first. It goes with the process, as torch's does, and not with the last stream: PyCUDA's
+``detach`` does nothing on a thread other than the one that retained the context, and on that one it leaves the released
+context current (``src/cpp/cuda.hpp`` of 2026.1). What a stream holds is freed with the stream.
 
 PyCUDA has no CUDA graphs. ``CudaStream.capture`` takes them from cuda-python (``cuda.bindings``), whose handles are those of
 the same driver, and says why where it cannot.
@@ -14,6 +14,7 @@ Written against the documentation and sources of PyCUDA 2026.1 and cuda-python 1
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -250,7 +251,7 @@ class CudaStream:
                 return Unavailable("what runs on the stream refuses to be captured", "run it without a CUDA graph")
             _check(api, "cuStreamEndCapture", code)
             (executable,) = _call(api, api.cuGraphInstantiate, captured, 0)
-        except BackendUnavailable as error:
+        except (BackendUnavailable, self._driver.Error) as error:
             return Unavailable(first_line(error), "run it without a CUDA graph")
         finally:
             if captured is not None and int(captured):
@@ -289,7 +290,10 @@ class CudaStream:
 
 @functools.cache
 def _retained_context(driver: Any) -> Any:
-    return driver.Device(0).retain_primary_context()
+    context = driver.Device(0).retain_primary_context()
+    # Left to PyCUDA's destructor, it is released by the call for other contexts, which fails and says so on stderr.
+    atexit.register(context.detach)
+    return context
 
 
 def _find_driver() -> Any:

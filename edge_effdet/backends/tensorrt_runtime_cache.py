@@ -25,7 +25,9 @@ def runtime_cache_path(engine: Engine) -> Path:
     if os.access(engine.path.parent, os.W_OK):
         return beside
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "edge_effdet" / f"{engine.sha256[:16]}-{beside.name}"
+    # What is run without a JSON beside it, as the cost model does, has no hash.
+    digest = str(engine.record.get("engine_sha256", ""))[:16]
+    return root / "edge_effdet" / f"{digest}-{beside.name}"
 
 
 class RuntimeCache:

@@ -89,6 +89,9 @@ class SimulatedDevice:
         self.driver.retained += 1
         return self
 
+    def detach(self):
+        self.driver.retained -= 1
+
     def push(self):
         with self.driver.lock:
             self.driver.pushed += 1
