@@ -18,6 +18,7 @@ from edge_effdet.backends.tensorrt_engine import RunnerOptions
 from edge_effdet.backends.tensorrt_library import Flavor
 from edge_effdet.backends.tensorrt_runner import TensorRTRunner
 from edge_effdet.errors import EdgeEffDetError
+from edge_effdet.graph.efficient_nms import attach_efficient_nms
 
 FLAVORS: Mapping[str, Flavor] = {"tensorrt": tensorrt.FLAVOR, "tensorrt-rtx": tensorrt_rtx.FLAVOR}
 
@@ -30,11 +31,13 @@ class Way:
         call: from uint8 [B, 3, H, W] to boxes, scores and class_ids, all on the host.
         device_ms: milliseconds of the network on the GPU in the last call, by events; None where it cannot be told.
         close: frees what it holds.
+        suppresses: whether overlapping boxes are suppressed in it, and are not still to be on the host.
     """
 
     call: Callable[[np.ndarray], Mapping[str, np.ndarray]]
     device_ms: Callable[[], float | None]
     close: Callable[[], None]
+    suppresses: bool = False
 
 
 def find_onnxruntime_cuda() -> str | Skipped:
@@ -101,15 +104,19 @@ def probe_flavor_here(name: str) -> tuple[Flavor, dict[str, Any]] | Skipped:
     return dataclasses.replace(flavor, default_target=""), said
 
 
-def open_tensorrt(flavor: Flavor, graph: Graph, name: str, batch: int, cuda_graphs: bool) -> Way:
-    """An engine of one batch size, built beside the graph unless it is there already.
+def open_tensorrt(
+    flavor: Flavor, graph: Graph, name: str, batch: int, cuda_graphs: bool, suppresses: bool = False
+) -> Way:
+    """An engine of one batch size, built beside the graph unless it is there already; with EfficientNMS in it, or without.
 
     Raises:
         EdgeEffDetError: the flavor refuses the graph, the GPU or the engine; the message holds what it said.
     """
+    if suppresses:
+        graph = attach_efficient_nms(graph, graph.path.with_suffix(".efficientnms.onnx"))
     path = graph.path.with_suffix(f".{name}.batch{batch}.engine")
     if not path.is_file():
         path.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(batch, batch, batch))))
     engine = Engine(path, graph.spec, name, graph.precision, {"engine_sha256": file_sha256(path)})
     runner = TensorRTRunner(flavor, engine, RunnerOptions(contexts=1, cuda_graphs=cuda_graphs, timed=True))
-    return Way(lambda images: runner.run({"images": images}), lambda: runner.last_device_ms, runner.close)
+    return Way(lambda images: runner.run({"images": images}), lambda: runner.last_device_ms, runner.close, suppresses)

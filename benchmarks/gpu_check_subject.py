@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.graph_subjects import Subject, read_subject
-from edge_effdet.artifacts import Graph, ModelSpec
+from edge_effdet.artifacts import Graph, ModelSpec, Size
 from edge_effdet.errors import EdgeEffDetError
-from edge_effdet.postprocess import iou_matrix
+from edge_effdet.postprocess import detections_from_outputs
 
 if TYPE_CHECKING:
     from edge_effdet.graph.cost import Decision, SeparablePair
@@ -26,6 +26,9 @@ CALIBRATION_IMAGES = 16
 COMPARED = 100
 """Detections an image, the best first, as COCO counts them."""
 
+NEAR = 0.05
+"""Corners of one box lie so near each other, as a share of its longer side."""
+
 Outputs = Mapping[str, np.ndarray]
 
 
@@ -34,7 +37,7 @@ class Agreement:
     """How alike two results are.
 
     Attributes:
-        matched: share of the reference's best detections that the other has too: same class, IoU 0.9 or more.
+        matched: share of the reference's best detections that the other has too: same class, all corners ``NEAR``.
         score_error: largest difference of the scores of matched detections.
     """
 
@@ -121,17 +124,38 @@ def compare_outputs(reference: Outputs, found: Outputs, compared: int = COMPARED
     matched = total = 0
     largest = 0.0
     for index in range(len(found["scores"])):
-        best = np.argsort(-reference["scores"][index], kind="stable")[:compared]
-        ious = iou_matrix(reference["boxes"][index][best], found["boxes"][index])
-        same = reference["class_ids"][index][best][:, None] == found["class_ids"][index][None]
-        ious = np.where(same, ious, 0)
-        nearest = ious.argmax(axis=1)
-        hit = ious[np.arange(len(best)), nearest] >= 0.9
+        scores = reference["scores"][index]
+        best = np.argsort(-scores, kind="stable")[:compared]
+        # What EfficientNMS pads its rows with is no detection.
+        best = best[scores[best] >= 0]
+        boxes = reference["boxes"][index][best]
+        apart = np.abs(boxes[:, None] - found["boxes"][index][None]).max(axis=2)
+        apart[reference["class_ids"][index][best][:, None] != found["class_ids"][index][None]] = np.inf
+        nearest = apart.argmin(axis=1)
+        hit = apart[np.arange(len(best)), nearest] <= NEAR * (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
         matched, total = matched + int(hit.sum()), total + len(best)
         if hit.any():
-            errors = np.abs(reference["scores"][index][best] - found["scores"][index][nearest])[hit]
-            largest = max(largest, float(errors.max()))
+            largest = max(largest, float(np.abs(scores[best] - found["scores"][index][nearest])[hit].max()))
     return Agreement(matched / max(total, 1), largest)
+
+
+def suppress(outputs: Outputs, size: Size, kept: int = COMPARED) -> Outputs:
+    """What the host would keep of an engine's candidates, as EfficientNMS leaves it: padded with scores of -1.
+
+    ``size`` is the network's input; the pictures are taken to fill it.
+    """
+    images = len(outputs["scores"])
+    result = {
+        "boxes": np.zeros((images, kept, 4), np.float32),
+        "scores": np.full((images, kept), -1, np.float32),
+        "class_ids": np.zeros((images, kept), np.int32),
+    }
+    for index in range(images):
+        boxes, scores, class_ids = (outputs[name][index] for name in result)
+        found = detections_from_outputs(boxes, scores, class_ids, size, size, limit=kept)
+        for name, values in result.items():
+            values[index, : len(found)] = getattr(found, name)
+    return result
 
 
 def collect_pairs(subject: Subject) -> list[SeparablePair]:

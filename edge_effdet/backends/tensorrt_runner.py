@@ -32,6 +32,8 @@ class TensorRTRunner:
         EngineError: another version or GPU built the engine, or it is damaged.
     """
 
+    concurrent = True
+
     def __init__(self, flavor: Flavor, engine: Engine, options: RunnerOptions | None = None) -> None:
         options = options or RunnerOptions()
         if options.contexts < 1:

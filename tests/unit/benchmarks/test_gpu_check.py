@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import gpu_check, gpu_check_parts
 from benchmarks.gpu_check_engines import Way, find_onnxruntime_cuda, probe_flavor_here
-from benchmarks.gpu_check_subject import compare_outputs
+from benchmarks.gpu_check_subject import compare_outputs, suppress
 from benchmarks.gpu_check_torch import find_gpu
 from benchmarks.graph_subjects import Skipped
 from edge_effdet.graph import cost
@@ -124,6 +124,18 @@ def test_only_the_best_detections_count():
     found = {name: values[:, :10] for name, values in reference.items()}
     assert compare_outputs(reference, found, compared=10).matched == 1
     assert compare_outputs(reference, found, compared=40).matched == 0.25
+
+
+def test_suppressed_results_are_compared_with_the_hosts_suppression():
+    reference = make_outputs(count=60)
+    kept = suppress(reference, (500, 500), kept=50)
+    counts = (kept["scores"] > 0).sum(axis=1)
+    assert all(20 < count < 60 for count in counts)
+    assert kept["boxes"].shape == (2, 50, 4)
+    assert all((kept["scores"][image, count:] == -1).all() for image, count in enumerate(counts))
+    assert compare_outputs(kept, kept, compared=50).matched == 1
+    assert compare_outputs(kept, reference, compared=50).matched == 1
+    assert compare_outputs(reference, kept, compared=60).matched < 1
 
 
 def test_ways_are_timed_end_to_end_and_on_the_device():

@@ -19,7 +19,7 @@ from edge_effdet.backends.base import CompileOptions
 from edge_effdet.errors import GraphError, UsageError
 from edge_effdet.graph.efficient_nms import PLUGIN, EfficientNms, attach_efficient_nms
 from edge_effdet.graph.model import load_graph, save_graph
-from edge_effdet.postprocess import detections_from_outputs, iou_matrix
+from edge_effdet.postprocess import detections_from_outputs
 
 SIZE = (64, 96)
 SPEC = ModelSpec("tiny", SIZE, ("a", "b", "c"), (1, 2, 3))
@@ -29,6 +29,14 @@ class EfficientNMS_TRT(OpRun):  # noqa: N801 - the operator's name
     """As ``efficientNMSInference.cu`` has it, with a score threshold below 0.007: all scores are sorted, and the best 4096 go on."""
 
     op_domain = ""
+
+    @staticmethod
+    def overlap(first, second):
+        corner, other = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
+        inside = np.prod(np.maximum(other - corner, 0))
+        return (
+            inside / (np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]) - inside) if inside > 0 else 0
+        )
 
     def _run(
         self,
@@ -56,7 +64,7 @@ class EfficientNMS_TRT(OpRun):  # noqa: N801 - the operator's name
             for element in order:
                 box, own = boxes[image, element // classes], element % classes
                 rivals = [boxes[image, other // classes] for other in kept if other % classes == own]
-                if rivals and (iou_matrix(box[None], np.stack(rivals)) >= iou_threshold).any():
+                if any(self.overlap(box, rival) >= iou_threshold for rival in rivals):
                     continue
                 kept.append(element)
                 if len(kept) == max_output_boxes:
