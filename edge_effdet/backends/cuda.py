@@ -251,7 +251,8 @@ class CudaStream:
                 return Unavailable("what runs on the stream refuses to be captured", "run it without a CUDA graph")
             _check(api, "cuStreamEndCapture", code)
             (executable,) = _call(api, api.cuGraphInstantiate, captured, 0)
-        except (BackendUnavailable, self._driver.Error) as error:
+        # cuda-python raises RuntimeError for a function that the driver lacks, as an older one may.
+        except (BackendUnavailable, RuntimeError, self._driver.Error) as error:
             return Unavailable(first_line(error), "run it without a CUDA graph")
         finally:
             if captured is not None and int(captured):

@@ -182,6 +182,17 @@ def test_simulated_capture_without_cuda_python(simulation, monkeypatch):
     assert "cuda-bindings" in answer.fix
 
 
+def test_simulated_capture_with_a_driver_that_is_too_old(simulation, monkeypatch):
+    def fail(stream, mode):
+        raise RuntimeError('Function "cuStreamBeginCapture_v2" not found')
+
+    monkeypatch.setattr(simulation.graphs, "cuStreamBeginCapture", fail)
+    with cuda.CudaStream() as stream, stream.active():
+        answer = stream.capture(lambda: True)
+    assert isinstance(answer, Unavailable)
+    assert "not found" in answer.reason
+
+
 def test_simulated_launch_that_fails_is_an_error(simulation):
     with cuda.CudaStream() as stream:
         with stream.active():
