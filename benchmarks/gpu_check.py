@@ -38,6 +38,12 @@ from edge_effdet.errors import BackendUnavailable, UsageError
 
 LEAST_SECONDS = 20
 """A part is not begun with less."""
+SHARES = {"floor": 1, "cuda": 1, "backends": 8, "dense": 3, "training": 3}
+"""Of the time that is left, what a part may take beside those after it. What it does not use is theirs."""
+
+LEAST_SHARE = 120
+"""Seconds that a part may take where there are as many: importing torch and exporting a graph take most of that."""
+
 LATE = "the time was up before it began; give --minutes more, or --parts fewer"
 COLUMNS = ("way", "precision", "batch", "median", "P90", "device", "images/s", "found again", "score error")
 
@@ -46,7 +52,7 @@ def run_parts(parts: Sequence[str], task: Mapping[str, Any], work: Path, minutes
     """Run parts one after the other, each in a process, until the time is up.
 
     Args:
-        parts: names in ``gpu_check_parts.PARTS``.
+        parts: names in ``SHARES``.
         task: model, batches, precisions and backends, as ``gpu_check_parts.Task`` has them.
         work: an existing folder for graphs, engines and each part's file.
         minutes: for all of them.
@@ -56,8 +62,10 @@ def run_parts(parts: Sequence[str], task: Mapping[str, Any], work: Path, minutes
     """
     ends = time.monotonic() + 60 * minutes
     results: dict[str, dict[str, Any]] = {}
-    for part in parts:
+    for number, part in enumerate(parts):
         left = ends - time.monotonic()
+        share = left * SHARES[part] / sum(SHARES[other] for other in parts[number:])
+        left = max(share, min(left, LEAST_SHARE))
         if left < LEAST_SECONDS:
             results[part] = {"rows": [], "skipped": LATE}
             continue
@@ -144,7 +152,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         results = run_parts(arguments.parts, task, work.resolve(), arguments.minutes)
     result = {**task, "minutes": arguments.minutes, "parts": results}
     shown = show_results(results)
-    if not any(found["rows"] for found in results.values()):
+    if not any(
+        "skipped" not in row and row.get("way") != "probe" for found in results.values() for row in found["rows"]
+    ):
         if arguments.output:
             write_json(arguments.output, {"machine": describe_machine(), **result})
         print(shown, file=sys.stderr)

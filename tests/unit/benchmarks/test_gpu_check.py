@@ -74,9 +74,32 @@ def test_a_part_that_dies_keeps_its_rows_and_the_others_go_on(tmp_path, monkeypa
     assert all("ended with -11" in found["skipped"] for found in results.values())
 
 
-def test_a_part_that_is_told_nonsense_ends_with_an_error(tmp_path):
-    results = gpu_check.run_parts(["no such part"], TASK, tmp_path, minutes=5)
-    assert "KeyError" in results["no such part"]["skipped"]
+def test_each_part_gets_its_share_and_what_the_ones_before_left(tmp_path, monkeypatch):
+    given = {}
+
+    def note(words, timeout, **options):
+        given[json.loads(words[-1])["part"]] = timeout
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(gpu_check.subprocess, "run", note)
+    gpu_check.run_parts(list(gpu_check_parts.PARTS), TASK, tmp_path, minutes=32)
+    assert list(given) == list(gpu_check.SHARES) == list(gpu_check_parts.PARTS)
+    # Nothing was used: a sixteenth of 32 minutes, a fifteenth, eight of fourteen, half, all.
+    expected = [32 / 16, 32 / 15, 32 * 8 / 14, 32 * 3 / 6, 32]
+    np.testing.assert_allclose([seconds / 60 for seconds in given.values()], expected, rtol=0.02)
+    gpu_check.run_parts(["floor", "backends"], TASK, tmp_path, minutes=3)
+    assert given["floor"] == pytest.approx(gpu_check.LEAST_SHARE)
+
+
+def test_a_part_that_fails_says_how(tmp_path):
+    task = TASK | {"model": "no_such_model"}
+    words = {**task, "part": "backends", "seconds": 60, "work": str(tmp_path), "output": str(tmp_path / "out.json")}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gpu_check_parts, "find_gpu", lambda: {"name": "none", "torch": "none"})
+        assert gpu_check_parts.main([json.dumps(words)]) == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["rows"] == []
+    assert "no_such_model" in written["skipped"]
 
 
 def test_a_part_that_hangs_is_stopped(tmp_path, monkeypatch):
