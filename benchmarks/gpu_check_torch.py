@@ -95,7 +95,9 @@ def open_torch(subject: Subject, precision: str, batch: int, compiled: bool) -> 
     # A copy: the subject's own stays on the CPU, where graphs are exported from it.
     network = copy.deepcopy(subject.network)
     detector: Any = Detector(network, subject.spec).cuda().eval().to(memory_format=torch.channels_last)
-    forward = torch.compile(detector, mode="max-autotune") if compiled else detector
+    # What is compiled for one batch size would else become one program of a dynamic batch at the next.
+    torch.compiler.reset()
+    forward = torch.compile(detector, mode="max-autotune", dynamic=False) if compiled else detector
     pinned = torch.empty(batch, 3, *subject.spec.image_size, dtype=torch.uint8, pin_memory=True)
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 

@@ -19,10 +19,11 @@ import contextlib
 import functools
 import importlib
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,6 +68,10 @@ def probe_gpu() -> Gpu | Unavailable:
         return Gpu(device.name(), (major, minor))
     except found.Error as error:
         return Unavailable(f"the GPU does not answer ({first_line(error)})", "check it with nvidia-smi")
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
 
 
 @contextlib.contextmanager
@@ -184,6 +189,7 @@ class CudaStream:
         with primary_context() as driver:
             self._driver = driver
             self._native: Any = driver.Stream(NON_BLOCKING)
+        close_at_exit(self)
 
     @property
     def native(self) -> Any:
@@ -289,11 +295,26 @@ class CudaStream:
         return owned
 
 
+def close_at_exit(held: Closable) -> None:
+    """Close it when the process ends, should it still be there: before the context goes, and the last one first."""
+    _held[id(held)] = held
+
+
+_held: weakref.WeakValueDictionary[int, Closable] = weakref.WeakValueDictionary()
+
+
 @functools.cache
 def _retained_context(driver: Any) -> Any:
     context = driver.Device(0).retain_primary_context()
-    # Left to PyCUDA's destructor, it is released by the call for other contexts, which fails and says so on stderr.
-    atexit.register(context.detach)
+
+    def release() -> None:
+        for held in list(_held.values())[::-1]:
+            with contextlib.suppress(BackendUnavailable):
+                held.close()
+        # Left to PyCUDA's destructor, it is released by the call for other contexts, which fails and says so on stderr.
+        context.detach()
+
+    atexit.register(release)
     return context
 
 

@@ -7,6 +7,7 @@ TensorRT-RTX 1.7; running has been tried on a simulation only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import types
@@ -46,11 +47,15 @@ class TensorRTRunner:
             with cuda.primary_context():
                 self._loaded.read()
                 self.inputs, self.outputs = self._loaded.describe()
-            self._pool = _Pool(self._make_context, options.contexts)
+            # Not a method of this object: the pool would keep it alive until a collection of cycles.
+            make = functools.partial(ExecutionContext, self._loaded, self.inputs, self.outputs)
+            self._pool = _Pool(make, options.contexts)
             stack.callback(self._pool.close)
             # What goes wrong goes wrong now, and not at the first picture.
             self._pool.make_one()
             self._resources = stack.pop_all()
+        # After its streams, so that it is closed before them.
+        cuda.close_at_exit(self)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Feeds and results by tensor name; the caller owns the results.
@@ -80,6 +85,11 @@ class TensorRTRunner:
         """Wait for runs under way and free all that the engine holds on the host and the GPU. A second call does nothing."""
         self._resources.close()
 
+    def __del__(self) -> None:
+        # What was never made has nothing to free.
+        if hasattr(self, "_resources"):
+            self.close()
+
     def __enter__(self) -> TensorRTRunner:
         return self
 
@@ -87,9 +97,6 @@ class TensorRTRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
         self.close()
-
-    def _make_context(self) -> ExecutionContext:
-        return ExecutionContext(self._loaded, self.inputs, self.outputs)
 
     def _check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         name = self._loaded.name

@@ -175,6 +175,18 @@ def test_simulated_close_waits_for_runs_under_way(tmp_path, simulation):
         runner.run({"images": images_of(1)})
 
 
+def test_simulated_runner_that_nobody_closes_is_freed(tmp_path, simulation):
+    """The fixture sees that nothing is left: of one that is dropped at once, of one that is still there when the process ends."""
+    dropped, kept = load(tmp_path), load(tmp_path)
+    check(dropped, images_of(1))
+    check(kept, images_of(1))
+    del dropped
+    assert simulation.driver.streams == 1
+    for release in simulation.at_exit:
+        release()
+    assert simulation.driver.streams == 0
+
+
 @pytest.mark.parametrize(
     ("feeds", "message"),
     [
