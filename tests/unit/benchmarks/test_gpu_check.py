@@ -36,15 +36,23 @@ def make_outputs(images=2, count=40, seed=0):
 
 
 @no_gpu
-def test_without_a_gpu_every_part_says_why_and_the_exit_code_is_3(tmp_path, capsys):
+@pytest.mark.parametrize("part", list(gpu_check_parts.PARTS))
+def test_without_a_gpu_every_part_says_why(tmp_path, part):
+    task = gpu_check_parts.Task(**TASK, work=tmp_path, output=tmp_path / "part.json", deadline=time.monotonic() + 60)
+    answer = gpu_check_parts.PARTS[part](task)
+    assert isinstance(answer, Skipped)
+    assert ("pycuda" if part == "cuda" else "GPU") in answer.reason
+    assert task.rows == []
+
+
+@no_gpu
+def test_without_a_gpu_it_ends_with_the_reasons_and_exit_code_3(tmp_path, capsys):
     output = tmp_path / "result.json"
-    words = ["--minutes", "5", "--output", str(output), "--work", str(tmp_path / "work"), "--model", TASK["model"]]
+    words = ["--parts", "cuda", "training", "--minutes", "5", "--output", str(output), "--work", str(tmp_path / "work")]
     assert gpu_check.main(words) == 3
     parts = json.loads(output.read_text())["parts"]
-    assert list(parts) == list(gpu_check_parts.PARTS)
+    assert list(parts) == ["cuda", "training"]
     assert all(found["skipped"] and not found["rows"] for found in parts.values())
-    assert "pycuda" in parts["cuda"]["skipped"]
-    assert "GPU" in parts["floor"]["skipped"]
     said = capsys.readouterr().err
     assert "training: skipped: " in said
     assert "No part of the GPU check could run here" in said
