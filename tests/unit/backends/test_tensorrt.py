@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import logging
+import re
 import subprocess
 import sys
 import types
@@ -307,6 +308,56 @@ def names_used(module):
             yield holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", ""), node.attr
 
 
+def holders(module):
+    """What each word in the module stands for in the bindings."""
+    found = {"trt": trt, "_trt": trt} | {name: getattr(trt, of) for name, of in CLASSES.get(module, {}).items()}
+    enumerations = ("MemoryPoolType", "TensorIOMode", "ComputeCapability", "EngineInvalidityDiagnostics")
+    return found | {name: getattr(trt, name) for name in enumerations}
+
+
+def documented_signatures(function):
+    """Of each overload the names of its arguments but self, and how many of them must be given: from pybind's docstring."""
+    name = function.__name__
+    for arguments in re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", function.__doc__, re.MULTILINE):
+        # Commas within brackets are part of a type.
+        parts = re.split(r", (?![^\[<(]*[\]>)])", arguments)
+        own = [part for part in parts if part and not part.startswith("self")]
+        yield [part.split(":")[0] for part in own], sum(" = " not in part for part in own)
+
+
+def calls(module):
+    """Each ``holder.method(…)`` in the module's source, with the number of positional arguments and the names of the others."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            holder = node.func.value
+            if any(isinstance(argument, ast.Starred) for argument in node.args):
+                continue
+            name = holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", "")
+            yield name, node.func.attr, len(node.args), [keyword.arg for keyword in node.keywords]
+
+
+@pytest.mark.parametrize(
+    ("module", "least"),
+    [(tensorrt, 12), (tensorrt_engine, 8), (tensorrt_context, 5), (tensorrt_runtime_cache, 4)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_calls_fit_the_signatures_of_the_bindings(module, least):
+    checked = 0
+    for holder, name, given, keywords in calls(module):
+        function = getattr(holders(module).get(holder), name, None)
+        signatures = list(documented_signatures(function)) if function is not None and function.__doc__ else []
+        if not signatures:
+            continue
+        fitting = [
+            names
+            for names, required in signatures
+            if required <= given + len(keywords) <= len(names) and set(keywords) <= set(names[given:])
+        ]
+        assert fitting, f"{holder}.{name} is given {given} and {keywords}, and takes {signatures}"
+        checked += 1
+    assert checked >= least
+
+
 @pytest.mark.parametrize(
     ("module", "least"),
     [(tensorrt, 30), (tensorrt_engine, 20), (tensorrt_context, 6), (tensorrt_runtime_cache, 4), (tensorrt_library, 2)],
@@ -314,9 +365,7 @@ def names_used(module):
 )
 def test_all_that_is_used_of_tensorrt_is_in_the_bindings(module, least):
     used = set(names_used(module))
-    found = {"trt": trt, "_trt": trt} | {name: getattr(trt, of) for name, of in CLASSES.get(module, {}).items()}
-    enumerations = ("MemoryPoolType", "TensorIOMode", "ComputeCapability", "EngineInvalidityDiagnostics")
-    found |= {name: getattr(trt, name) for name in enumerations}
+    found = holders(module)
     # The same word also names a Python exception, an answer of ours and our own cache's methods.
     used -= {("error", "name"), ("error", "strerror"), ("trt", "reason"), ("trt", "fix")}
     used -= {("_cache", "attach"), ("_cache", "save")} if module is tensorrt_engine else set()
