@@ -23,7 +23,7 @@ install() {
     "$run" -m pip install --quiet --disable-pip-version-check "$@" || echo "could not install $*" >&2
 }
 
-for package in effdet timm safetensors onnx onnx_ir onnxscript onnxruntime tqdm pytest pytest_timeout lief cppimport onnx_graphsurgeon onnxconverter_common onnxslim polygraphy requests; do
+for package in effdet timm safetensors accelerate onnx onnx_ir onnxscript onnxruntime tqdm pytest pytest_timeout lief cppimport onnx_graphsurgeon onnxconverter_common onnxslim polygraphy requests; do
     install "$package" "$package"
 done
 install skimage scikit-image
