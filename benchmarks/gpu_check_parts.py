@@ -115,7 +115,9 @@ def run_cuda(task: Task) -> Skipped | None:
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if "No module named pytest" in done.stdout:
         return Skipped("pytest is not installed; pip install pytest pytest-timeout")
-    counts = {kind: int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)}
+    counts = {
+        f"tests_{kind}": int(count) for count, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout)
+    }
     task.add(
         gpu=str(gpu), command="pytest tests/gpu", **counts, said="" if done.returncode == 0 else done.stdout[-2000:]
     )

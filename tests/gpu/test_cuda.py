@@ -13,7 +13,8 @@ from edge_effdet.backends.base import Unavailable
 from edge_effdet.errors import BackendUnavailable
 
 GPU = cuda.probe_gpu()
-pytestmark = pytest.mark.skipif(isinstance(GPU, Unavailable), reason=getattr(GPU, "reason", ""))
+if isinstance(GPU, Unavailable):
+    pytest.skip(GPU.reason, allow_module_level=True)
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -150,7 +151,7 @@ def test_too_much_memory_is_an_error_that_leaves_the_gpu_usable():
 
 def test_torch_works_beside_it_on_the_same_thread():
     torch = pytest.importorskip("torch")
-    if getattr(GPU, "name", "") == "simulated driver":
+    if GPU.name == "simulated driver":
         pytest.skip("torch needs more of a driver than is simulated")
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU")

@@ -21,7 +21,8 @@ from tests.unit.backends.simulated_cuda import SimulatedContext, SimulatedEngine
 from tests.unit.backends.test_tensorrt_runner import TENSORRT, images_of
 
 GPU = cuda.probe_gpu()
-pytestmark = pytest.mark.skipif(getattr(GPU, "name", "") != "simulated driver", reason="not on the simulated driver")
+if getattr(GPU, "name", "") != "simulated driver":
+    pytest.skip("not on the simulated driver", allow_module_level=True)
 HALF = np.float32(0.5)
 
 

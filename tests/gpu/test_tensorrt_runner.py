@@ -17,6 +17,10 @@ from edge_effdet.backends.tensorrt_runner import TensorRTRunner
 from edge_effdet.errors import EngineError, InputError
 
 GPU = cuda.probe_gpu()
+if isinstance(GPU, Unavailable):
+    pytest.skip(GPU.reason, allow_module_level=True)
+if GPU.name == "simulated driver":
+    pytest.skip("an engine needs a GPU", allow_module_level=True)
 SPEC = ModelSpec("tiny", (16, 16), ("thing",), (1,))
 WEIGHTS = np.random.default_rng(0).integers(-3, 4, (8, 3)).astype(np.float32)
 
@@ -25,10 +29,6 @@ WEIGHTS = np.random.default_rng(0).integers(-3, 4, (8, 3)).astype(np.float32)
 def flavor(request):
     """Set to build for the GPU that is here, also one that TensorRT-RTX's support matrix lacks."""
     chosen = tensorrt.FLAVOR if request.param == "tensorrt" else tensorrt_rtx.FLAVOR
-    if isinstance(GPU, Unavailable):
-        pytest.skip(GPU.reason)
-    if GPU.name == "simulated driver":
-        pytest.skip("an engine needs a GPU")
     if isinstance(module := find_module(chosen), Unavailable):
         pytest.skip(module.reason)
     return dataclasses.replace(chosen, default_target="")
