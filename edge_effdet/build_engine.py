@@ -51,6 +51,7 @@ from edge_effdet.verify import cpu_has_vnni, graph_as_engine, measure_accuracy, 
 logger = logging.getLogger("edge_effdet.build_engine")
 
 GATE_SPLIT_ORDER = ("val", "test")
+NMS_PLACES = ("host", "efficientnms")
 HALF_BY_NATURE = ("tensorrt", "tensorrt-rtx")
 """Backends on which what is not INT8 runs in FP16: a GPU gains by it, a CPU only loses."""
 
@@ -61,6 +62,7 @@ class BackendOptions:
     target: str = option("", help="tensorrt-rtx: SM versions, as in 86+89+120")
     workspace_mib: int = option(0, help="TensorRT: limit of the builder's scratch memory, 0 for none")
     timing_cache: Path | None = option(None, help="TensorRT: a file that keeps the timings of kernels between builds")
+    nms: str = option("host", help="where boxes are suppressed; efficientnms is TensorRT's plugin", choices=NMS_PLACES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,16 @@ def lower_graph(
     return quantize_graph(graph, images, options, output, table, search)
 
 
-def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Path) -> Engine:
+def require_nms(nms: str, backend: str) -> None:
+    """Raises UsageError where the backend has no such suppression."""
+    if nms == "efficientnms" and backend != "tensorrt":
+        raise UsageError(
+            f"--nms efficientnms is a plugin of TensorRT, which {backend} does not have; leave it out, and the boxes are "
+            "suppressed on the host, or give --backend tensorrt on a machine that has it."
+        )
+
+
+def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Path, nms: str = "host") -> Engine:
     """Compile a graph, write the engine atomically, and describe it; the caller writes the JSON when it is complete.
 
     Raises:
@@ -119,6 +130,7 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
         "backend_version": available.version,
         "target": target,
         "precision": graph.precision,
+        "nms": nms,
         "proof": proof.to_dict(),
         "calibration": dict(graph.calibration),
         "accuracy": None,
@@ -220,6 +232,7 @@ def build_engine(
     output: Path,
     calibration_table: Path | None = None,
     search: Search | None = None,
+    nms: str = "host",
 ) -> Engine:
     """Lower, compile, measure, and write ``<name>.<precision>.<ext>`` and its JSON into ``output``.
 
@@ -233,16 +246,24 @@ def build_engine(
         evaluation: the split's name and labelled samples to measure AP on, or None.
         output: a folder.
         calibration_table, search: see ``quantize_graph``.
+        nms: one of ``NMS_PLACES``.
     """
+    require_nms(nms, backend)
     require_writable(output)
     path = output / f"{name}.{precision}{get_backend(backend).SUFFIX}"
     lowered = output / "graphs" / f"{name}.{precision}.onnx"
     built = lower_graph(graph, precision, images, quantizing, lowered, calibration_table, search)
+    compiled = built
+    if nms == "efficientnms":
+        from edge_effdet.graph.efficient_nms import attach_efficient_nms
+
+        compiled = attach_efficient_nms(built, output / "graphs" / f"{name}.{precision}.efficientnms.onnx")
     logger.info("compiling %s with %s", precision.upper(), backend)
     # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
     # an earlier engine without its own.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=output) as aside:
-        engine = _verify(compile_engine(built, backend, compiling, Path(aside) / path.name), graph, built, evaluation)
+        engine = compile_engine(compiled, backend, compiling, Path(aside) / path.name, nms)
+        engine = _verify(engine, graph, built, evaluation)
         # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
         engine_json_path(path).unlink(missing_ok=True)
         os.replace(engine.path, path)
@@ -318,6 +339,7 @@ def _run(arguments: argparse.Namespace) -> Result:
 
     backend_options = options_from(BackendOptions, arguments)
     backend = _choose_backend(backend_options.backend)
+    require_nms(backend_options.nms, backend)
     if arguments.high_precision is None:
         arguments.high_precision = "fp16" if backend in HALF_BY_NATURE else "fp32"
     calibration, gate = options_from(CalibrationOptions, arguments), options_from(GateOptions, arguments)
@@ -363,6 +385,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         output,
         calibration.calibration_table,
         search,
+        backend_options.nms,
     )
     _apply_gate(engine, gate)
     return Result(_report(engine), {"engine": str(engine.path), **engine.record})

@@ -12,11 +12,14 @@ from __future__ import annotations
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends import tensorrt
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.tensorrt_engine import RunnerOptions
+from edge_effdet.backends.tensorrt_library import Flavor
+from edge_effdet.backends.tensorrt_runner import TensorRTRunner
 
 SUFFIX = ".engine"
 DEFAULT_TARGET = "86+89+120"
 
-FLAVOR = tensorrt.Flavor(
+FLAVOR = Flavor(
     title="TensorRT-RTX",
     module="tensorrt_rtx",
     extra="tensorrt-rtx",
@@ -26,6 +29,7 @@ FLAVOR = tensorrt.Flavor(
     default_target=DEFAULT_TARGET,
     has_timing_cache=False,
     has_plugins=False,
+    compiles_at_load=True,
 )
 
 
@@ -39,6 +43,6 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
     return tensorrt.compile_graph(FLAVOR, graph, options)
 
 
-def load(engine: Engine) -> tensorrt.TensorRTRunner:
-    """Load an engine onto this machine's GPU. See ``tensorrt.TensorRTRunner``."""
-    return tensorrt.TensorRTRunner(FLAVOR, engine)
+def load(engine: Engine, options: RunnerOptions | None = None) -> TensorRTRunner:
+    """Load an engine onto this machine's GPU. See ``tensorrt_runner.TensorRTRunner``."""
+    return TensorRTRunner(FLAVOR, engine, options)

@@ -33,8 +33,9 @@ def save_graph(
     rewrites: Mapping[str, int],
     parents: Mapping[str, str],
     calibration: Mapping[str, Any] | None = None,
+    check: bool = True,
 ) -> Graph:
-    """Check a model and write it atomically with its metadata.
+    """Check a model and write it atomically with its metadata; without ``check`` where it holds a plugin of TensorRT.
 
     Raises:
         GraphError: onnx's checker refuses it, or it is over protobuf's 2 GB.
@@ -46,7 +47,8 @@ def save_graph(
     for field, value in zip(_FIELDS, values, strict=True):
         model.metadata_props.add(key=_PREFIX + field, value=json.dumps(value, sort_keys=True))
     try:
-        onnx.checker.check_model(model, full_check=True)
+        if check:
+            onnx.checker.check_model(model, full_check=True)
         content = model.SerializeToString(deterministic=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise GraphError(

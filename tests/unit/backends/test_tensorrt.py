@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX. Engines are built by the real TensorRT-RTX; what needs a GPU runs on a simulation."""
+"""Building with TensorRT and TensorRT-RTX: engines are built by the real TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import logging
+import re
 import subprocess
 import sys
 import types
@@ -17,12 +18,19 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet.artifacts import Engine, Graph, ModelSpec
-from edge_effdet.backends import cuda, tensorrt, tensorrt_rtx
+from edge_effdet.backends import (
+    cuda,
+    tensorrt,
+    tensorrt_context,
+    tensorrt_engine,
+    tensorrt_library,
+    tensorrt_rtx,
+    tensorrt_runtime_cache,
+)
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
 from edge_effdet.errors import (
     BackendUnavailable,
     EdgeEffDetError,
-    EngineError,
     GraphError,
     InputError,
     UsageError,
@@ -269,19 +277,26 @@ def test_importing_the_backends_loads_neither_torch_nor_tensorrt():
     assert done.stdout.strip() == "[]"
 
 
-# By the name that a variable or attribute has in tensorrt.py, the class of the bindings that it holds.
+# Of each module, by the name that a variable or attribute has there, the class of the bindings that it holds.
 CLASSES = {
-    "builder": "Builder",
-    "network": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "error": "ParserError",
-    "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile",
-    "cache": "ITimingCache",
-    "tensor": "ITensor",
-    "_runtime": "Runtime",
-    "_engine": "ICudaEngine",
-    "_context": "IExecutionContext",
+    tensorrt: {
+        "builder": "Builder",
+        "network": "INetworkDefinition",
+        "parser": "OnnxParser",
+        "error": "ParserError",
+        "config": "IBuilderConfig",
+        "profile": "IOptimizationProfile",
+        "cache": "ITimingCache",
+        "tensor": "ITensor",
+    },
+    tensorrt_engine: {
+        "_runtime": "Runtime",
+        "_engine": "ICudaEngine",
+        "config": "IRuntimeConfig",
+        "strategy": "CudaGraphStrategy",
+    },
+    tensorrt_context: {"_native": "IExecutionContext"},
+    tensorrt_runtime_cache: {"_cache": "IRuntimeCache", "cache": "IRuntimeCache", "config": "IRuntimeConfig"},
 }
 
 
@@ -293,224 +308,70 @@ def names_used(module):
             yield holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", ""), node.attr
 
 
-def test_all_that_is_used_of_tensorrt_is_in_the_bindings():
-    used = set(names_used(tensorrt))
-    found = {"trt": trt, "_trt": trt} | {name: getattr(trt, of) for name, of in CLASSES.items()}
-    found |= {name: getattr(trt, name) for name in ("MemoryPoolType", "TensorIOMode", "ComputeCapability")}
-    # The same word also names a Python exception and an answer of ours.
-    used -= {("error", "name"), ("error", "strerror"), ("trt", "reason"), ("trt", "fix")}
-    checked = [(holder, name) for holder, name in used if holder in found]
-    assert len(checked) > 40
-    assert [pair for pair in checked if not hasattr(found[pair[0]], pair[1])] == []
+def holders(module):
+    """What each word in the module stands for in the bindings."""
+    found = {"trt": trt, "_trt": trt} | {name: getattr(trt, of) for name, of in CLASSES.get(module, {}).items()}
+    enumerations = ("MemoryPoolType", "TensorIOMode", "ComputeCapability", "EngineInvalidityDiagnostics")
+    return found | {name: getattr(trt, name) for name in enumerations}
 
 
-class SimulatedDriver(types.ModuleType):
-    """Stands for ``pycuda.driver`` where there is no GPU: device memory is NumPy's, and all that is held is counted."""
-
-    class Error(Exception):
-        pass
-
-    class MemoryError(Error):  # noqa: A001 - PyCUDA's name
-        pass
-
-    def __init__(self):
-        super().__init__("pycuda.driver")
-        self.memory = {}
-        self.depth = self.retained = self.pinned = self.allocations = 0
-        self.capacity = 1 << 30
-        self.Device = lambda index: SimulatedDevice(self)
-        self.Device.count = lambda: 1
-
-    def init(self):
-        pass
-
-    def Stream(self):  # noqa: N802 - PyCUDA's name
-        assert self.depth == 1
-        return types.SimpleNamespace(handle=7, synchronize=lambda: None)
-
-    def pagelocked_empty(self, size, dtype):
-        self.pinned += 1
-        return SimulatedPinned(self, size).view()
-
-    def mem_alloc(self, size):
-        assert self.depth == 1
-        if size > self.capacity:
-            raise self.MemoryError("cuMemAlloc failed: out of memory")
-        return SimulatedMemory(self, size)
-
-    def memcpy_htod_async(self, device, host, stream):
-        device.content[: host.nbytes] = host.reshape(-1).view(np.uint8)
-
-    def memcpy_dtoh_async(self, host, device, stream):
-        host.reshape(-1).view(np.uint8)[:] = device.content[: host.nbytes]
+def documented_signatures(function):
+    """Of each overload the names of its arguments but self, and how many of them must be given: from pybind's docstring."""
+    name = function.__name__
+    for arguments in re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", function.__doc__, re.MULTILINE):
+        # Commas within brackets are part of a type.
+        parts = re.split(r", (?![^\[<(]*[\]>)])", arguments)
+        own = [part for part in parts if part and not part.startswith("self")]
+        yield [part.split(":")[0] for part in own], sum(" = " not in part for part in own)
 
 
-class SimulatedDevice:
-    def __init__(self, driver):
-        self.driver = driver
-
-    def name(self):
-        return "simulated"
-
-    def compute_capability(self):
-        return 8, 6
-
-    def retain_primary_context(self):
-        self.driver.retained += 1
-        return self
-
-    def push(self):
-        self.driver.depth += 1
-
-    def pop(self):
-        self.driver.depth -= 1
-
-    def detach(self):
-        assert self.driver.depth == 0
-        self.driver.retained -= 1
-
-
-class SimulatedPinned(np.ndarray):
-    def __new__(cls, driver, size):
-        array = np.empty(size, np.uint8).view(cls)
-        array.driver = driver
-        return array
-
-    def __array_finalize__(self, source):
-        self.driver = getattr(source, "driver", None)
-
-    def free(self):
-        self.driver.pinned -= 1
-
-
-class SimulatedMemory:
-    def __init__(self, driver, size):
-        self.driver, self.content = driver, np.zeros(size, np.uint8)
-        driver.allocations += 1
-        self.address = driver.allocations << 20
-        driver.memory[self.address] = self
-
-    def __int__(self):
-        return self.address
-
-    def free(self):
-        del self.driver.memory[self.address]
-
-
-class SimulatedEngine:
-    """Stands for a deserialized engine and its context: ``out`` is ``images`` + 0.5, for batches of 1 to 4."""
-
-    num_io_tensors = 2
-
-    def __init__(self, driver):
-        self.driver, self.shape, self.addresses = driver, None, {}
-        self.fails = False
-
-    def create_execution_context(self):
-        return self
-
-    def get_tensor_name(self, index):
-        return ("images", "out")[index]
-
-    def get_tensor_mode(self, name):
-        return trt.TensorIOMode.INPUT if name == "images" else trt.TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name):
-        return trt.DataType.UINT8 if name == "images" else trt.DataType.FLOAT
-
-    def get_tensor_shape(self, name):
-        return trt.Dims(self.shape or (-1, 3, 2, 2))
-
-    def get_tensor_profile_shape(self, name, index):
-        return [trt.Dims((batch, 3, 2, 2)) for batch in (1, 1, 4)]
-
-    def set_input_shape(self, name, shape):
-        self.shape = shape
-        return shape[0] <= 4
-
-    def set_tensor_address(self, name, address):
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, handle):
-        assert handle == 7
-        images, out = (self.driver.memory[self.addresses[name]].content for name in ("images", "out"))
-        count = int(np.prod(self.shape))
-        out[: 4 * count] = (images[:count].astype(np.float32) + np.float32(0.5)).view(np.uint8)
-        return not self.fails
-
-
-@pytest.fixture
-def simulation(monkeypatch):
-    """The simulated driver and engine in place of PyCUDA and of what TensorRT-RTX would read from a file."""
-    driver = SimulatedDriver()
-    engine = SimulatedEngine(driver)
-    monkeypatch.setitem(sys.modules, "pycuda", types.ModuleType("pycuda"))
-    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda content: engine if content == b"good" else None)
-    monkeypatch.setattr(trt, "Runtime", lambda log: runtime)
-    yield types.SimpleNamespace(driver=driver, engine=engine)
-    assert (driver.depth, driver.retained, driver.pinned, driver.memory) == (0, 0, 0, {})
-
-
-def write_engine(folder, content=b"good"):
-    path = folder / "tiny.engine"
-    path.write_bytes(content)
-    return Engine(path, SPEC, "tensorrt-rtx", "fp32", {"backend_version": "1.2.0", "target": "120"})
-
-
-def test_simulated_runs_grow_the_buffers_and_free_them(tmp_path, simulation):
-    with tensorrt_rtx.load(write_engine(tmp_path)) as runner:
-        assert [(spec.name, spec.shape, spec.dtype) for spec in (*runner.inputs, *runner.outputs)] == [
-            ("images", (-1, 3, 2, 2), np.uint8),
-            ("out", (-1, 3, 2, 2), np.float32),
-        ]
-        results = []
-        for batch in (1, 4, 2):
-            images = np.arange(batch * 12, dtype=np.uint8).reshape(batch, 3, 2, 2)
-            results.append((images, runner.run({"images": images})["out"]))
-            assert len(simulation.driver.memory) == simulation.driver.pinned == 2
-        for images, out in results:
-            np.testing.assert_array_equal(out, images + np.float32(0.5))
-    runner.close()
-
-
-def test_simulated_run_takes_what_is_not_contiguous(tmp_path, simulation):
-    images = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3).transpose(0, 3, 1, 2)[..., ::2]
-    with tensorrt_rtx.load(write_engine(tmp_path)) as runner:
-        np.testing.assert_array_equal(runner.run({"images": images})["out"], images + np.float32(0.5))
+def calls(module):
+    """Each ``holder.method(…)`` in the module's source, with the number of positional arguments and the names of the others."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            holder = node.func.value
+            if any(isinstance(argument, ast.Starred) for argument in node.args):
+                continue
+            name = holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", "")
+            yield name, node.func.attr, len(node.args), [keyword.arg for keyword in node.keywords]
 
 
 @pytest.mark.parametrize(
-    ("feeds", "message"),
-    [
-        ({}, "takes images"),
-        ({"images": np.zeros((1, 3, 2, 2), np.float32)}, "not float32"),
-        ({"images": np.zeros((1, 3, 2, 4), np.uint8)}, r"not uint8 \[1, 3, 2, 4\]"),
-        ({"images": np.zeros((3, 2, 2), np.uint8)}, r"not uint8 \[3, 2, 2\]"),
-        ({"images": np.zeros((5, 3, 2, 2), np.uint8)}, "batch of 5 .* built for 1 to 4"),
-    ],
+    ("module", "least"),
+    [(tensorrt, 12), (tensorrt_engine, 8), (tensorrt_context, 5), (tensorrt_runtime_cache, 4)],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_simulated_run_refuses_feeds_that_do_not_fit(tmp_path, simulation, feeds, message):
-    with tensorrt_rtx.load(write_engine(tmp_path)) as runner, pytest.raises(InputError, match=message):
-        runner.run(feeds)
+def test_calls_fit_the_signatures_of_the_bindings(module, least):
+    checked = 0
+    for holder, name, given, keywords in calls(module):
+        function = getattr(holders(module).get(holder), name, None)
+        signatures = list(documented_signatures(function)) if function is not None and function.__doc__ else []
+        if not signatures:
+            continue
+        fitting = [
+            names
+            for names, required in signatures
+            if required <= given + len(keywords) <= len(names) and set(keywords) <= set(names[given:])
+        ]
+        assert fitting, f"{holder}.{name} is given {given} and {keywords}, and takes {signatures}"
+        checked += 1
+    assert checked >= least
 
 
-def test_simulated_errors_free_everything(tmp_path, simulation):
-    simulation.engine.fails = True
-    feeds = {"images": np.zeros((1, 3, 2, 2), np.uint8)}
-    with pytest.raises(EngineError, match="could not be run"), tensorrt_rtx.load(write_engine(tmp_path)) as runner:
-        runner.run(feeds)
-    simulation.driver.capacity = 20
-    with pytest.raises(BackendUnavailable, match="memory is full"), tensorrt_rtx.load(write_engine(tmp_path)) as runner:
-        runner.run(feeds)
-
-
-def test_simulated_refusal_names_the_versions_and_frees_everything(tmp_path, simulation):
-    with pytest.raises(
-        EngineError, match=rf"{trt.__version__} on simulated \(SM 86\) refuses .* 1\.2\.0 built for 120"
-    ):
-        tensorrt_rtx.load(write_engine(tmp_path, b"foreign"))
+@pytest.mark.parametrize(
+    ("module", "least"),
+    [(tensorrt, 30), (tensorrt_engine, 20), (tensorrt_context, 6), (tensorrt_runtime_cache, 4), (tensorrt_library, 2)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_all_that_is_used_of_tensorrt_is_in_the_bindings(module, least):
+    used = set(names_used(module))
+    found = holders(module)
+    # The same word also names a Python exception, an answer of ours and our own cache's methods.
+    used -= {("error", "name"), ("error", "strerror"), ("trt", "reason"), ("trt", "fix")}
+    used -= {("_cache", "attach"), ("_cache", "save")} if module is tensorrt_engine else set()
+    checked = [(holder, name) for holder, name in used if holder in found]
+    assert len(checked) >= least, checked
+    assert [pair for pair in checked if not hasattr(found[pair[0]], pair[1])] == []
 
 
 @pytest.mark.parametrize(("capability", "runs_here"), [((8, 6), True), ((9, 0), False)])

@@ -1,0 +1,86 @@
+"""Where boxes are suppressed: refused where the backend cannot, recorded where it can. TensorRT itself needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_effdet import build_engine
+from edge_effdet.artifacts import ModelSpec, file_sha256
+from edge_effdet.backends.base import Available, CompileOptions
+from edge_effdet.errors import UsageError
+from edge_effdet.graph.efficient_nms import PLUGIN
+from edge_effdet.graph.model import save_graph
+from edge_effdet.quantize import QuantizeOptions
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt-rtx"])
+def test_only_tensorrt_has_the_plugin(tmp_path, capsys, backend):
+    words = ["--fp32", "--backend", backend, "--nms", "efficientnms", "--output", str(tmp_path / "engines")]
+    assert build_engine.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"plugin of TensorRT, which {backend} does not have; leave it out" in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "engines").exists()
+
+
+def save_detector(folder):
+    """A graph that finds the same two boxes in any picture, with a convolution for the proof to count."""
+    found = {
+        "boxes": (TensorProto.FLOAT, np.array([[[0, 0, 8, 8], [0, 0, 8, 7]]], np.float32)),
+        "scores": (TensorProto.FLOAT, np.array([[0.9, 0.6]], np.float32)),
+        "class_ids": (TensorProto.INT32, np.zeros((1, 2), np.int32)),
+    }
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+        for name, (_, array) in found.items()
+    ]
+    proto = helper.make_graph(
+        [
+            *nodes,
+            helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("Conv", ["x", "w"], ["y"]),
+        ],
+        "detector",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info(name, kind, array.shape) for name, (kind, array) in found.items()],
+        [numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")],
+        value_info=[helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 16, 16])],
+    )
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 18)])
+    spec = ModelSpec("tiny", (16, 16), ("thing",), (1,))
+    return save_graph(
+        model, folder / "tiny.onnx", spec=spec, stage="optimized", precision="fp32", rewrites={}, parents={}
+    )
+
+
+def build(tmp_path, nms, backend="tensorrt"):
+    graph = save_detector(tmp_path)
+    return build_engine.build_engine(
+        "tiny", graph, "fp32", backend, CompileOptions(), QuantizeOptions(), None, None, tmp_path / "engines", nms
+    )
+
+
+def test_the_function_refuses_it_too(tmp_path):
+    with pytest.raises(UsageError, match="plugin of TensorRT"):
+        build(tmp_path, "efficientnms", backend="onnxruntime")
+
+
+@pytest.mark.parametrize("nms", ["host", "efficientnms"])
+def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypatch, nms):
+    """A backend that stands for TensorRT: its engine is the graph that it was given."""
+    simulated = types.SimpleNamespace(SUFFIX=".engine", compile=lambda graph, options: graph.path.read_bytes())
+    monkeypatch.setattr(build_engine, "get_backend", lambda name: simulated)
+    monkeypatch.setattr(build_engine, "require", lambda name: Available("10.3.0", "Orin (SM 87)", runs_here=False))
+    engine = build(tmp_path, nms)
+    compiled = onnx.load(str(engine.path))
+    assert [node.op_type for node in compiled.graph.node].count(PLUGIN) == (nms == "efficientnms")
+    record = json.loads(engine.json_path.read_text())
+    assert record["nms"] == nms
+    assert record["parents"]["compiled_graph"] == file_sha256(engine.path)
+    assert record["rewrites"].get("efficient_nms", 0) == (nms == "efficientnms")
