@@ -13,6 +13,8 @@ _HOMES = {
     "AnchorSpec": "artifacts",
     "Checkpoint": "artifacts",
     "Detections": "artifacts",
+    "DetectOptions": "detector",
+    "Detector": "detector",
     "EdgeEffDetError": "errors",
     "Engine": "artifacts",
     "Graph": "artifacts",

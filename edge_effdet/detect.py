@@ -15,10 +15,10 @@ import numpy as np
 from edge_effdet.artifacts import Detections, Engine, ModelSpec, load_engine, write_json
 from edge_effdet.backends.base import Runner, get_backend, require
 from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.images import list_images, read_image
-from edge_effdet.postprocess import detections_from_outputs
-from edge_effdet.preprocess import images_to_batch, letterbox
+from edge_effdet.preprocess import fill_input
 
 logger = logging.getLogger("edge_effdet.detect")
 
@@ -32,22 +32,15 @@ def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_thres
         spec: the engine's.
         score_threshold: lower scores are dropped.
     """
-    outputs = runner.run(feeds_for_image(runner, image, spec))
-    return detections_from_outputs(
-        outputs["boxes"][0],
-        outputs["scores"][0],
-        outputs["class_ids"][0],
-        (image.shape[0], image.shape[1]),
-        spec.image_size,
-        score_threshold,
-    )
+    return Detector(runner, spec, DetectOptions(score_threshold))(image)
 
 
 def feeds_for_image(runner: Runner, image: np.ndarray, spec: ModelSpec) -> dict[str, np.ndarray]:
     """The engine's input for one picture: letterboxed, of the engine's type, repeated where its batch is fixed above 1."""
-    canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
-    batch = max(1, runner.inputs[0].shape[0])
-    return {"images": images_to_batch([canvas] * batch).astype(runner.inputs[0].dtype, copy=False)}
+    batch = np.empty((max(1, runner.inputs[0].shape[0]), 3, *spec.image_size), np.uint8)
+    for row in batch:
+        fill_input(image, row, spec.preprocess)
+    return {"images": batch.astype(runner.inputs[0].dtype, copy=False)}
 
 
 def detect_files(

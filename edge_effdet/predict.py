@@ -29,10 +29,9 @@ from edge_effdet.detect import (
     readable_sources,
     results_table,
 )
+from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.ensemble import TTA_VIEWS, check_same_classes, fuse_detections
 from edge_effdet.errors import BackendUnavailable, MissingDependency, UsageError
-from edge_effdet.postprocess import detections_from_outputs
-from edge_effdet.preprocess import images_to_batch, letterbox
 
 if TYPE_CHECKING:
     import torch
@@ -157,25 +156,10 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _detect(
     member: Member, images: Sequence[np.ndarray], score_threshold: float, options: InferenceOptions
-) -> Iterator[Detections]:
-    fixed = member.runner.inputs[0].shape[0]
-    size = fixed if fixed > 0 else options.batch_size
-    for chunk in chunks(images, size):
-        canvases = [letterbox(image, member.spec.image_size, member.spec.preprocess)[0] for image in chunk]
-        # An engine with a fixed batch takes no fewer.
-        padding = [canvases[-1]] * (size - len(canvases) if fixed > 0 else 0)
-        pixels = images_to_batch(canvases + padding).astype(member.runner.inputs[0].dtype, copy=False)
-        outputs = member.runner.run({"images": pixels})
-        for index, image in enumerate(chunk):
-            yield detections_from_outputs(
-                outputs["boxes"][index],
-                outputs["scores"][index],
-                outputs["class_ids"][index],
-                (image.shape[0], image.shape[1]),
-                member.spec.image_size,
-                score_threshold,
-                limit=MAX_DETECTIONS,
-            )
+) -> list[Detections]:
+    fixed = member.runner.inputs[0].shape[0] > 0
+    found = DetectOptions(score_threshold, max_detections=MAX_DETECTIONS)
+    return Detector(member.runner, member.spec, found, None if fixed else options.batch_size)(images)
 
 
 def _best(detections: Detections) -> Detections:

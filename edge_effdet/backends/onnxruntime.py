@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable
+from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable
 from edge_effdet.errors import EngineError, GraphError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ SUFFIX = ".onnx"
 
 _PROVIDER = "CPUExecutionProvider"
 _ERRORS = 3
+
+DISABLED_OPTIMIZERS: tuple[str, ...] = ()
+"""Fusions of ONNX Runtime that are not applied, by its own names."""
+
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -55,22 +59,28 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         )
     content = graph.path.read_bytes()
     try:
-        _session(graph.path)
+        _session(graph.path, LoadOptions())
     except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
         raise GraphError(f"onnxruntime refuses {graph.path} ({first_line(error)}); export it again.") from error
     return content
 
 
-def load(engine: Engine) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(engine.path)
+def load(engine: Engine, options: LoadOptions | None = None) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(engine.path, options or LoadOptions())
 
 
 class OnnxRuntimeRunner:
-    """A session on the CPU, and nothing else: a provider that falls back would be an error."""
+    """A session on the CPU, and nothing else: a provider that falls back would be an error.
 
-    def __init__(self, path: Path) -> None:
+    It reads an input from the array that it is given, where that is contiguous, and writes outputs to new ones: on the CPU, binding
+    them beforehand saves nothing that can be measured.
+    """
+
+    concurrent = True
+
+    def __init__(self, path: Path, options: LoadOptions | None = None) -> None:
         try:
-            self._session: Any = _session(path)
+            self._session: Any = _session(path, options or LoadOptions())
         except Exception as error:
             raise EngineError(
                 f"onnxruntime cannot load {path} ({first_line(error)}); build the engine again."
@@ -93,12 +103,15 @@ class OnnxRuntimeRunner:
         self._session = None
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path, loading: LoadOptions) -> onnxruntime.InferenceSession:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS
-    return ort.InferenceSession(str(path), options, providers=[_PROVIDER])
+    options.intra_op_num_threads = loading.threads_or_share()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if loading.spinning else "0")
+    disabled: dict[str, Any] = {"disabled_optimizers": list(DISABLED_OPTIMIZERS)} if DISABLED_OPTIMIZERS else {}
+    return ort.InferenceSession(str(path), options, providers=[_PROVIDER], **disabled)
 
 
 def _tensor_spec(tensor: Any) -> TensorSpec:
