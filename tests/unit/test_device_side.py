@@ -31,9 +31,12 @@ DEVICE_SIDE = (
     "edge_effdet.images",
     "edge_effdet.metrics",
     "edge_effdet.nms",
+    "edge_effdet.pipeline",
     "edge_effdet.postprocess",
     "edge_effdet.predict",
     "edge_effdet.preprocess",
+    "edge_effdet.sinks",
+    "edge_effdet.sources",
 )
 HOST_ONLY = (
     "edge_effdet.backends.torch_eager",
@@ -47,7 +50,7 @@ HOST_ONLY = (
 """Prefixes of the modules whose every line is about torch or ONNX, so that they import it at their top."""
 
 HEAVY = (
-    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom",
+    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom", "av",
 )  # fmt: skip
 
 BLOCK = """
