@@ -17,6 +17,7 @@ from edge_effdet.errors import BackendUnavailable, UsageError
 
 BACKENDS = {
     "onnxruntime": "edge_effdet.backends.onnxruntime",
+    "onnxruntime-cuda": "edge_effdet.backends.onnxruntime_cuda",
     "openvino": "edge_effdet.backends.openvino",
     "tensorrt": "edge_effdet.backends.tensorrt",
     "tensorrt-rtx": "edge_effdet.backends.tensorrt_rtx",
@@ -112,6 +113,14 @@ class LoadOptions:
     def threads_or_share(self) -> int:
         """``threads``, chosen where it is 0."""
         return self.threads or max(1, usable_cores() // self.parallel_runs)
+
+
+def refuse_target(backend: str, options: CompileOptions) -> None:
+    """Raises UsageError where a target is given to a backend that has none."""
+    if options.target:
+        raise UsageError(
+            f"The backend {backend} has no targets, so --target {options.target} means nothing; leave it out."
+        )
 
 
 class Backend(Protocol):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable
-from edge_effdet.errors import EngineError, GraphError, UsageError
+from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.errors import EngineError, GraphError
 
 SUFFIX = ".onnx"
 
@@ -39,10 +39,7 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         UsageError: a target was given; this backend has none.
         GraphError: OpenVINO refuses the graph.
     """
-    if options.target:
-        raise UsageError(
-            f"The backend openvino has no targets, so --target {options.target} means nothing; leave it out."
-        )
+    refuse_target("openvino", options)
     content = graph.path.read_bytes()
     try:
         _compiled(graph.path, LoadOptions())

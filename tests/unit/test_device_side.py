@@ -16,6 +16,7 @@ DEVICE_SIDE = (
     "edge_effdet.backends.cores",
     "edge_effdet.backends.cuda",
     "edge_effdet.backends.onnxruntime",
+    "edge_effdet.backends.onnxruntime_cuda",
     "edge_effdet.backends.openvino",
     "edge_effdet.backends.tensorrt",
     "edge_effdet.backends.tensorrt_rtx",
