@@ -1,6 +1,6 @@
 """What a device feels of the runner: seconds from nothing to the first boxes, memory, its growth, and what is installed.
 
-python -m benchmarks.runner_process growth ENGINE PHOTO IMAGES
+python -m benchmarks.runner_process ENGINE PHOTO IMAGES WARM_UP_IMAGES
 
 Each is measured in a process of its own, whose imports are those of a device.
 """
@@ -68,19 +68,20 @@ def measure_cold_start(engine: Path, photo: Path, starts: int) -> dict[str, Any]
     }
 
 
-def measure_growth(engine: Path, photo: Path, images: int) -> dict[str, Any]:
+def measure_growth(engine: Path, photo: Path, images: int, warm_up: int = WARM_UP_IMAGES) -> dict[str, Any]:
     """Resident megabytes after a warm-up and after ``images`` pictures in one process, through the pipeline.
 
     Raises EdgeEffDetError where the process fails.
     """
-    command = [sys.executable, "-m", "benchmarks.runner_process", "growth", str(engine), str(photo), str(images)]
+    words = (engine, photo, images, warm_up)
+    command = [sys.executable, "-m", "benchmarks.runner_process", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise EdgeEffDetError(f"{' '.join(command)} ended with {done.returncode}; its own message stands above.")
     return json.loads(done.stdout)
 
 
-def run_and_watch(engine: Path, photo: Path, images: int, warm_up: int = WARM_UP_IMAGES) -> dict[str, Any]:
+def run_and_watch(engine: Path, photo: Path, images: int, warm_up: int) -> dict[str, Any]:
     """Put pictures through a pipeline in this process and look at its memory. All must have the same detections."""
     loaded = load_engine(engine)
     source = ImageFiles([photo] * (warm_up + images), "photos")
@@ -136,5 +137,5 @@ def measure_install() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _, _, engine_path, photo_path, count = sys.argv
-    print(json.dumps(run_and_watch(Path(engine_path), Path(photo_path), int(count))))
+    engine_path, photo_path, counted, before = sys.argv[1:]
+    print(json.dumps(run_and_watch(Path(engine_path), Path(photo_path), int(counted), int(before))))

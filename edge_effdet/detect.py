@@ -59,6 +59,8 @@ class RunOptions:
 
     def check(self) -> RunOptions:
         """These options. Raises UsageError for a number that makes no sense."""
+        if self.threads < 0:
+            raise UsageError(f"--threads {self.threads} makes no sense; give at least 1, or 0 for all cores.")
         if self.limit < 0:
             raise UsageError(f"--limit {self.limit} makes no sense; give 0 for all images, or a number.")
         return self

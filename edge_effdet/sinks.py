@@ -42,13 +42,13 @@ class AnnotatedPictures:
     """A JPEG a frame. Where one cannot be written, the run goes on: the next may fit, and the results are kept elsewhere.
 
     Attributes:
-        failed: pictures that could not be written.
+        written, failed: pictures that were written, and that could not be.
     """
 
     def __init__(self, folder: Path, names: Mapping[str, str], spec: ModelSpec) -> None:
         """Take the folder and the file name of each frame."""
         self._folder, self._names, self._spec = folder, names, spec
-        self.failed = 0
+        self.written = self.failed = 0
 
     def write(self, found: Found) -> None:
         from edge_effdet.drawing import save_annotated
@@ -58,6 +58,7 @@ class AnnotatedPictures:
         try:
             path = self._folder / self._names[found.frame.name]
             save_annotated(path, found.image, found.detections, self._spec)
+            self.written += 1
         except InputError as error:
             self.failed += 1
             # Once: a full disk would fill the screen too.
@@ -65,8 +66,12 @@ class AnnotatedPictures:
                 logger.warning("%s", error)
 
     def close(self) -> None:
+        """Raises InputError where a picture is missing: the run is over, and whoever started it must know."""
         if self.failed:
-            logger.warning("%d annotated pictures could not be written", self.failed)
+            raise InputError(
+                f"{self.failed} of {self.failed + self.written} annotated pictures could not be written into {self._folder}; is "
+                "the disk full? The results of all were kept."
+            )
 
 
 class AnnotatedVideo:
