@@ -152,25 +152,43 @@ def fuse_overlaps(
     Returns:
         float32 [M, 4], float32 [M] and int32 [M] by descending score; M is at most ``limit``.
     """
-    order = np.argsort(-scores, kind="stable")
-    count = 0
-    means = np.zeros((len(order), 4), np.float32)
-    sums = np.zeros((len(order), 4), np.float64)
-    weights = np.zeros(len(order), np.float64)
-    founders = np.zeros(len(order), np.int64)
-    for index in order:
-        box, weight = boxes[index], max(float(scores[index]), np.finfo(np.float32).tiny)
-        overlap = iou_matrix(box[None], means[:count])[0]
-        overlap[class_ids[founders[:count]] != class_ids[index]] = 0
-        cluster = int(np.argmax(overlap)) if count else 0
-        if not count or overlap[cluster] <= iou_threshold:
-            cluster, count = count, count + 1
-            founders[cluster] = index
-        sums[cluster] += weight * box.astype(np.float64)
-        weights[cluster] += weight
-        means[cluster] = sums[cluster] / weights[cluster]
-    best = founders[:count][:limit]
-    return means[: len(best)], scores[best].astype(np.float32), class_ids[best]
+    parts = [
+        _fuse_one_class(boxes, scores, np.flatnonzero(class_ids == number), iou_threshold)
+        for number in set(class_ids.tolist())
+    ]
+    founders = np.concatenate([np.zeros(0, np.int64), *(own for own, _ in parts)])
+    means = np.concatenate([np.zeros((0, 4)), *(own for _, own in parts)])
+    # Ties by position, as everywhere.
+    order = np.lexsort((founders, -scores[founders]))[:limit]
+    best = founders[order]
+    return means[order].astype(np.float32), scores[best].astype(np.float32), class_ids[best]
+
+
+def _fuse_one_class(
+    boxes: np.ndarray, scores: np.ndarray, candidates: np.ndarray, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters of the candidates: the index of the one that founded each, int64 [M], and their averages, float64 [M, 4]."""
+    order = candidates[np.argsort(-scores[candidates], kind="stable")]
+    # A row a coordinate, and the sum of the weights below them; the averages with their areas.
+    sums, means = np.zeros((5, len(order))), np.zeros((4, len(order)))
+    areas = np.zeros(len(order))
+    founders: list[int] = []
+    weighted = np.vstack([boxes[order].T, np.ones(len(order))]) * np.maximum(scores[order], np.finfo(np.float32).tiny)
+    own_areas = box_areas(boxes[order].astype(np.float64))
+    for place, index in enumerate(order.tolist()):
+        count = len(founders)
+        cluster = count
+        if count:
+            box = boxes[index].astype(np.float64)[:, None]
+            overlap = _overlaps(box, own_areas[place], means[:, :count], areas[:count])
+            best = int(overlap.argmax())
+            cluster = best if overlap[best] > iou_threshold else count
+        if cluster == count:
+            founders.append(index)
+        sums[:, cluster] += weighted[:, place]
+        mean = means[:, cluster] = sums[:4, cluster] / sums[4, cluster]
+        areas[cluster] = max(0.0, mean[2] - mean[0]) * max(0.0, mean[3] - mean[1])
+    return np.array(founders, np.int64), means[:, : len(founders)].T
 
 
 def _gaussian_decay(overlap: np.ndarray) -> np.ndarray:
