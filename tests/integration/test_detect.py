@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -273,3 +275,20 @@ def test_a_start_loads_nothing_of_the_host_side(bccd_engine: Engine, photos: Pat
 def test_memory_does_not_grow(bccd_engine: Engine, photos: Path):
     """In short; a picture that is kept would cost 90 MB here. ``benchmarks.runner`` does it for 20,000."""
     assert measure_growth(bccd_engine.path, min(photos.iterdir()), 250, 50)["growth_mb"] < 5
+
+
+def test_the_python_of_the_guide_runs(bccd_engine: Engine, photos: Path, tmp_path: Path):
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "bccd.fp32.onnx").symlink_to(bccd_engine.path)
+    (tmp_path / "engines" / "bccd.fp32.onnx.json").symlink_to(bccd_engine.json_path)
+    (tmp_path / "photos").mkdir()
+    shutil.copy(min(photos.iterdir()), tmp_path / "photos" / "a.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "runner.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert len(block.strip().splitlines()) <= 10
+        command = [sys.executable, "-c", block]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "RBC 0." in done.stdout or "objects in" in done.stdout
