@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
+from PIL import Image
 
 from edge_effdet.artifacts import Detections, Size
 from edge_effdet.backends.base import THREADED, LoadOptions
@@ -268,7 +269,7 @@ class Pipeline:
             item.row = self._take_row()
             detector.prepare(picture, item.size, item.row[0])
             if self._keep_images:
-                item.image = np.asarray(picture)
+                item.image = _at_size(picture, item.size)
             self._decoded.put(item)
 
     def _next(self) -> tuple[int, Frame] | None:
@@ -329,6 +330,13 @@ class Pipeline:
             item, outputs, row = entry
             item.detections = self._detector.finish(outputs, row, item.size)
             self._finished.put(item)
+
+
+def _at_size(picture: np.ndarray | Image.Image, size: Size) -> np.ndarray:
+    """Pixels of a picture at its own height and width, which the boxes are in, where it was decoded at a reduced scale."""
+    if isinstance(picture, Image.Image) and (picture.height, picture.width) != size:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
 
 
 class _Feed:

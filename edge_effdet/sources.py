@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import threading
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_effdet.errors import DataError, MissingDependency, first_line
+from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, first_line
 from edge_effdet.images import IMAGE_SUFFIXES, list_images
 
 logger = logging.getLogger("edge_effdet.sources")
@@ -46,6 +47,8 @@ VIDEO_SUFFIXES = frozenset(
         ".y4m",
     }
 )
+
+_GSTREAMER = "gst-launch-1.0"
 
 FIRST_WAIT, LONGEST_WAIT, ATTEMPTS = 0.5, 8.0, 5
 """Seconds before a camera that went away is tried again, doubled each time, and how often in a row."""
@@ -234,6 +237,7 @@ def open_source(text: str) -> Source:
     Raises:
         DataError: there is nothing, or nothing that can be read.
         MissingDependency: a video or a camera, and PyAV is not installed.
+        BackendUnavailable: a GStreamer pipeline, and GStreamer is not installed.
     """
     if "!" in text and not Path(text).exists():
         return Camera(text.split("!", 1)[0].strip(), _gstreamer_opener(text))
@@ -281,11 +285,16 @@ def _stream_opener(address: str, format: str | None = None) -> Callable[[], Iter
 
 def _gstreamer_opener(pipeline: str) -> Callable[[], Iterator[np.ndarray]]:
     av = _import_av("to read a camera")
+    if shutil.which(_GSTREAMER) is None:
+        raise BackendUnavailable(
+            f"{_GSTREAMER} is not installed, which a GStreamer pipeline needs; run apt install gstreamer1.0-tools "
+            "gstreamer1.0-plugins-good."
+        )
     # YUV4MPEG2 is a raw stream that says its size, which a plain raw one does not.
     tail = "! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
 
     def images() -> Iterator[np.ndarray]:
-        command = ["gst-launch-1.0", "--quiet", *shlex.split(f"{pipeline} {tail}")]
+        command = [_GSTREAMER, "--quiet", *shlex.split(f"{pipeline} {tail}")]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             try:

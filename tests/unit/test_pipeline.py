@@ -13,7 +13,7 @@ from PIL import Image
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.cores import usable_cores
-from edge_effdet.detector import Detector
+from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import DataError, EngineError, UsageError
 from edge_effdet.pipeline import Pipeline, PipelineOptions, Progress, loading_for
 from edge_effdet.sources import Camera, Frame, ImageFiles
@@ -111,6 +111,15 @@ def test_what_cannot_be_decoded_is_said_in_its_place(tmp_path: Path):
 def test_images_are_kept_only_where_they_are_asked_for():
     detector = Detector(BrightBoxRunner(64), SPEC)
     assert all(each.image is None for each in Pipeline(detector, Pictures([picture(0)])))
+
+
+def test_a_picture_that_is_kept_has_the_size_that_its_boxes_are_in(tmp_path: Path):
+    Image.fromarray(picture(20)).save(tmp_path / "wide.jpg")
+    detector = Detector(BrightBoxRunner(64), SPEC, DetectOptions(reduced_decode=True))
+    (found,) = Pipeline(detector, ImageFiles([tmp_path / "wide.jpg"], "x"), keep_images=True)
+    assert found.image.shape == (64, 640, 3)
+    # Decoded at an eighth, and the letterbox is a tenth.
+    np.testing.assert_allclose(found.detections.boxes, [[200, 0, 230, 64]], atol=12)
 
 
 def test_no_more_is_read_than_there_is_room_for():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from edge_effdet import sources
-from edge_effdet.errors import DataError
+from edge_effdet.errors import BackendUnavailable, DataError
 from edge_effdet.sources import Camera, ImageFiles, VideoFile, find_images, open_source
 
 av = pytest.importorskip("av")
@@ -176,6 +176,12 @@ def test_a_gstreamer_pipeline_hands_its_frames_over(tmp_path: Path, monkeypatch)
     assert list(frames) == []
     expected = "--quiet nvarguscamerasrc sensor-id=0 ! nvvidconv ! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
     assert (tmp_path / "arguments").read_text().strip() == expected
+
+
+def test_a_gstreamer_pipeline_without_gstreamer(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendUnavailable, match=r"gst-launch-1\.0 is not installed"):
+        open_source("videotestsrc ! videoscale")
 
 
 def test_addresses_and_devices_are_cameras(tmp_path: Path, monkeypatch):
