@@ -13,6 +13,7 @@ the stages before it and memory does not grow.
 
 from __future__ import annotations
 
+import math
 import queue
 import statistics
 import threading
@@ -32,6 +33,9 @@ from edge_effdet.cli import option
 from edge_effdet.detector import Detector
 from edge_effdet.errors import DataError, MissingDependency, UsageError
 from edge_effdet.sources import Frame, Source
+
+MOST_RUNS = 4
+"""At once on a CPU, unless more are asked for: each holds all activations of the network, which a device has to spare."""
 
 WINDOW_SECONDS = 5.0
 """Of the rate and the latency that are shown."""
@@ -128,12 +132,14 @@ class _Item:
 def loading_for(backend: str, source: Source, options: PipelineOptions, threads: int = 0) -> LoadOptions:
     """How to load an engine for a pipeline.
 
-    On a CPU several runs of one thread each finish more pictures than one run of several threads, whose parts wait for each
+    On a CPU several runs of few threads each finish more pictures than one run of many threads, whose parts wait for each
     other; but each picture takes longer, so a camera and a single picture get all threads.
     """
-    alone = source.live or source.total == 1
-    runs = options.runs or (1 if alone or backend not in THREADED else max(1, usable_cores() // (threads or 1)))
-    return LoadOptions(threads, runs, spinning=source.total == 1)
+    if options.runs or backend not in THREADED or source.live or source.total == 1:
+        return LoadOptions(threads, options.runs or 1, spinning=source.total == 1)
+    cores = usable_cores()
+    threads = threads or math.ceil(cores / MOST_RUNS)
+    return LoadOptions(threads, math.ceil(cores / threads), spinning=False)
 
 
 class Pipeline:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge_effdet import pipeline
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.backends.base import LoadOptions
-from edge_effdet.backends.cores import usable_cores
 from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import DataError, EngineError, UsageError
 from edge_effdet.pipeline import Pipeline, PipelineOptions, Progress, loading_for
@@ -73,13 +73,11 @@ def threads_of_pipelines() -> list[str]:
 def test_all_are_found_in_order(runs, batch, asked):
     runner = SlowAtFirst(64, batch)
     detector = Detector(runner, SPEC, batch_size=asked)
-    pipeline = Pipeline(
-        detector, Pictures([picture(number) for number in range(50)]), PipelineOptions(runs, decoders=3)
-    )
-    found = list(pipeline)
+    running = Pipeline(detector, Pictures([picture(number) for number in range(50)]), PipelineOptions(runs, decoders=3))
+    found = list(running)
     assert places(found) == list(range(50))
     assert [each.frame.name for each in found] == [f"#{number}" for number in range(50)]
-    assert (pipeline.progress.done, pipeline.progress.failed) == (50, 0)
+    assert (running.progress.done, running.progress.failed) == (50, 0)
     assert threads_of_pipelines() == []
     if asked:
         assert max(runner.runs) > 1
@@ -98,12 +96,12 @@ def test_what_cannot_be_decoded_is_said_in_its_place(tmp_path: Path):
     (tmp_path / "2.png").write_bytes(b"")
     (tmp_path / "4.png").write_bytes((tmp_path / "4.png").read_bytes()[:60])
     paths = sorted(tmp_path.iterdir())
-    pipeline = Pipeline(Detector(BrightBoxRunner(64), SPEC), ImageFiles(paths, "x"), keep_images=True)
-    found = list(pipeline)
+    running = Pipeline(Detector(BrightBoxRunner(64), SPEC), ImageFiles(paths, "x"), keep_images=True)
+    found = list(running)
     assert [each.detections is None for each in found] == [False, False, True, False, True, False]
     assert "2.png is empty" in found[2].problem
     assert "4.png cannot be decoded" in found[4].problem
-    assert (pipeline.progress.done, pipeline.progress.failed) == (4, 2)
+    assert (running.progress.done, running.progress.failed) == (4, 2)
     np.testing.assert_array_equal(found[5].image, picture(5))
     assert found[2].image is None
 
@@ -134,12 +132,12 @@ def test_no_more_is_read_than_there_is_room_for():
 
 
 def test_a_source_that_breaks_gives_what_came_before():
-    pipeline = Pipeline(
+    running = Pipeline(
         Detector(SlowAtFirst(64), SPEC), Pictures([picture(number) for number in range(7)], DataError("it broke"))
     )
     found = []
     with pytest.raises(DataError, match="it broke"):
-        found.extend(pipeline)
+        found.extend(running)
     assert places(found) == list(range(7))
     assert threads_of_pipelines() == []
 
@@ -160,19 +158,19 @@ def test_an_engine_that_fails_ends_it():
 def test_an_interruption_ends_all_threads(interrupt):
     with (
         pytest.raises(interrupt),
-        Pipeline(Detector(BrightBoxRunner(64), SPEC), Pictures([picture(0)] * 400), PipelineOptions(2)) as pipeline,
+        Pipeline(Detector(BrightBoxRunner(64), SPEC), Pictures([picture(0)] * 400), PipelineOptions(2)) as running,
     ):
-        for number, _ in enumerate(pipeline):
+        for number, _ in enumerate(running):
             if number == 5:
                 raise interrupt
     assert threads_of_pipelines() == []
 
 
 def test_a_pipeline_is_used_once():
-    pipeline = Pipeline(Detector(BrightBoxRunner(64), SPEC), Pictures([]))
-    assert list(pipeline) == []
+    running = Pipeline(Detector(BrightBoxRunner(64), SPEC), Pictures([]))
+    assert list(running) == []
     with pytest.raises(RuntimeError, match="make another"):
-        list(pipeline)
+        list(running)
 
 
 def test_a_batch_waits_no_longer_than_it_may():
@@ -207,14 +205,14 @@ def test_a_camera_loses_its_old_frames_and_never_its_order():
             time.sleep(0.002)
         raise OSError("gone")
 
-    pipeline = Pipeline(Detector(Slow(64), SPEC), Camera("camera", images, attempts=0))
+    running = Pipeline(Detector(Slow(64), SPEC), Camera("camera", images, attempts=0))
     found = []
     with pytest.raises(DataError, match="went away"):
-        found.extend(pipeline)
+        found.extend(running)
     numbers = places(found)
     assert numbers == sorted(set(numbers))
     assert len(numbers) < 60
-    assert pipeline.progress.dropped == 60 - len(numbers)
+    assert running.progress.dropped == 60 - len(numbers)
     # The last frame is the newest when the camera ends.
     assert numbers[-1] == 59
 
@@ -226,24 +224,32 @@ def test_a_silent_camera_does_not_hold_the_end():
         yield picture(0)
         silent.wait(60)
 
-    pipeline = Pipeline(Detector(BrightBoxRunner(64), SPEC), Camera("camera", images, attempts=0))
-    with pipeline:
-        frames = iter(pipeline)
+    running = Pipeline(Detector(BrightBoxRunner(64), SPEC), Camera("camera", images, attempts=0))
+    with running:
+        frames = iter(running)
         assert next(frames).detections is not None
         started = time.perf_counter()
     assert time.perf_counter() - started < 30
     silent.set()
 
 
-def test_how_an_engine_is_loaded_for_what():
-    many, one = Pictures([picture(0)] * 9), Pictures([picture(0)])
-    camera = Camera("camera", lambda: iter([]))
-    cores = usable_cores()
-    assert loading_for("onnxruntime", many, PipelineOptions()) == LoadOptions(0, cores, spinning=False)
-    assert loading_for("onnxruntime", many, PipelineOptions(runs=3)).parallel_runs == 3
-    assert loading_for("onnxruntime", many, PipelineOptions(), threads=cores).parallel_runs == 1
+@pytest.mark.parametrize(
+    ("cores", "threads", "runs"), [(1, 1, 1), (2, 1, 2), (4, 1, 4), (5, 2, 3), (6, 2, 3), (8, 2, 4), (16, 4, 4)]
+)
+def test_runs_and_threads_for_many_pictures(cores, threads, runs, monkeypatch):
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: cores)
+    many = Pictures([picture(0)] * 9)
+    assert loading_for("onnxruntime", many, PipelineOptions()) == LoadOptions(threads, runs, spinning=False)
+    assert threads * runs >= cores
+    assert loading_for("onnxruntime", many, PipelineOptions(), threads=cores) == LoadOptions(cores, 1, spinning=False)
+
+
+def test_a_camera_and_a_single_picture_get_all_threads_and_what_is_asked_for_is_done():
+    one, camera = Pictures([picture(0)]), Camera("camera", lambda: iter([]))
     assert loading_for("onnxruntime", one, PipelineOptions()) == LoadOptions(0, 1, spinning=True)
-    assert loading_for("onnxruntime", camera, PipelineOptions()).parallel_runs == 1
+    assert loading_for("onnxruntime", camera, PipelineOptions()) == LoadOptions(0, 1, spinning=False)
+    many = Pictures([picture(0)] * 9)
+    assert loading_for("onnxruntime", many, PipelineOptions(runs=7), threads=3) == LoadOptions(3, 7, spinning=False)
     assert loading_for("tensorrt", many, PipelineOptions()).parallel_runs == 1
 
 
