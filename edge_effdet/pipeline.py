@@ -32,6 +32,7 @@ from edge_effdet.backends.cores import usable_cores
 from edge_effdet.cli import option
 from edge_effdet.detector import Detector
 from edge_effdet.errors import DataError, MissingDependency, UsageError
+from edge_effdet.feeds import Feed, LiveFeed
 from edge_effdet.sources import Frame, Source
 
 MOST_RUNS = 4
@@ -180,7 +181,7 @@ class Pipeline:
         held = self._runs * batch + self._decoders
         self._room = threading.Semaphore(held if source.live else 2 * held)
         self._stopping = threading.Event()
-        self._feed: _LiveFeed | _Feed = _LiveFeed(source, self.progress) if source.live else _Feed(source)
+        self._feed: LiveFeed | Feed = LiveFeed(source, self._count_dropped) if source.live else Feed(source)
         self._decoded: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._inferred: queue.SimpleQueue[tuple[_Item, Mapping[str, np.ndarray], int] | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[_Item | BaseException | None] = queue.SimpleQueue()
@@ -278,6 +279,9 @@ class Pipeline:
                 item.image = _at_size(picture, item.size)
             self._decoded.put(item)
 
+    def _count_dropped(self) -> None:
+        self.progress.dropped += 1
+
     def _next(self) -> tuple[int, Frame] | None:
         try:
             return self._feed.next()
@@ -343,79 +347,6 @@ def _at_size(picture: np.ndarray | Image.Image, size: Size) -> np.ndarray:
     if isinstance(picture, Image.Image) and (picture.height, picture.width) != size:
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(picture)
-
-
-class _Feed:
-    """Numbered frames of a source that waits, for several threads."""
-
-    def __init__(self, source: Source) -> None:
-        self._frames = enumerate(source)
-        self._lock = threading.Lock()
-        self._over = False
-
-    def next(self) -> tuple[int, Frame] | None:
-        with self._lock:
-            if self._over:
-                return None
-            try:
-                return next(self._frames)
-            except StopIteration:
-                self._over = True
-                return None
-            except BaseException:
-                # Another thread would find a generator that has ended, and take it for the source's end.
-                self._over = True
-                raise
-
-    def close(self) -> None:
-        pass
-
-
-class _LiveFeed:
-    """The newest frame of a source that does not wait. One thread reads it all, so that what is old is dropped."""
-
-    def __init__(self, source: Source, progress: Progress) -> None:
-        self._source, self._progress = source, progress
-        self._ready = threading.Condition()
-        self._frame: Frame | None = None
-        self._error: BaseException | None = None
-        self._over = False
-        self._number = 0
-        self._reader: threading.Thread | None = None
-
-    def next(self) -> tuple[int, Frame] | None:
-        if self._reader is None:
-            # Not waited for in the end: a camera that is silent would hold the program.
-            self._reader = threading.Thread(target=self._read, name="edge-effdet-camera", daemon=True)
-            self._reader.start()
-        with self._ready:
-            self._ready.wait_for(lambda: self._frame is not None or self._over)
-            if self._frame is None:
-                if self._error is not None:
-                    raise self._error
-                return None
-            frame, self._frame = self._frame, None
-            self._number += 1
-            return self._number - 1, frame
-
-    def close(self) -> None:
-        """Let go of a thread that waits for a frame."""
-        with self._ready:
-            self._over = True
-            self._ready.notify_all()
-
-    def _read(self) -> None:
-        try:
-            for frame in self._source:
-                with self._ready:
-                    self._progress.dropped += self._frame is not None
-                    self._frame = frame
-                    self._ready.notify_all()
-        except BaseException as error:  # the pipeline's caller raises it
-            self._error = error
-        with self._ready:
-            self._over = True
-            self._ready.notify_all()
 
 
 class _Countdown:

@@ -29,6 +29,7 @@ DEVICE_SIDE = (
     "edge_effdet.ensemble",
     "edge_effdet.errors",
     "edge_effdet.evaluate",
+    "edge_effdet.feeds",
     "edge_effdet.images",
     "edge_effdet.metrics",
     "edge_effdet.nms",
