@@ -46,6 +46,7 @@ from edge_effdet.quantize import (
     convert_graph_to_half,
     quantize_graph,
 )
+from edge_effdet.race import race_backends
 from edge_effdet.verify import cpu_has_vnni, graph_as_engine, measure_accuracy, measure_latency, save_example
 
 logger = logging.getLogger("edge_effdet.build_engine")
@@ -58,7 +59,7 @@ HALF_BY_NATURE = ("tensorrt", "tensorrt-rtx")
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    backend: str = option("auto", help="what compiles and runs the engine", choices=("auto", *BACKENDS))
+    backend: str = option("auto", help="what compiles and runs the engine", choices=("auto", "fastest", *BACKENDS))
     target: str = option("", help="tensorrt-rtx: SM versions, as in 86+89+120")
     workspace_mib: int = option(0, help="TensorRT: limit of the builder's scratch memory, 0 for none")
     timing_cache: Path | None = option(None, help="TensorRT: a file that keeps the timings of kernels between builds")
@@ -338,10 +339,11 @@ def _run(arguments: argparse.Namespace) -> Result:
         raise MissingDependency("onnx-ir", "export", "to build engines") from error
 
     backend_options = options_from(BackendOptions, arguments)
-    backend = _choose_backend(backend_options.backend)
-    require_nms(backend_options.nms, backend)
-    if arguments.high_precision is None:
-        arguments.high_precision = "fp16" if backend in HALF_BY_NATURE else "fp32"
+    compiling = CompileOptions(backend_options.target, backend_options.workspace_mib, backend_options.timing_cache)
+    fastest = backend_options.backend == "fastest"
+    backend = "" if fastest else _choose_backend(backend_options.backend)
+    if not fastest:
+        require_nms(backend_options.nms, backend)
     calibration, gate = options_from(CalibrationOptions, arguments), options_from(GateOptions, arguments)
     if gate.max_ap_drop is not None and gate.eval_data is None and (arguments.checkpoint or arguments.onnx):
         raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
@@ -357,6 +359,16 @@ def _run(arguments: argparse.Namespace) -> Result:
             f"{graph.path} is {graph.precision} already, so there is no FP32 graph here to lose AP against; leave "
             "--max-ap-drop out, or give the FP32 graph."
         )
+    race = None
+    if fastest:
+        # How a graph is quantized depends on the backend, so that for INT8 the graph before it must tell.
+        half = arguments.precision == "fp16"
+        path = output / "graphs" / f"{name}.fp16.onnx"
+        race = race_backends(lower_graph(graph, "fp16", None, QuantizeOptions(), path) if half else graph, compiling)
+        backend = race.winner
+        logger.info("%s", race.text())
+    if arguments.high_precision is None:
+        arguments.high_precision = "fp16" if backend in HALF_BY_NATURE else "fp32"
     if arguments.checkpoint is None and arguments.onnx is None:
         calibration, gate = _complete_quickstart(calibration, gate, output)
     evaluation = None
@@ -378,7 +390,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         graph,
         arguments.precision,
         backend,
-        CompileOptions(backend_options.target, backend_options.workspace_mib, backend_options.timing_cache),
+        compiling,
         options_from(QuantizeOptions, arguments),
         images,
         evaluation,
@@ -387,6 +399,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         search,
         backend_options.nms,
     )
+    if race is not None:
+        engine = replace(engine, record={**engine.record, "race": race.to_dict()})
+        write_json(engine.json_path, engine.record)
     _apply_gate(engine, gate)
     return Result(_report(engine), {"engine": str(engine.path), **engine.record})
 

@@ -98,6 +98,8 @@ def run_verb(
     # Deprecations inside the libraries are for us to see in the tests, not for a user to read.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    # Pillow's of a picture that ``images`` then refuses, in a sentence.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=RuntimeWarning)
     try:
         result = stage(arguments)
         if result is not None:

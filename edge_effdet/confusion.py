@@ -17,7 +17,7 @@ from edge_effdet.artifacts import Detections, atomic_output
 from edge_effdet.cli import table
 from edge_effdet.data.dataset import Sample
 from edge_effdet.errors import MissingDependency
-from edge_effdet.postprocess import box_areas, iou_matrix
+from edge_effdet.nms import box_areas, iou_matrix
 
 SCORE_THRESHOLD = 0.3
 IOU_THRESHOLD = 0.5

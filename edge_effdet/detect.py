@@ -1,26 +1,69 @@
-"""Find objects: ``(Engine, images) -> Detections``. What runs on the device; it imports no torch."""
+"""Find objects: ``(Engine, pictures) -> Detections``. What runs on the device; it imports no torch.
+
+The work is in ``detector`` (one picture), ``pipeline`` (many) and ``sources`` and ``sinks`` (where they come from and go to).
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Detections, Engine, ModelSpec, load_engine, write_json
-from edge_effdet.backends.base import Runner, get_backend, require
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.artifacts import Detections, Engine, ModelSpec, load_engine
+from edge_effdet.backends.base import Runner, require
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
+from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import DataError, UsageError
-from edge_effdet.images import list_images, read_image
-from edge_effdet.postprocess import detections_from_outputs
-from edge_effdet.preprocess import images_to_batch, letterbox
+from edge_effdet.pipeline import Found, Pipeline, PipelineOptions, Progress, loading_for
+from edge_effdet.preprocess import fill_input
+from edge_effdet.sinks import (
+    RESULTS,
+    AnnotatedPictures,
+    AnnotatedVideo,
+    CocoResults,
+    JsonLines,
+    JsonObject,
+    Sink,
+    picture_names,
+    video_name,
+)
+from edge_effdet.sources import ImageFiles, Source, open_source
 
 logger = logging.getLogger("edge_effdet.detect")
+
+SHOWN_EVERY = 0.2
+"""Seconds between two looks at the rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    threads: int = option(0, help="of one run on a CPU; 0 for the cores that this process may use, shared by the runs")
+    batch_size: int | None = option(None, help="images a run, for an engine with a dynamic batch (default: 1)")
+    limit: int = option(0, help="stop after so many images; 0 for all")
+    results: str = option(
+        "auto",
+        help="the file of results in --output: detections.json for pictures and .jsonl, a line a frame, for video",
+        choices=RESULTS,
+    )
+    draw: bool = option(True, help="write annotated pictures or an annotated video into --output")
+
+    def check(self) -> RunOptions:
+        """These options. Raises UsageError for a number that makes no sense."""
+        if self.threads < 0:
+            raise UsageError(f"--threads {self.threads} makes no sense; give at least 1, or 0 for all cores.")
+        if self.limit < 0:
+            raise UsageError(f"--limit {self.limit} makes no sense; give 0 for all images, or a number.")
+        return self
 
 
 def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_threshold: float) -> Detections:
@@ -32,76 +75,15 @@ def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_thres
         spec: the engine's.
         score_threshold: lower scores are dropped.
     """
-    outputs = runner.run(feeds_for_image(runner, image, spec))
-    return detections_from_outputs(
-        outputs["boxes"][0],
-        outputs["scores"][0],
-        outputs["class_ids"][0],
-        (image.shape[0], image.shape[1]),
-        spec.image_size,
-        score_threshold,
-    )
+    return Detector(runner, spec, DetectOptions(score_threshold))(image)
 
 
 def feeds_for_image(runner: Runner, image: np.ndarray, spec: ModelSpec) -> dict[str, np.ndarray]:
     """The engine's input for one picture: letterboxed, of the engine's type, repeated where its batch is fixed above 1."""
-    canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
-    batch = max(1, runner.inputs[0].shape[0])
-    return {"images": images_to_batch([canvas] * batch).astype(runner.inputs[0].dtype, copy=False)}
-
-
-def detect_files(
-    engine: Engine, paths: Sequence[Path], score_threshold: float
-) -> Iterator[tuple[Path, np.ndarray, Detections]]:
-    """Each picture that can be decoded, with what was found in it; others are skipped with a warning."""
-    with get_backend(engine.backend).load(engine) as runner:
-        for path, image in readable_sources(paths):
-            yield path, image, detect_image(runner, image, engine.spec, score_threshold)
-
-
-def find_sources(source: Path) -> list[Path]:
-    """The pictures that ``--source`` names: one file, or a folder's.
-
-    Raises:
-        DataError: nothing there, or a folder without pictures.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"There is no image or folder at {source}; check --source.")
-    images = list_images(source)
-    if not images:
-        raise DataError(f"{source} holds no images (.jpg, .png, …); give another folder.")
-    return images
-
-
-def readable_sources(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each picture that can be decoded; others are skipped with a warning and counted.
-
-    Raises:
-        DataError: none could be decoded.
-    """
-    skipped = 0
-    for path in paths:
-        try:
-            image = read_image(path)
-        except DataError as error:
-            if len(paths) == 1:
-                raise
-            skipped += 1
-            logger.warning("skipped an image: %s", error)
-            continue
-        yield path, image
-    if skipped == len(paths):
-        raise DataError("None of the images could be decoded; check the files.")
-    if skipped:
-        logger.warning("%d of %d images could not be decoded and were left out", skipped, len(paths))
-
-
-def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each annotated picture; a.jpg and a.png are two pictures."""
-    stems = Counter(path.stem for path in sources)
-    return {path: f"{path.stem if stems[path.stem] == 1 else path.name}.jpg" for path in sources}
+    batch = np.empty((max(1, runner.inputs[0].shape[0]), 3, *spec.image_size), np.uint8)
+    for row in batch:
+        fill_input(image, row, spec.preprocess)
+    return {"images": batch.astype(runner.inputs[0].dtype, copy=False)}
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:
@@ -114,19 +96,8 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
     return table(rows)
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of a verb that looks at pictures; ``check_picture_options`` refuses what makes no sense."""
-    parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)"
-    )
-
-
-def check_picture_options(score_threshold: float, output: Path | None, sources: Sequence[Path]) -> None:
-    """Raises UsageError for a threshold that is none, or an output folder whose pictures would be overwritten."""
-    if not 0 <= score_threshold <= 1:
-        raise UsageError(f"A score threshold of {score_threshold} is not between 0 and 1; 0.3 is usual.")
+def refuse_own_folder(output: Path | None, sources: Sequence[Path]) -> None:
+    """Raises UsageError for an output folder whose pictures would be overwritten."""
     if output and output.resolve() == sources[0].resolve().parent:
         raise UsageError(
             f"--output {output} is the folder of the images themselves, which the annotated ones would overwrite; give "
@@ -134,52 +105,142 @@ def check_picture_options(score_threshold: float, output: Path | None, sources: 
         )
 
 
-def detections_to_json(path: Path, detections: Detections, spec: ModelSpec) -> dict[str, object]:
-    """One picture's detections for machines; boxes are xyxy in pixels of the original."""
-    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True)
-    return {
-        "image": str(path),
-        "detections": [
-            {
-                "box": [round(value, 2) for value in box],
-                "score": round(score, 4),
-                "class": spec.class_names[class_id],
-                "class_id": class_id,
-                "category_id": spec.category_ids[class_id],
-            }
-            for box, score, class_id in rows
-        ],
-    }
+def make_sinks(source: Source, engine: Engine, options: RunOptions, output: Path | None, as_json: bool) -> list[Sink]:
+    """What the results go to. Where they are held in memory, a ``JsonObject`` comes first."""
+    spec, pictures = engine.spec, isinstance(source, ImageFiles)
+    kind = options.results if options.results != "auto" else "json" if pictures else "jsonl"
+    name = "detections" if pictures else video_name(source)
+    sinks: list[Sink] = []
+    if kind == "json":
+        head = {"engine": str(engine.path), "engine_sha256": engine.sha256}
+        sinks.append(JsonObject(output / f"{name}.json" if output else None, spec, head))
+    elif output and kind != "none":
+        path = output / f"{name}.{'jsonl' if kind == 'jsonl' else 'coco.json'}"
+        sinks.append(JsonLines(path, spec) if kind == "jsonl" else CocoResults(path, spec))
+    if as_json and kind != "json":
+        sinks.append(JsonLines(None, spec))
+    if output and options.draw:
+        if isinstance(source, ImageFiles):
+            names = {str(path): name for path, name in picture_names(source.paths).items()}
+            sinks.append(AnnotatedPictures(output, names, spec))
+        else:
+            sinks.append(AnnotatedVideo(output / f"{name}.mp4", spec, source.rate))
+    return sinks
+
+
+def run_through(
+    pipeline: Iterator[Found], sinks: Sequence[Sink], progress: Progress, counts: Counter[str], alone: bool
+) -> None:
+    """Give every frame to every sink, close them whatever happens, and count what was found by class id.
+
+    Args:
+        pipeline: what is found.
+        sinks: where it goes.
+        progress: shown while it goes on, where a person is looking.
+        counts: added to.
+        alone: there is one picture only, and not to know what is in it is an error.
+
+    Raises:
+        DataError: the only picture, or every one, could not be decoded.
+    """
+    shown = 0.0
+    visible = sys.stderr.isatty()
+    with contextlib.ExitStack() as closing:
+        for sink in sinks:
+            closing.callback(sink.close)
+        for found in pipeline:
+            if found.detections is None:
+                if alone:
+                    raise DataError(found.problem)
+                logger.warning("skipped an image: %s", found.problem)
+            else:
+                counts.update(found.detections.class_ids.tolist())
+            for sink in sinks:
+                sink.write(found)
+            if visible and time.perf_counter() - shown > SHOWN_EVERY:
+                shown = time.perf_counter()
+                print(f"\r\x1b[K{progress.text()}", end="", file=sys.stderr, flush=True)
+        if visible:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if progress.failed and not progress.done:
+        raise DataError("None of the images could be decoded; check the files.")
+    if progress.failed:
+        total = progress.failed + progress.done
+        logger.warning("%d of %d images could not be decoded and were left out", progress.failed, total)
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "detect",
-        "Find objects in images with an engine.",
+        "Find objects with an engine: in an image, a folder of images, a video, or what a camera sees.",
         "python -m edge_effdet.detect --engine engines/quickstart.int8.onnx --source photos --output found",
     )
     parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
-    add_picture_options(parser)
+    parser.add_argument(
+        "--source", required=True, metavar="S",
+        help="an image, a folder of images, a video, a camera (/dev/video0), a stream (rtsp://…), or a GStreamer pipeline",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write annotated pictures or video and the results here"
+    )
+    add_options(parser, DetectOptions, RunOptions, PipelineOptions)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> Result:
+    options = options_from(DetectOptions, arguments).check()
+    running, pipelining = options_from(RunOptions, arguments).check(), options_from(PipelineOptions, arguments).check()
     engine = load_engine(arguments.engine)
     require(engine.backend)
-    sources = find_sources(arguments.source)
-    check_picture_options(arguments.score_threshold, arguments.output, sources)
-    names = picture_names(sources)
-    results: list[dict[str, Any]] = []
-    for path, image, found in detect_files(engine, sources, arguments.score_threshold):
-        results.append(detections_to_json(path, found, engine.spec))
-        if arguments.output:
-            from edge_effdet.drawing import save_annotated
+    source = open_source(arguments.source)
+    output: Path | None = arguments.output
+    if isinstance(source, ImageFiles):
+        refuse_own_folder(output, source.paths)
+    loading = loading_for(engine.backend, source, pipelining, running.threads)
+    counts: Counter[str] = Counter()
+    with Detector.load(engine, options=options, batch_size=running.batch_size, loading=loading) as detector:
+        # An engine that does not load leaves no folder behind; one that does shall not run for hours before it cannot write.
+        sinks = make_sinks(source, engine, running, output, arguments.json)
+        with Pipeline(detector, source, pipelining, loading, keep_images=_draws(sinks)) as pipeline:
+            frames = islice(pipeline, running.limit or None)
+            started = time.perf_counter()
+            try:
+                run_through(frames, sinks, pipeline.progress, counts, alone=source.total == 1)
+            except KeyboardInterrupt:
+                logger.warning("stopped: %s; what was done is kept", pipeline.progress.text())
+                raise
+            seconds = time.perf_counter() - started
+    return _result(engine, source, sinks, pipeline.progress, seconds, counts, output)
 
-            save_annotated(arguments.output / names[path], image, found, engine.spec)
-    data = {"engine": str(engine.path), "engine_sha256": engine.sha256, "images": results}
-    if arguments.output:
-        write_json(arguments.output / "detections.json", data)
-    return Result(results_table(results), data)
+
+def _draws(sinks: Sequence[Sink]) -> bool:
+    return any(isinstance(sink, AnnotatedPictures | AnnotatedVideo) for sink in sinks)
+
+
+def _result(
+    engine: Engine,
+    source: Source,
+    sinks: Sequence[Sink],
+    progress: Progress,
+    seconds: float,
+    counts: Counter[Any],
+    output: Path | None,
+) -> Result:
+    if sinks and isinstance(sinks[0], JsonObject):
+        return Result(results_table(sinks[0].data["images"]), sinks[0].data)
+    data = {
+        "engine": str(engine.path),
+        "engine_sha256": engine.sha256,
+        "source": source.name,
+        "images": progress.done,
+        "skipped": progress.failed,
+        "dropped": progress.dropped,
+        "seconds": round(seconds, 3),
+        "objects": {engine.spec.class_names[class_id]: count for class_id, count in counts.most_common()},
+    }
+    rows = [("found", "number"), *((name, str(count)) for name, count in data["objects"].items())]
+    text = f"{table(rows)}\n\n{progress.text()}, in {seconds:.1f} s"
+    return Result(f"{text}\nwritten to {output}" if output else text, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,11 +133,14 @@ def save_annotated(path: Path, image: np.ndarray, detections: Detections, spec: 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
     """Write uint8 [height, width, 3] atomically: as PNG where the name ends so, else as JPEG."""
+    content = io.BytesIO()
+    if path.suffix.lower() == ".png":
+        Image.fromarray(image).save(content, format="PNG")
+    else:
+        Image.fromarray(image).save(content, format="JPEG", quality=92)
+    # Not by Pillow, which says nothing of a disk that is full and leaves half a picture.
     with atomic_output(path) as temporary:
-        if path.suffix.lower() == ".png":
-            Image.fromarray(image).save(temporary, format="PNG")
-        else:
-            Image.fromarray(image).save(temporary, format="JPEG", quality=92)
+        temporary.write_bytes(content.getbuffer())
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int, cell: Size | None = None) -> np.ndarray:

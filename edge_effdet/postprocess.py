@@ -1,7 +1,7 @@
 """From the graph's outputs to detections in the original image: clipping, class-aware NMS, scaling back.
 
 The order and the numbers are those of effdet's ``generate_detections``: boxes are clipped to the letterboxed picture,
-then suppressed greedily within their class above an IoU of 0.5, then scaled.
+then suppressed greedily within their class above an IoU of 0.5, then scaled. ``nms`` has other ways than that suppression.
 """
 
 from __future__ import annotations
@@ -10,53 +10,8 @@ import numpy as np
 
 from edge_effdet.artifacts import Detections, Size
 from edge_effdet.errors import EngineError
+from edge_effdet.nms import select_boxes
 from edge_effdet.preprocess import letterbox_size
-
-
-def box_areas(boxes: np.ndarray) -> np.ndarray:
-    """Areas of xyxy boxes, [N]; 0 for an inverted one."""
-    return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)
-
-
-def iou_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of xyxy boxes [N, 4] and [M, 4] as [N, M]; 0 where the union is empty."""
-    top_left = np.maximum(first[:, None, :2], second[None, :, :2])
-    bottom_right = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = np.clip(bottom_right - top_left, 0, None)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = box_areas(first)[:, None] + box_areas(second)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-
-
-def suppress_overlaps(
-    boxes: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, iou_threshold: float = 0.5, limit: int = 100
-) -> np.ndarray:
-    """Greedy non-maximum suppression within each class.
-
-    Args:
-        boxes: float32 [N, 4], xyxy.
-        scores: float32 [N].
-        class_ids: int32 [N].
-        iou_threshold: a box is dropped when its IoU with a kept one of its class is above this.
-        limit: stop after so many kept boxes.
-
-    Returns:
-        Indices of the kept boxes, by descending score (ties by position), int64 [<= limit].
-    """
-    order = np.argsort(-scores, kind="stable")
-    boxes, class_ids = boxes[order], class_ids[order]
-    alive = np.ones(len(order), bool)
-    kept: list[int] = []
-    for index in range(len(order)):
-        if not alive[index]:
-            continue
-        kept.append(index)
-        if len(kept) == limit:
-            break
-        rest = slice(index + 1, None)
-        overlap = iou_matrix(boxes[index : index + 1], boxes[rest])[0]
-        alive[rest] &= (overlap <= iou_threshold) | (class_ids[rest] != class_ids[index])
-    return order[kept]
 
 
 def detections_from_outputs(
@@ -68,6 +23,7 @@ def detections_from_outputs(
     score_threshold: float = 0.0,
     iou_threshold: float = 0.5,
     limit: int = 100,
+    nms_kind: str = "class-aware",
 ) -> Detections:
     """Turn one image's graph outputs into detections.
 
@@ -78,8 +34,9 @@ def detections_from_outputs(
         original: height and width of the original image.
         target: height and width of the network's input.
         score_threshold: lower scores are dropped before suppression.
-        iou_threshold: see ``suppress_overlaps``.
+        iou_threshold: see ``nms.select_boxes``.
         limit: at most so many detections.
+        nms_kind: one of ``nms.NMS_KINDS``; the default is effdet's.
 
     Raises:
         EngineError: a value is not finite.
@@ -93,9 +50,9 @@ def detections_from_outputs(
     boxes, scores, class_ids = boxes[candidates], scores[candidates], class_ids[candidates]
     bounds = np.array([original[1], original[0]] * 2, np.float32) * np.float32(scale)
     boxes = np.clip(boxes, 0, bounds)
-    kept = suppress_overlaps(boxes, scores, class_ids, iou_threshold, limit)
+    boxes, scores, class_ids = select_boxes(boxes, scores, class_ids, nms_kind, iou_threshold, limit, score_threshold)
     return Detections(
-        (boxes[kept] / np.float32(scale)).astype(np.float32),
-        scores[kept].astype(np.float32),
-        class_ids[kept].astype(np.int32),
+        (boxes / np.float32(scale)).astype(np.float32, copy=False),
+        scores.astype(np.float32, copy=False),
+        class_ids.astype(np.int32, copy=False),
     )

@@ -20,19 +20,13 @@ import numpy as np
 from edge_effdet.artifacts import Checkpoint, Detections, ModelSpec, write_json
 from edge_effdet.backends.base import Runner
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
-from edge_effdet.detect import (
-    add_picture_options,
-    check_picture_options,
-    detections_to_json,
-    find_sources,
-    picture_names,
-    readable_sources,
-    results_table,
-)
+from edge_effdet.detect import refuse_own_folder, results_table
+from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.ensemble import TTA_VIEWS, check_same_classes, fuse_detections
-from edge_effdet.errors import BackendUnavailable, MissingDependency, UsageError
-from edge_effdet.postprocess import detections_from_outputs
-from edge_effdet.preprocess import images_to_batch, letterbox
+from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, UsageError
+from edge_effdet.images import read_image
+from edge_effdet.sinks import detections_to_json, picture_names
+from edge_effdet.sources import find_images
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +131,29 @@ def load_members(paths: Sequence[Path], device: str = "auto") -> tuple[list[Chec
     ]
 
 
+def readable_sources(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each picture that can be decoded; others are skipped with a warning and counted.
+
+    Raises:
+        DataError: none could be decoded.
+    """
+    skipped = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+        except DataError as error:
+            if len(paths) == 1:
+                raise
+            skipped += 1
+            logger.warning("skipped an image: %s", error)
+            continue
+        yield path, image
+    if skipped == len(paths):
+        raise DataError("None of the images could be decoded; check the files.")
+    if skipped:
+        logger.warning("%d of %d images could not be decoded and were left out", skipped, len(paths))
+
+
 def describe_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[dict[str, str]]:
     """For JSON: which files they were."""
     return [{"path": str(checkpoint.path), "sha256": checkpoint.sha256} for checkpoint in checkpoints]
@@ -157,25 +174,10 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def _detect(
     member: Member, images: Sequence[np.ndarray], score_threshold: float, options: InferenceOptions
-) -> Iterator[Detections]:
-    fixed = member.runner.inputs[0].shape[0]
-    size = fixed if fixed > 0 else options.batch_size
-    for chunk in chunks(images, size):
-        canvases = [letterbox(image, member.spec.image_size, member.spec.preprocess)[0] for image in chunk]
-        # An engine with a fixed batch takes no fewer.
-        padding = [canvases[-1]] * (size - len(canvases) if fixed > 0 else 0)
-        pixels = images_to_batch(canvases + padding).astype(member.runner.inputs[0].dtype, copy=False)
-        outputs = member.runner.run({"images": pixels})
-        for index, image in enumerate(chunk):
-            yield detections_from_outputs(
-                outputs["boxes"][index],
-                outputs["scores"][index],
-                outputs["class_ids"][index],
-                (image.shape[0], image.shape[1]),
-                member.spec.image_size,
-                score_threshold,
-                limit=MAX_DETECTIONS,
-            )
+) -> list[Detections]:
+    fixed = member.runner.inputs[0].shape[0] > 0
+    found = DetectOptions(score_threshold, max_detections=MAX_DETECTIONS)
+    return Detector(member.runner, member.spec, found, None if fixed else options.batch_size)(images)
 
 
 def _best(detections: Detections) -> Detections:
@@ -204,7 +206,11 @@ def make_argument_parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, action="append", required=True, metavar="F",
         help="a .safetensors of train; given several times, their predictions are fused",
     )  # fmt: skip
-    add_picture_options(parser)
+    parser.add_argument("--source", type=Path, required=True, metavar="S", help="an image or a folder of images")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write annotated pictures and detections.json here")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.3, metavar="X", help="lower scores are dropped (default: 0.3)"
+    )
     add_options(parser, InferenceOptions)
     return parser
 
@@ -212,8 +218,9 @@ def make_argument_parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> Result:
     options = options_from(InferenceOptions, arguments)
     check_options(options)
-    sources = find_sources(arguments.source)
-    check_picture_options(arguments.score_threshold, arguments.output, sources)
+    sources = find_images(arguments.source)
+    DetectOptions(arguments.score_threshold).check()
+    refuse_own_folder(arguments.output, sources)
     checkpoints, members = load_members(arguments.checkpoint, options.device)
     spec = checkpoints[0].spec
     names = picture_names(sources)

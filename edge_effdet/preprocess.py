@@ -1,6 +1,7 @@
 """From a picture to the network's input: the one letterbox that training, calibration, evaluation and the device share.
 
-Normalisation is not here: it is inside the exported graph, which takes raw pixels.
+Normalisation is not here: it is inside the exported graph, which takes raw pixels. ``fill_input`` is the same letterbox,
+pixel by pixel, without the copies that a training pipeline wants and a device has no time for.
 """
 
 from __future__ import annotations
@@ -42,3 +43,30 @@ def letterbox(image: np.ndarray, target: Size, preprocess: PreprocessSpec) -> tu
 def images_to_batch(images: list[np.ndarray]) -> np.ndarray:
     """Stack letterboxed pictures, uint8 [H, W, 3] each, to the graph's input, uint8 [B, 3, H, W]."""
     return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def fill_input(
+    picture: Image.Image | np.ndarray, row: np.ndarray, preprocess: PreprocessSpec, size: Size | None = None
+) -> Size:
+    """Letterbox a picture straight into one image of the engine's input.
+
+    Args:
+        picture: RGB; an array is uint8 [height, width, 3].
+        row: uint8 [3, H, W], all of which is written.
+        preprocess: gives the fill colour.
+        size: height and width of the original, where ``picture`` is decoded at a reduced scale (``images.open_picture``).
+
+    Returns:
+        The original's height and width.
+    """
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    size = size or (picture.height, picture.width)
+    height, width, _ = letterbox_size(*size, (row.shape[1], row.shape[2]))
+    if (picture.height, picture.width) != (height, width):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    np.copyto(row[:, :height, :width], np.asarray(picture).transpose(2, 0, 1))
+    color = np.array(preprocess.fill_color, np.uint8)[:, None, None]
+    row[:, height:] = color
+    row[:, :height, width:] = color
+    return size

@@ -12,14 +12,19 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.backends.cores import usable_cores
 from edge_effdet.errors import BackendUnavailable, UsageError
 
 BACKENDS = {
     "onnxruntime": "edge_effdet.backends.onnxruntime",
+    "onnxruntime-cuda": "edge_effdet.backends.onnxruntime_cuda",
     "openvino": "edge_effdet.backends.openvino",
     "tensorrt": "edge_effdet.backends.tensorrt",
     "tensorrt-rtx": "edge_effdet.backends.tensorrt_rtx",
 }
+THREADED = ("onnxruntime", "openvino")
+"""Those whose ``load`` takes ``LoadOptions`` as a second argument."""
+
 AUTOMATIC = ("tensorrt", "onnxruntime")
 """What ``--backend auto`` tries, in this order."""
 
@@ -90,8 +95,40 @@ class CompileOptions:
     batch_sizes: tuple[int, int, int] = (1, 1, 8)
 
 
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How an engine runs on the CPU.
+
+    Attributes:
+        threads: of one run; 0 for its share of the physical cores that this process may use (``backends.cores``).
+        parallel_runs: how many runs there may be at once.
+        spinning: whether threads that wait for work keep a core busy. A single run is faster with it; what else the machine
+            does at the same time, another run or decoding, is slower.
+    """
+
+    threads: int = 0
+    parallel_runs: int = 1
+    spinning: bool = True
+
+    def threads_or_share(self) -> int:
+        """``threads``, chosen where it is 0."""
+        return self.threads or max(1, usable_cores() // self.parallel_runs)
+
+
+def refuse_target(backend: str, options: CompileOptions) -> None:
+    """Raises UsageError where a target is given to a backend that has none."""
+    if options.target:
+        raise UsageError(
+            f"The backend {backend} has no targets, so --target {options.target} means nothing; leave it out."
+        )
+
+
 class Backend(Protocol):
-    """What each module in ``BACKENDS`` offers."""
+    """What each module in ``BACKENDS`` offers.
+
+    A backend in ``THREADED`` takes ``LoadOptions`` in ``load`` too. A runner whose ``run`` may be called by several threads at
+    once says so with a class attribute ``concurrent = True``.
+    """
 
     SUFFIX: str
 
@@ -115,6 +152,25 @@ def require(name: str) -> Available:
     if isinstance(answer, Unavailable):
         raise BackendUnavailable(f"The backend {name} is not available: {answer.reason}; {answer.fix}.")
     return answer
+
+
+def load_runner(engine: Engine, options: LoadOptions | None = None) -> Runner:
+    """Load an engine with the backend that its JSON names.
+
+    Raises:
+        BackendUnavailable: that does not work here, with the reason and the fix.
+        UsageError: it has no threads to choose.
+        EngineError: it refuses the engine.
+    """
+    require(engine.backend)
+    backend: Any = get_backend(engine.backend)
+    if engine.backend in THREADED:
+        return backend.load(engine, options or LoadOptions())
+    if options is not None and options.threads:
+        raise UsageError(
+            f"The backend {engine.backend} does not compute on the CPU, so a number of threads means nothing; leave it out."
+        )
+    return backend.load(engine)
 
 
 def choose_automatically() -> tuple[str, list[str]]:

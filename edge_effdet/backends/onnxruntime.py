@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable
-from edge_effdet.errors import EngineError, GraphError, UsageError, first_line
+from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.errors import EngineError, GraphError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,7 +23,7 @@ UNWANTED_OPTIMIZERS = ["WeightBiasQuantization"]
 FP32. Steps are coarse where a filter's weights are large: on a lite0 for blood cells it adds two thirds to the error of a layer."""
 
 _PROVIDER = "CPUExecutionProvider"
-_ERRORS = 3
+LOG_ERRORS = 3
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -53,36 +53,39 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         UsageError: a target was given; this backend has none.
         GraphError: ONNX Runtime refuses the graph.
     """
-    if options.target:
-        raise UsageError(
-            f"The backend onnxruntime has no targets, so --target {options.target} means nothing; leave it out."
-        )
+    refuse_target("onnxruntime", options)
     content = graph.path.read_bytes()
     try:
-        _session(graph.path)
+        _session(graph.path, LoadOptions())
     except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
         raise GraphError(f"onnxruntime refuses {graph.path} ({first_line(error)}); export it again.") from error
     return content
 
 
-def load(engine: Engine) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(engine.path)
+def load(engine: Engine, options: LoadOptions | None = None) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(engine.path, options or LoadOptions())
 
 
 class OnnxRuntimeRunner:
-    """A session on the CPU, and nothing else: a provider that falls back would be an error."""
+    """A session on the CPU, and nothing else: a provider that falls back would be an error.
 
-    def __init__(self, path: Path) -> None:
+    It reads an input from the array that it is given, where that is contiguous, and writes outputs to new ones: on the CPU, binding
+    them beforehand saves nothing that can be measured.
+    """
+
+    concurrent = True
+
+    def __init__(self, path: Path, options: LoadOptions | None = None) -> None:
         try:
-            self._session: Any = _session(path)
+            self._session: Any = _session(path, options or LoadOptions())
         except Exception as error:
             raise EngineError(
                 f"onnxruntime cannot load {path} ({first_line(error)}); build the engine again."
             ) from error
         if self._session.get_providers() != [_PROVIDER]:
             raise EngineError(f"onnxruntime runs {path} on {self._session.get_providers()} and not on the CPU.")
-        self.inputs = tuple(_tensor_spec(tensor) for tensor in self._session.get_inputs())
-        self.outputs = tuple(_tensor_spec(tensor) for tensor in self._session.get_outputs())
+        self.inputs = tuple(tensor_spec(tensor) for tensor in self._session.get_inputs())
+        self.outputs = tuple(tensor_spec(tensor) for tensor in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [output.name for output in self.outputs]
@@ -97,14 +100,17 @@ class OnnxRuntimeRunner:
         self._session = None
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
+def _session(path: Path, loading: LoadOptions) -> onnxruntime.InferenceSession:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS
+    options.log_severity_level = LOG_ERRORS
+    options.intra_op_num_threads = loading.threads_or_share()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if loading.spinning else "0")
     return ort.InferenceSession(str(path), options, providers=[_PROVIDER], disabled_optimizers=UNWANTED_OPTIMIZERS)
 
 
-def _tensor_spec(tensor: Any) -> TensorSpec:
+def tensor_spec(tensor: Any) -> TensorSpec:
+    """What onnxruntime says of an input or output."""
     shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
     return TensorSpec(tensor.name, shape, np.dtype(_DTYPES[tensor.type]))

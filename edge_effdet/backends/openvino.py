@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable
-from edge_effdet.errors import EngineError, GraphError, UsageError
+from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.errors import EngineError, GraphError
 
 SUFFIX = ".onnx"
 
@@ -38,36 +39,40 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         UsageError: a target was given; this backend has none.
         GraphError: OpenVINO refuses the graph.
     """
-    if options.target:
-        raise UsageError(
-            f"The backend openvino has no targets, so --target {options.target} means nothing; leave it out."
-        )
+    refuse_target("openvino", options)
     content = graph.path.read_bytes()
     try:
-        _compiled(graph.path)
+        _compiled(graph.path, LoadOptions())
     except RuntimeError as error:
         raise GraphError(f"OpenVINO refuses {graph.path} ({_last_line(error)}); export it again.") from error
     return content
 
 
-def load(engine: Engine) -> OpenVinoRunner:
-    return OpenVinoRunner(engine.path)
+def load(engine: Engine, options: LoadOptions | None = None) -> OpenVinoRunner:
+    return OpenVinoRunner(engine.path, options or LoadOptions())
 
 
 class OpenVinoRunner:
-    """A compiled model and one inference request, tuned for latency."""
+    """A compiled model, tuned for latency, and an inference request for each thread that runs it."""
 
-    def __init__(self, path: Path) -> None:
+    concurrent = True
+
+    def __init__(self, path: Path, options: LoadOptions | None = None) -> None:
         try:
-            model = _compiled(path)
+            model = _compiled(path, options or LoadOptions())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
         self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
         self.outputs = tuple(_tensor_spec(port) for port in model.outputs)
-        self._request: Any = model.create_infer_request()
+        self._model: Any = model
+        self._requests = threading.local()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = self._request.infer(dict(feeds))
+        request = getattr(self._requests, "request", None)
+        if request is None:
+            request = self._requests.request = self._model.create_infer_request()
+        # Not copied: the array is the caller's until this returns.
+        results = request.infer(dict(feeds), share_inputs=True)
         # The request reuses its output memory in the next run; the caller owns what it gets.
         return {spec.name: results[position].copy() for position, spec in enumerate(self.outputs)}
 
@@ -77,15 +82,21 @@ class OpenVinoRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._request = None
+        self._model = None
+        self._requests = threading.local()
 
 
-def _compiled(path: Path) -> Any:
+def _compiled(path: Path, options: LoadOptions) -> Any:
     import openvino
 
     core = openvino.Core()
     # On CPUs with BF16 OpenVINO would silently run FP32 graphs in it; precision is what the graph says.
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": options.threads_or_share() * options.parallel_runs,
+        "NUM_STREAMS": options.parallel_runs,
+    }
     return core.compile_model(core.read_model(str(path)), _DEVICE, hints)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_effdet.artifacts import Graph
+from edge_effdet.artifacts import Engine, Graph, write_json
+from edge_effdet.backends.base import CompileOptions
+from edge_effdet.build_engine import compile_engine
 from edge_effdet.data.dataset import Dataset, match_classes, read_dataset
 from edge_effdet.export import ExportOptions, export_network, load_source
 from edge_effdet.quant.calibration import load_calibration_images
@@ -23,6 +25,16 @@ def bccd_graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     network, spec, parents = load_source(BCCD_CHECKPOINT, None)
     path = tmp_path_factory.mktemp("bccd") / "bccd.fp32.onnx"
     return export_network(network, spec, parents, path, ExportOptions()).graph
+
+
+@pytest.fixture(scope="session")
+def bccd_engine(bccd_graph: Graph) -> Engine:
+    """The graph as an onnxruntime engine, with its JSON."""
+    engine = compile_engine(
+        bccd_graph, "onnxruntime", CompileOptions(), bccd_graph.path.with_name("bccd.fp32.engine.onnx")
+    )
+    write_json(engine.json_path, engine.record)
+    return engine
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
 from edge_effdet.data.dataset import Dataset, readable_images
 from edge_effdet.detect import detect_image
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
-from edge_effdet.postprocess import iou_matrix
+from edge_effdet.nms import iou_matrix
 from edge_effdet.preprocess import letterbox
 from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT

@@ -13,24 +13,32 @@ DEVICE_SIDE = (
     "edge_effdet.__main__",
     "edge_effdet.artifacts",
     "edge_effdet.backends.base",
+    "edge_effdet.backends.cores",
     "edge_effdet.backends.cuda",
     "edge_effdet.backends.onnxruntime",
+    "edge_effdet.backends.onnxruntime_cuda",
     "edge_effdet.backends.openvino",
     "edge_effdet.backends.tensorrt",
     "edge_effdet.backends.tensorrt_rtx",
     "edge_effdet.cli",
     "edge_effdet.confusion",
     "edge_effdet.detect",
+    "edge_effdet.detector",
     "edge_effdet.dicom",
     "edge_effdet.drawing",
     "edge_effdet.ensemble",
     "edge_effdet.errors",
     "edge_effdet.evaluate",
+    "edge_effdet.feeds",
     "edge_effdet.images",
     "edge_effdet.metrics",
+    "edge_effdet.nms",
+    "edge_effdet.pipeline",
     "edge_effdet.postprocess",
     "edge_effdet.predict",
     "edge_effdet.preprocess",
+    "edge_effdet.sinks",
+    "edge_effdet.sources",
 )
 HOST_ONLY = (
     "edge_effdet.backends.torch_eager",
@@ -44,7 +52,7 @@ HOST_ONLY = (
 """Prefixes of the modules whose every line is about torch or ONNX, so that they import it at their top."""
 
 HEAVY = (
-    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom",
+    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom", "av",
 )  # fmt: skip
 
 BLOCK = """

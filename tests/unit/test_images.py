@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from edge_effdet.errors import DataError
-from edge_effdet.images import image_size, list_images, read_image
+from edge_effdet.images import image_size, list_images, open_picture, read_image
 
 ORIENTATION = 0x0112
 
@@ -136,3 +139,53 @@ def test_a_tag_of_a_wrong_type_in_the_exif_costs_no_picture(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02"))
     assert image_size(path) == (6, 4)
     assert read_image(path).shape == (6, 4, 3)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "huge.png"
+    # A header alone: to decode it would fail in another way.
+    content = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9500, 9500, 8, 2, 0, 0, 0))
+    path.write_bytes(content + png_chunk(b"IDAT", b""))
+    with pytest.raises(DataError, match=r"huge\.png .*; scale it down"):
+        read_image(path)
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_picture_without_pixels_is_named(tmp_path):
+    path = tmp_path / "none.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 5, 8, 2, 0, 0, 0)))
+    with pytest.raises(DataError, match=r"none\.png"):
+        read_image(path)
+
+
+def test_an_animation_is_its_first_frame_and_that_is_said(tmp_path, caplog):
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    image = read_image(tmp_path / "image.gif")
+    assert image.shape == (4, 6, 3)
+    assert (image == (255, 0, 0)).all()
+    assert "image.gif is animated; only its first frame" in caplog.text
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_can_be_decoded_small_and_its_size_is_still_known(tmp_path, orientation):
+    smooth = np.linspace(0, 255, 200 * 404 * 3).reshape(200, 404, 3).astype(np.uint8)
+    path = save(tmp_path / "photo.jpg", smooth, orientation, quality=95)
+    whole, size = open_picture(path)
+    assert size == image_size(path) == (whole.height, whole.width)
+    small, same = open_picture(path, (96, 96))
+    assert same == size
+    assert small.size == tuple(-(-side // 4) for side in whole.size)
+    assert open_picture(path.read_bytes(), (96, 96))[0].size == small.size
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole.reduce(4))).max() <= 4
+    # One that would become smaller than what is needed stays as it is.
+    assert open_picture(path, (300, 300))[0].size == whole.size
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"", "is empty"), (b"words", "is not an image")])
+def test_bytes_that_are_no_picture(content, said):
+    with pytest.raises(DataError, match=said):
+        open_picture(content)

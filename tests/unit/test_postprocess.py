@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_effdet.errors import EngineError
-from edge_effdet.postprocess import box_areas, detections_from_outputs, iou_matrix, suppress_overlaps
+from edge_effdet.nms import box_areas, iou_matrix, suppress_overlaps
+from edge_effdet.postprocess import detections_from_outputs
 
 ALL = 1 << 30
 

@@ -33,7 +33,11 @@ class BrightBoxRunner:
 
     def __init__(self, side: int, batch: int = -1, score: float = 0.8) -> None:
         self.inputs = (TensorSpec("images", (batch, 3, side, side), np.dtype(np.uint8)),)
-        self.outputs = (TensorSpec("boxes", (batch, 1, 4), np.dtype(np.float32)),)
+        self.outputs = (
+            TensorSpec("boxes", (batch, 1, 4), np.dtype(np.float32)),
+            TensorSpec("scores", (batch, 1), np.dtype(np.float32)),
+            TensorSpec("class_ids", (batch, 1), np.dtype(np.int32)),
+        )
         self.batch, self.score = batch, score
         self.runs: list[int] = []
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from edge_effdet.artifacts import PreprocessSpec
 from edge_effdet.postprocess import detections_from_outputs
-from edge_effdet.preprocess import images_to_batch, letterbox, letterbox_size
+from edge_effdet.preprocess import fill_input, images_to_batch, letterbox, letterbox_size
 
 SIDE = st.integers(1, 700)
 TARGET = st.tuples(st.integers(2, 24), st.integers(2, 24)).map(lambda size: (32 * size[0], 32 * size[1]))
@@ -87,3 +87,23 @@ def test_a_batch_is_planar_and_contiguous():
 def test_pictures_of_two_sizes_are_no_batch():
     with pytest.raises(ValueError, match="same shape"):
         images_to_batch([np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)])
+
+
+@given(height=st.integers(1, 120), width=st.integers(1, 120), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_engines_input_is_filled_with_the_letterbox_bit_by_bit(height, width, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = images_to_batch([letterbox(pixels, (64, 96), PreprocessSpec())[0]])[0]
+    for picture in (pixels, Image.fromarray(pixels)):
+        # What another picture left there must go.
+        row = np.full((3, 64, 96), 7, np.uint8)
+        assert fill_input(picture, row, PreprocessSpec()) == (height, width)
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_a_picture_decoded_small_is_letterboxed_as_the_original_would_be():
+    smooth = np.linspace(0, 255, 200 * 400 * 3).reshape(200, 400, 3).astype(np.uint8)
+    row, expected = np.empty((2, 3, 64, 96), np.uint8)
+    fill_input(smooth, expected, PreprocessSpec())
+    assert fill_input(Image.fromarray(smooth).reduce(2), row, PreprocessSpec(), (200, 400)) == (200, 400)
+    assert np.abs(row.astype(int) - expected).max() <= 3

@@ -14,8 +14,8 @@ def test_every_public_name_is_there(name: str):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'detector'"):
-        _ = edge_effdet.detector
+    with pytest.raises(AttributeError, match="no attribute 'toaster'"):
+        _ = edge_effdet.toaster
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -1,0 +1,48 @@
+"""What a user of effdet runs to detect in photos: its own evaluation transforms, then its predictor, eager or compiled."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.peers.effdet_predict import make_predictor
+from edge_effdet.artifacts import Detections, ModelSpec, Size
+
+if TYPE_CHECKING:
+    import torch
+
+Detect = Callable[[bytes], Detections]
+"""From the content of a JPEG file to at most 100 detections of any score, in its pixels."""
+
+
+def read_with_transforms(spec: ModelSpec) -> Callable[[bytes], tuple[np.ndarray, float, Size]]:
+    """effdet's ``transforms_coco_eval`` on a decoded photo: uint8 [H, W, 3], its scale, and the photo's height and width."""
+    from effdet.data.transforms import transforms_coco_eval
+
+    # Its annotations know square inputs and no call.
+    transform: Any = transforms_coco_eval(spec.image_size, use_prefetcher=True, mean=spec.preprocess.mean)  # type: ignore[arg-type]
+
+    def read(content: bytes) -> tuple[np.ndarray, float, Size]:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        planes, annotations = transform(image, {})
+        return planes.transpose(1, 2, 0), 1 / annotations["img_scale"], (image.height, image.width)
+
+    return read
+
+
+def make_eager(network: torch.nn.Module, spec: ModelSpec) -> Detect:
+    """DetBenchPredict in eager torch, with torch's number of threads."""
+    read, predict = read_with_transforms(spec), make_predictor(network, spec)
+    return lambda content: predict(*read(content))
+
+
+def make_compiled(network: torch.nn.Module, spec: ModelSpec) -> Detect:
+    """The same with the network through ``torch.compile``. Compiles at the first picture."""
+    import torch
+
+    compiled: torch.nn.Module = torch.compile(network)  # type: ignore[assignment]
+    return make_eager(compiled, spec)

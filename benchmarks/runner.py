@@ -1,0 +1,276 @@
+"""The runner: JPEG bytes to boxes against what a user would run otherwise, and what a device feels of it.
+
+python -m benchmarks.runner
+python -m benchmarks.runner --models tests/assets/bccd_lite0.safetensors --skip growth install --name bccd
+
+Ways that are compared take turns in one process, with the same number of threads; a ratio is the median of paired rounds.
+Cold start, memory and its growth are those of processes of their own, which load nothing of the host side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.graph import count_agreeing
+from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
+from benchmarks.latency import positive, summarize_times, time_in_turns
+from benchmarks.machine import save_result
+from benchmarks.peers.effdet_photo import Detect, make_compiled, make_eager
+from benchmarks.peers.raw_export import export_plainly, make_onnxruntime, make_openvino
+from benchmarks.runner_process import measure_cold_start, measure_growth, measure_install
+from benchmarks.runner_tables import describe_runner
+from edge_effdet.artifacts import Engine, write_json
+from edge_effdet.backends.base import CompileOptions
+from edge_effdet.build_engine import compile_engine
+from edge_effdet.cli import Result, make_parser, progress, run_verb
+from edge_effdet.detector import DetectOptions, Detector
+from edge_effdet.export import ExportOptions, export_network
+from edge_effdet.pipeline import Pipeline, PipelineOptions, loading_for
+from edge_effdet.sources import ImageFiles
+
+logger = logging.getLogger("edge_effdet.benchmarks.runner")
+
+MODELS = ("tf_efficientdet_lite0@320", "tf_efficientdet_d0@512")
+BACKENDS = ("onnxruntime", "openvino")
+PARTS = ("latency", "folder", "process", "growth", "install")
+OURS = {backend: f"ours, {backend}" for backend in BACKENDS}
+EAGER, COMPILED = "effdet, its transforms, eager torch", "effdet, its transforms, torch.compile"
+RAW = {"onnxruntime": "plain export, onnxruntime", "openvino": "plain export, OpenVINO"}
+PHOTO = (480, 640)
+PHOTO_QUALITY = 90
+FOLDER_PHOTOS = 24
+THRESHOLD = 0.3
+
+
+def make_photo() -> bytes:
+    """A photograph of a cup of coffee, 640x480, as JPEG: detail and noise as a camera gives, which a drawing does not."""
+    from skimage.data import coffee
+
+    stream = io.BytesIO()
+    picture = Image.fromarray(coffee()).resize((PHOTO[1], PHOTO[0]), Image.Resampling.LANCZOS)
+    picture.save(stream, format="JPEG", quality=PHOTO_QUALITY)
+    return stream.getvalue()
+
+
+def make_engines(subject: Subject, work: Path) -> dict[str, Engine]:
+    """Our FP32 engine for each backend that is installed, with its JSON."""
+    graph = export_network(subject.network, subject.spec, {}, work / "ours.fp32.onnx", ExportOptions()).graph
+    engines = {}
+    for backend in BACKENDS:
+        made = attempt(
+            lambda backend=backend: compile_engine(graph, backend, CompileOptions(), work / f"{backend}.onnx")
+        )
+        if isinstance(made, Skipped):
+            logger.warning("%s was left out: %s", backend, made.reason)
+            continue
+        write_json(made.json_path, made.record)
+        engines[backend] = made
+    return engines
+
+
+def compare_latency(
+    subject: Subject, engines: dict[str, Engine], photo: bytes, threads: int, rounds: int, compiled: bool, work: Path
+) -> dict[str, Any]:
+    """JPEG bytes to boxes at batch 1, one row a way; ours finds what effdet does or is left out."""
+    import torch
+
+    torch.set_num_threads(threads)
+    makers: dict[str, Callable[[], Detect]] = {}
+    # As effdet's own, which give their hundred best of any score.
+    options = DetectOptions(0.0)
+    for backend, engine in engines.items():
+        makers[OURS[backend]] = lambda engine=engine: Detector.load(engine, threads=threads, options=options)
+    makers[EAGER] = lambda: make_eager(subject.network, subject.spec)
+    if compiled:
+        makers[COMPILED] = lambda: make_compiled(subject.network, subject.spec)
+    plain = attempt(lambda: export_plainly(subject.network, subject.spec, work / "plain.onnx"))
+    if not isinstance(plain, Skipped):
+        makers[RAW["onnxruntime"]] = lambda: make_onnxruntime(subject.network, subject.spec, plain, threads)
+        makers[RAW["openvino"]] = lambda: make_openvino(subject.network, subject.spec, plain, threads)
+    ways: dict[str, Detect] = {}
+    skipped: dict[str, str] = {} if not isinstance(plain, Skipped) else dict.fromkeys(RAW.values(), plain.reason)
+    agreeing: dict[str, str] = {}
+    expected = makers[EAGER]()(photo)
+    for name, make in makers.items():
+        logger.info("%s: %s", subject.title, name)
+        way = attempt(make)
+        found = way if isinstance(way, Skipped) else attempt(lambda way=way: way(photo))
+        if isinstance(way, Skipped) or isinstance(found, Skipped):
+            skipped[name] = (way if isinstance(way, Skipped) else found).reason  # type: ignore[union-attr]
+            continue
+        ways[name] = way
+        agreeing[name] = f"{count_agreeing(expected, found)} of {len(expected)}"
+    times = time_in_turns({name: (lambda way=way: way(photo)) for name, way in ways.items()}, rounds)
+    mine = min((name for name in OURS.values() if name in ways), key=lambda name: float(np.median(times[name])))
+    rows = summarize_times(times, {f"{name}_over_this": name for name in ways if name in OURS.values()})
+    turns = {name: np.median(own, axis=1) for name, own in times.items()}
+    return {
+        "rows": [{**row, "agreeing_with_effdet": agreeing[row["way"]]} for row in rows],
+        "skipped": skipped,
+        "ours": mine,
+        "times_as_fast": {name: float(np.median(own / turns[mine])) for name, own in turns.items() if name != mine},
+        "not_the_network": {
+            backend: split_time(way, photo, rounds)
+            for backend, name in OURS.items()
+            if isinstance(way := ways.get(name), Detector)
+        },
+    }
+
+
+def split_time(detector: Detector, photo: bytes, rounds: int) -> dict[str, float]:
+    """Median milliseconds of each stage of one picture at a threshold of 0.3, and the share that is not the network.
+
+    Beside them what Pillow takes for decoding and for resizing alone, as plain code would call it.
+    """
+    stages: dict[str, list[float]] = {name: [] for name in ("decode", "letterbox", "network", "suppress", "total")}
+    plain: dict[str, list[float]] = {"plain_decode": [], "plain_resize": []}
+    detector = Detector(detector._runner, detector.spec, DetectOptions(THRESHOLD))
+    height, width = detector.spec.image_size
+    with detector.input_buffer() as buffer:
+        for number in progress(range(10 * rounds), 10 * rounds, "stages"):
+            marks = [time.perf_counter()]
+            picture, size = detector.read(photo)
+            marks.append(time.perf_counter())
+            detector.prepare(picture, size, buffer[0])
+            marks.append(time.perf_counter())
+            outputs = detector.run(buffer, 1)
+            marks.append(time.perf_counter())
+            detector.finish(outputs, 0, size)
+            marks.append(time.perf_counter())
+            own = time.perf_counter()
+            decoded = np.asarray(Image.open(io.BytesIO(photo)).convert("RGB"))
+            middle = time.perf_counter()
+            np.asarray(Image.fromarray(decoded).resize((width, height * 3 // 4), Image.Resampling.BILINEAR))
+            after = time.perf_counter()
+            if number < rounds:
+                continue
+            plain["plain_decode"].append(middle - own)
+            plain["plain_resize"].append(after - middle)
+            for name, seconds in zip(stages, [*np.diff(marks), marks[-1] - marks[0]], strict=True):
+                stages[name].append(float(seconds))
+    medians = {name: 1000 * statistics.median(own) for name, own in (stages | plain).items()}
+    outside = 1000 * statistics.median(np.array(stages["total"]) - np.array(stages["network"]))
+    shares = (np.array(stages["total"]) - np.array(stages["network"])) / np.array(stages["total"])
+    return {**medians, "outside_ms": outside, "outside_share": float(np.median(shares))}
+
+
+def compare_folder(engine: Engine, photo: bytes, threads: int, rounds: int, work: Path) -> dict[str, Any]:
+    """Images a second through a folder: the pipeline against a plain loop, each with all threads that it may take."""
+    folder = work / "photos"
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{number:03}.jpg" for number in range(FOLDER_PHOTOS)]
+    for path in paths:
+        path.write_bytes(photo)
+    options = PipelineOptions(runs=threads)
+    loading = loading_for(engine.backend, ImageFiles(paths, "photos"), options)
+    with Detector.load(engine, threads=threads) as alone, Detector.load(engine, loading=loading) as shared:
+
+        def loop() -> None:
+            for path in paths:
+                alone(path)
+
+        def pipeline() -> None:
+            for _ in Pipeline(shared, ImageFiles(paths, "photos"), options, loading):
+                pass
+
+        times = time_in_turns({"plain loop": loop, "pipeline": pipeline}, rounds, runs=1)
+    turns = {name: np.median(own, axis=1) for name, own in times.items()}
+    return {
+        "photos": len(paths),
+        "runs_at_once": loading.parallel_runs,
+        "threads_a_run": loading.threads_or_share(),
+        "images_per_second": {name: 1000 * len(paths) / float(np.median(own)) for name, own in times.items()},
+        "pipeline_over_loop": float(np.median(turns["plain loop"] / turns["pipeline"])),
+        "milliseconds": {name: np.round(own, 1).tolist() for name, own in times.items()},
+    }
+
+
+def measure_subject(subject: Subject, arguments: argparse.Namespace, photo: bytes, work: Path) -> dict[str, Any]:
+    """All parts of one model that were not skipped."""
+    logger.info("%s: exporting", subject.title)
+    engines = make_engines(subject, work)
+    result: dict[str, Any] = {"model": subject.spec.name, "image_size": list(subject.spec.image_size)}
+    if "latency" not in arguments.skip:
+        result["latency"] = compare_latency(
+            subject, engines, photo, arguments.threads, arguments.rounds, arguments.compile, work
+        )
+    if "folder" not in arguments.skip:
+        logger.info("%s: a folder", subject.title)
+        result["folder"] = {
+            backend: compare_folder(engine, photo, arguments.threads, arguments.rounds, work)
+            for backend, engine in engines.items()
+        }
+    jpeg = work / "photo.jpg"
+    jpeg.write_bytes(photo)
+    if "process" not in arguments.skip:
+        logger.info("%s: cold starts", subject.title)
+        result["process"] = {
+            backend: measure_cold_start(engine.path, jpeg, arguments.starts) for backend, engine in engines.items()
+        }
+    if "growth" not in arguments.skip:
+        logger.info("%s: %d images through one process", subject.title, arguments.growth_images)
+        result["growth"] = measure_growth(engines["onnxruntime"].path, jpeg, arguments.growth_images)
+    return result
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    subjects = [read_subject(text) for text in arguments.models]
+    photo = make_photo()
+    results = []
+    for number, subject in enumerate(subjects):
+        own = argparse.Namespace(**vars(arguments))
+        if number:
+            # What grows is Python's and the runtime's; one network shows it.
+            own.skip = [*arguments.skip, "growth"]
+        with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+            results.append(measure_subject(subject, own, photo, Path(folder)))
+    result: dict[str, Any] = {
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        "photo": {"height": PHOTO[0], "width": PHOTO[1], "bytes": len(photo)},
+        "weights": "random, seed 0, or the checkpoint that a model names",
+        "models": results,
+    }
+    if "install" not in arguments.skip:
+        logger.info("installing the device side")
+        result["install"] = measure_install()
+    path = save_result("-".join(filter(None, ("runner", arguments.name))), result)
+    return Result(f"{describe_runner(result)}\n\n{path}", result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("benchmarks", "The runner against its peers.", "python -m benchmarks.runner --skip growth")
+    parser.add_argument(
+        "--models", nargs="+", default=list(MODELS), metavar="M",
+        help=f"NAME@SIZE with random weights, or a .safetensors (default: {' '.join(MODELS)})",
+    )  # fmt: skip
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"of each way (default: {cores})")
+    parser.add_argument("--rounds", type=positive, default=8, metavar="N", help="turns of each way (default: 8)")
+    parser.add_argument("--starts", type=positive, default=7, metavar="N", help="cold starts (default: 7)")
+    parser.add_argument(
+        "--growth-images", type=positive, default=20_000, metavar="N", help="through one process (default: 20000)"
+    )
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile, which takes minutes"
+    )
+    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS, help="what not to measure")
+    parser.add_argument("--name", default="", help="of the result file, after runner-")
+    return run_verb(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""ONNX Runtime on an NVIDIA GPU. Its engine is the graph itself, byte for byte; ``pip install onnxruntime-gpu``.
+
+Inputs and outputs are bound to device memory that is allocated once, and where the graph's batch is fixed, a run is one CUDA
+graph: the kernels of the first run are recorded and launched together from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.onnxruntime import LOG_ERRORS, tensor_spec
+from edge_effdet.errors import EngineError, GraphError, first_line
+
+SUFFIX = ".onnx"
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+def probe() -> Available | Unavailable:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        return Unavailable(
+            f"the Python package onnxruntime cannot be imported ({error})", "run pip install 'edge-effdet[ort-cuda]'"
+        )
+    if PROVIDER not in ort.get_available_providers():
+        return Unavailable(
+            "this onnxruntime is the one for CPUs",
+            "run pip uninstall onnxruntime and then pip install 'edge-effdet[ort-cuda]'",
+        )
+    return Available(ort.__version__, "CUDA")
+
+
+def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
+    """The graph's bytes, once a session on the GPU has accepted them.
+
+    Raises:
+        UsageError: a target was given; this backend has none.
+        GraphError: ONNX Runtime refuses the graph, or does not run it on the GPU.
+    """
+    refuse_target("onnxruntime-cuda", options)
+    content = graph.path.read_bytes()
+    try:
+        open_session(graph.path, False)
+    except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
+        raise GraphError(f"onnxruntime does not run {graph.path} on CUDA ({first_line(error)}).") from error
+    return content
+
+
+def load(engine: Engine) -> BoundRunner:
+    """A runner on the GPU. Raises EngineError where onnxruntime refuses the engine or would run it on the CPU."""
+    try:
+        session = open_session(engine.path, False)
+        if all(size > 0 for tensor in session.get_inputs() for size in tensor_spec(tensor).shape):
+            # One that cannot be captured, with a node on the CPU, runs as it is.
+            session = _captured(engine.path) or session
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(
+            f"onnxruntime cannot load {engine.path} ({first_line(error)}); build the engine again."
+        ) from error
+    return BoundRunner(session, "cuda")
+
+
+def open_session(path: Path, cuda_graph: bool) -> Any:
+    """A session that is verified to be on the GPU: onnxruntime itself would fall back to the CPU with a line in its log.
+
+    Raises:
+        EngineError: it fell back.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = LOG_ERRORS
+    # Precision is what the graph says.
+    provider = {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"}
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[(PROVIDER, provider)])
+    except UserWarning as warning:
+        raise EngineError(f"onnxruntime does not run {path} on CUDA ({first_line(warning)}).") from warning
+    if session.get_providers()[0] != PROVIDER:
+        raise EngineError(
+            f"onnxruntime fell back to {session.get_providers()[0]} for {path}, which is an error here: its CUDA provider could "
+            "not start; check the driver with nvidia-smi, and that CUDA and cuDNN are of the versions it was built for."
+        )
+    return session
+
+
+class BoundRunner:
+    """A session whose inputs and outputs stay in the memory of a device, allocated once for each batch size."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        """Take a session and where its memory is: ``cuda``, or ``cpu``, where the same code can be tested."""
+        self._session: Any = session
+        self._device = device
+        self.inputs = tuple(tensor_spec(tensor) for tensor in session.get_inputs())
+        self.outputs = tuple(tensor_spec(tensor) for tensor in session.get_outputs())
+        self._bound: dict[int, tuple[Any, dict[str, Any], dict[str, Any]]] = {}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        batch = len(feeds[self.inputs[0].name])
+        if batch not in self._bound:
+            self._bound[batch] = self._bind(batch)
+        binding, inputs, outputs = self._bound[batch]
+        for name, value in inputs.items():
+            value.update_inplace(np.ascontiguousarray(feeds[name]))
+        self._session.run_with_iobinding(binding)
+        # From the GPU this copies; on the CPU it would be the memory of the next run.
+        return {name: np.array(value.numpy()) for name, value in outputs.items()}
+
+    def _bind(self, batch: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        import onnxruntime as ort
+
+        def allocate(spec: TensorSpec) -> Any:
+            shape = [batch if size < 0 else size for size in spec.shape]
+            return ort.OrtValue.ortvalue_from_shape_and_type(shape, spec.dtype, self._device, 0)
+
+        binding = self._session.io_binding()
+        inputs = {spec.name: allocate(spec) for spec in self.inputs}
+        outputs = {spec.name: allocate(spec) for spec in self.outputs}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding, inputs, outputs
+
+    def __enter__(self) -> BoundRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bound.clear()
+        self._session = None
+
+
+def _captured(path: Path) -> Any:
+    """A session that has recorded its CUDA graph, or None where that is not possible."""
+    try:
+        session = open_session(path, True)
+        runner = BoundRunner(session, "cuda")
+        feeds = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in runner.inputs}
+        for _ in range(2):
+            runner.run(feeds)
+    except EngineError:
+        raise
+    except Exception:  # of onnxruntime's C++ module: a node on the CPU, a kernel that cannot be captured
+        return None
+    return session

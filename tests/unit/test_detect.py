@@ -1,0 +1,100 @@
+"""What ``detect`` shows and names; the verb itself runs in the integration tests."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_effdet.artifacts import Detections
+from edge_effdet.detect import run_through
+from edge_effdet.errors import DataError, InputError
+from edge_effdet.pipeline import Found, Progress
+from edge_effdet.sinks import video_name
+from edge_effdet.sources import Camera, Frame, ImageFiles
+
+
+class Recorder:
+    """A sink that says whether it was closed, and may fail."""
+
+    def __init__(self, error: Exception | None = None):
+        self.error, self.names, self.closed = error, [], 0
+
+    def write(self, found):
+        if self.error:
+            raise self.error
+        self.names.append(found.frame.name)
+
+    def close(self):
+        self.closed += 1
+
+
+def found(name: str, class_ids=(), problem: str = "") -> Found:
+    count = len(class_ids)
+    detections = Detections(np.zeros((count, 4), np.float32), np.ones(count, np.float32), np.array(class_ids, np.int32))
+    return Found(
+        Frame(name, Path(name), None, time.perf_counter()), None if problem else detections, problem, None, 0.01
+    )
+
+
+def test_every_sink_gets_everything_and_classes_are_counted():
+    sinks, counts, progress = [Recorder(), Recorder()], Counter(), Progress(done=2, failed=1)
+    frames = [found("a", [0, 1]), found("b", problem="b is empty"), found("c", [1])]
+    run_through(iter(frames), sinks, progress, counts, alone=False)
+    assert counts == {1: 2, 0: 1}
+    assert all(sink.names == ["a", "b", "c"] and sink.closed == 1 for sink in sinks)
+
+
+def test_sinks_are_closed_whatever_happens():
+    def interrupted():
+        yield found("a")
+        raise KeyboardInterrupt
+
+    sinks = [Recorder(), Recorder()]
+    with pytest.raises(KeyboardInterrupt):
+        run_through(interrupted(), sinks, Progress(), Counter(), alone=False)
+    assert [sink.closed for sink in sinks] == [1, 1]
+    sinks = [Recorder(InputError("the disk is full")), Recorder()]
+    with pytest.raises(InputError, match="disk"):
+        run_through(iter([found("a")]), sinks, Progress(), Counter(), alone=False)
+    assert [sink.closed for sink in sinks] == [1, 1]
+
+
+def test_a_lone_picture_that_is_none_is_the_error_and_so_are_none_at_all():
+    with pytest.raises(DataError, match="a is empty"):
+        run_through(iter([found("a", problem="a is empty")]), [], Progress(), Counter(), alone=True)
+    with pytest.raises(DataError, match="None of the images"):
+        run_through(iter([found("a", problem="a is empty")]), [], Progress(failed=1), Counter(), alone=False)
+
+
+def test_who_looks_on_sees_the_rate(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress()
+    for _ in range(3):
+        progress.add(0.02)
+    run_through(iter([found("a")]), [], progress, Counter(), alone=False)
+    shown = capsys.readouterr().err
+    assert "\r\x1b[K3 images  " in shown
+    assert "  20 ms" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rtsp://10.0.0.2:554/door", "10.0.0.2_554_door"),
+        ("/dev/video0", "video0"),
+        ("nvarguscamerasrc sensor-id=0", "nvarguscamerasrc_sensor-id_0"),
+        ("///", "camera"),
+    ],
+)
+def test_files_of_cameras_have_names_that_are_files(name, expected):
+    assert video_name(Camera(name, lambda: iter([]))) == expected
+
+
+def test_a_videos_files_are_named_after_it():
+    assert video_name(ImageFiles([], "films/my clip.mp4")) == "my_clip"

@@ -1,0 +1,101 @@
+"""Which backend wins, and that one that fails does not end the race."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_effdet import race
+from edge_effdet.artifacts import Graph, ModelSpec
+from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.errors import BackendUnavailable, GraphError
+from edge_effdet.race import race_backends
+from tests.unit.test_predict import BrightBoxRunner
+
+SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
+
+
+class FakeBackend:
+    SUFFIX = ".fake"
+
+    def __init__(self, answer=None, seconds=0.0, refuses=False):
+        self.answer, self.seconds, self.refuses = answer or Available("1", "nowhere"), seconds, refuses
+
+    def probe(self):
+        return self.answer
+
+    def compile(self, graph, options):
+        if self.refuses:
+            raise GraphError("it does not like the graph")
+        return b"engine"
+
+    def load(self, engine):
+        assert engine.path.read_bytes() == b"engine"
+        runner = BrightBoxRunner(64)
+        find = runner.run
+
+        def run(feeds):
+            time.sleep(self.seconds)
+            return find(feeds)
+
+        runner.run = run
+        return runner
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    return Graph(tmp_path / "graph.onnx", SPEC, "optimized", "fp32", {}, {}, {}, "ab" * 32)
+
+
+def race_of(backends, graph, monkeypatch):
+    import edge_effdet.verify
+
+    for module in (race, edge_effdet.verify):
+        monkeypatch.setattr(module, "get_backend", backends.__getitem__)
+    return race_backends(graph, CompileOptions(), tuple(backends))
+
+
+def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
+    backends = {
+        "slow": FakeBackend(seconds=0.005),
+        "fast": FakeBackend(),
+        "broken": FakeBackend(refuses=True),
+        "missing": FakeBackend(Unavailable("it is not installed", "install it")),
+        "elsewhere": FakeBackend(Available("2", "a card", runs_here=False)),
+    }
+    result = race_of(backends, graph, monkeypatch)
+    assert result.winner == "fast"
+    assert result.text().startswith("backend fast is the fastest here (slow ")
+    record = result.to_dict()
+    assert record["graph"] == {"precision": "fp32", "sha256": "ab" * 32}
+    rows = {row["backend"]: row for row in record["backends"]}
+    assert list(rows) == list(backends)
+    assert rows["slow"]["median_ms"] > rows["fast"]["median_ms"]
+    assert rows["broken"]["skipped"] == "it does not like the graph"
+    assert rows["missing"]["skipped"] == "it is not installed"
+    assert "cannot run here" in rows["elsewhere"]["skipped"]
+
+
+def test_a_race_without_runners_is_an_error(graph, monkeypatch):
+    with pytest.raises(BackendUnavailable, match=r"broken: it does not like the graph.*edge-effdet\[ort\]"):
+        race_of({"broken": FakeBackend(refuses=True)}, graph, monkeypatch)
+
+
+def test_the_picture_that_is_raced_on_fits(graph, monkeypatch):
+    seen = []
+    backend = FakeBackend()
+    load = backend.load
+
+    def watched(engine):
+        runner = load(engine)
+        find = runner.run
+        runner.run = lambda feeds: (seen.append(feeds["images"].shape), find(feeds))[1]
+        return runner
+
+    backend.load = watched
+    race_of({"one": backend}, graph, monkeypatch)
+    assert set(seen) == {(1, 3, 64, 64)}
+    assert np.prod(seen[0]) > 0
