@@ -11,33 +11,38 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import write_json
+from edge_effdet.artifacts import ModelSpec, write_json
 from edge_effdet.cli import Result, make_parser, run_verb
-from edge_effdet.data.dataset import manifest_sha256, read_dataset, samples_manifest
-from edge_effdet.errors import DataError
-from edge_effdet.quant.calibration import choose_samples
+from edge_effdet.data.dataset import read_dataset
+from edge_effdet.errors import DataError, UsageError
+from edge_effdet.graph.model import load_graph
+from edge_effdet.quant.calibration import CHOICES, load_calibration_images, manifest_record
 
 
-def make_manifest(data: Path, split: str, count: int, seed: int) -> dict[str, Any]:
-    """What ``quantize`` would calibrate on, as JSON."""
+def make_manifest(
+    data: Path, split: str, count: int, seed: int, choice: str = "random", onnx: Path | None = None
+) -> dict[str, Any]:
+    """What ``quantize`` would calibrate on, as JSON. ``k-center`` looks through the backbone of the graph at ``onnx``."""
     _, samples = read_dataset(data).choose_split(split, ())
-    images = samples_manifest(choose_samples(samples, count, seed))
-    return {
-        "data": data.name,
-        "split": split,
-        "chosen": f"random.Random({seed}).sample over the image ids in order",
-        "seed": seed,
-        "count": len(images),
-        "manifest_sha256": manifest_sha256(images),
-        "images": images,
-    }
+    graph = load_graph(onnx) if onnx is not None else None
+    if choice == "k-center" and graph is None:
+        raise UsageError("--choice k-center looks at images through a backbone; give a graph of export with --onnx F.")
+    images = load_calibration_images(samples, graph.spec if graph else _ANY_SPEC, count, seed, choice, graph)
+    return manifest_record(replace(images, split=split), data.name)
+
+
+_ANY_SPEC = ModelSpec("any", (64, 64), ("object",), (1,))
+"""A random choice looks at no pixel."""
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    manifest = make_manifest(arguments.data, arguments.split, arguments.images, arguments.seed)
+    manifest = make_manifest(
+        arguments.data, arguments.split, arguments.images, arguments.seed, arguments.choice, arguments.onnx
+    )
     digest = manifest["manifest_sha256"]
     if arguments.check:
         expected = json.loads(arguments.output.read_text(encoding="utf-8"))
@@ -57,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="D", help="a data set")
     parser.add_argument("--split", default="train", metavar="NAME", help="its split (default: train)")
     parser.add_argument("--images", type=int, default=128, metavar="N", help="how many (default: 128)")
+    parser.add_argument(
+        "--choice", choices=CHOICES, default="random", help="with the seed, or so that none is far (default: random)"
+    )
+    parser.add_argument("--onnx", type=Path, metavar="F", help="for k-center: the graph whose backbone looks at them")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: 0)")
     parser.add_argument("--output", type=Path, required=True, metavar="F", help="the manifest")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Detections
 from edge_effdet.data.dataset import Sample
-from edge_effdet.postprocess import box_areas, iou_matrix
+from edge_effdet.nms import box_areas, iou_matrix
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)

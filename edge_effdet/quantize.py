@@ -155,7 +155,8 @@ def _search(
         placement = search_placement(recipe, images, judge, search.max_drop, search.target, steps, identity)
     logger.info("%s", placement_table(placement))
     write_json(output.with_name(f"{output.name}.placement.json"), placement.to_dict())
-    draw_placement(placement, output.with_name(f"{output.name}.placement.png"))
+    if placement.noise:
+        draw_placement(placement, output.with_name(f"{output.name}.placement.png"))
     return placement.quantized
 
 

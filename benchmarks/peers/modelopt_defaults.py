@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 
-def quantize(source: Path, pixels: np.ndarray, output: Path) -> None:
+def quantize(source: Path, pixels: np.ndarray, output: Path, method: str = "entropy") -> None:
     """FP32 graph to Q/DQ INT8. See ``onnxruntime_static.quantize`` for the arguments."""
     from modelopt.onnx.quantization import quantize
 
@@ -15,6 +15,7 @@ def quantize(source: Path, pixels: np.ndarray, output: Path) -> None:
         str(source),
         quantize_mode="int8",
         calibration_data={"images": pixels},
+        calibration_method=method,
         calibration_eps=["cpu"],
         high_precision_dtype="fp32",
         output_path=str(output),

@@ -34,7 +34,7 @@ from edge_effdet.quant.rounding import QuantizedWeight, quantize_weight
 from edge_effdet.quant.statistics import input_tensors
 from edge_effdet.quant.table import CalibrationTable, measure_table
 
-ROUNDING_IMAGES = 32
+ROUNDING_IMAGES = 16
 """Of the calibration images, that the rounding of weights looks at: it needs means and moments, not extremes."""
 
 

@@ -13,7 +13,7 @@ from edge_effdet.quant.ranges import LARGEST_CODE
 from edge_effdet.quant.rounding import Inputs
 from edge_effdet.quant.statistics import fetch_tensors
 
-POSITIONS, GROUPED_POSITIONS = 128, 48
+POSITIONS, GROUPED_POSITIONS = 192, 64
 """Output positions that are looked at, an image, of a convolution over all channels and of a depthwise one."""
 
 

@@ -1,5 +1,6 @@
 """Which convolutions stay in high precision, so that a detector loses no more AP than it may: found, not guessed.
 
+0. All of them in INT8 is tried first. Where that will do, nothing else is measured.
 1. **Sensitivity.** Each convolution alone is set to INT8, and the error at the head tensors is measured over some calibration
    images: noise over signal, summed over class and box heads. (Its logarithm is the SQNR that the table shows.)
 2. **Order.** Errors of independent roundings add, so the error of a choice is about the sum of its members'. What INT8 saves is
@@ -66,7 +67,7 @@ class Placement:
 
     Attributes:
         layers: in the order of the graph.
-        noise: error over signal at the heads with that layer alone in INT8.
+        noise: error over signal at the heads with that layer alone in INT8; empty where all of them could be.
         kept_high: names.
         judged: layers kept high to points of AP lost, of all that was tried.
         drop: points of AP that the choice loses, on the images that judged it.
@@ -96,7 +97,7 @@ class Placement:
                     "name": layer.name,
                     "macs": layer.macs,
                     "saved_us": layer.saved_us,
-                    "sqnr_db": decibels(self.noise[layer.name]),
+                    "sqnr_db": decibels(self.noise[layer.name]) if self.noise else None,
                     "precision": "high" if layer.name in high else "int8",
                 }
                 for layer in self.layers
@@ -139,9 +140,7 @@ def search_placement(
     """
     state = _load_state(state_path, identity)
     layers = list_layers(recipe, target)
-    _measure_noise(recipe, images.first(SENSITIVITY_IMAGES), layers, state, state_path)
-    ordered = sorted(layers, key=lambda layer: (-state.noise[layer.name] / layer.saved_us, layer.name))
-    names = [layer.name for layer in ordered]
+    names = [layer.name for layer in layers]
 
     def drop_with(count: int) -> float:
         if count not in state.judged:
@@ -150,6 +149,10 @@ def search_placement(
             _save_state(state, state_path)
         return state.judged[count]
 
+    if drop_with(0) > max_drop:
+        _measure_noise(recipe, images.first(SENSITIVITY_IMAGES), layers, state, state_path)
+        ordered = sorted(layers, key=lambda layer: (-state.noise[layer.name] / layer.saved_us, layer.name))
+        names = [layer.name for layer in ordered]
     count = fewest_kept(drop_with, len(names) - 1, max_drop)
     if count is None:
         best = min(state.judged, key=lambda tried: (state.judged[tried], tried))
@@ -202,13 +205,15 @@ def decibels(noise: float) -> float:
 def placement_table(placement: Placement, rows: int = 20) -> str:
     """The most sensitive layers for people, and what was tried."""
     high = set(placement.kept_high)
+    tried = ", ".join(f"{count} kept high: {drop:+.2f}" for count, drop in sorted(placement.judged.items()))
+    if not placement.noise:
+        return f"points of AP lost with {tried}; all convolutions can be INT8, so the search looked no further"
     worst = sorted(placement.layers, key=lambda layer: -placement.noise[layer.name])[:rows]
     lines = [("layer", "SQNR at the heads", "MACs", "INT8 saves", "kept")]
     for layer in worst:
         sqnr = f"{decibels(placement.noise[layer.name]):.1f} dB"
         kept = "high" if layer.name in high else "INT8"
         lines.append((layer.name, sqnr, f"{layer.macs / 1e6:.1f} M", f"{layer.saved_us:.2f} us", kept))
-    tried = ", ".join(f"{count} kept high: {drop:+.2f}" for count, drop in sorted(placement.judged.items()))
     return f"{table(lines)}\n\npoints of AP lost with {tried}"
 
 

@@ -151,8 +151,6 @@ def open_session(model: onnx.ModelProto) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Tensors of all images have one shape, and nothing is run twice at a time: what is freed goes back at once.
-    options.enable_cpu_mem_arena = False
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED_OPTIMIZERS
     )

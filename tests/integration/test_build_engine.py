@@ -111,6 +111,27 @@ def test_too_large_a_drop_ends_with_4_and_keeps_the_engine(
 
 
 @pytest.mark.data
+def test_a_search_judges_by_another_split_and_keeps_its_steps(
+    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    table = tmp_path / "table.json"
+    arguments = (
+        f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --calibration-data {bccd} "
+        f"--calibration-images 16 --calibration-table {table} --rounding nearest --eval-data {bccd} --split test --search"
+    )
+    assert build_engine.main(arguments.split()) == 2
+    assert "--search needs a budget" in capsys.readouterr().err
+    assert build_engine.main(f"{arguments} --max-ap-drop 20".split()) == 0
+    said = capsys.readouterr()
+    assert "searching on 87 images (split val)" in said.err and "all convolutions can be INT8" in said.err
+    steps = json.loads((tmp_path / "graphs" / "x.int8.onnx.search.json").read_text())
+    assert steps["identity"]["evaluation_sha256"] and list(steps["judged"]) == ["0"]
+    assert json.loads(table.read_text())["identity"]["graph_sha256"] == bccd_graph.sha256
+    assert build_engine.main(f"{arguments} --max-ap-drop 20 --method max".split()) == 2
+    assert "was measured for another method" in capsys.readouterr().err
+
+
+@pytest.mark.data
 def test_a_graph_that_is_int8_already_is_no_reference_for_itself(
     bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +94,10 @@ def test_what_has_to_stay_high_is_found_reported_and_drawn(prepared, tmp_path):
 
 
 def test_nothing_stays_high_where_nothing_is_lost(prepared, tmp_path):
-    assert search(prepared, lambda quantized: 0.0, tmp_path / "steps.json").kept_high == ()
+    placement = search(prepared, lambda quantized: 0.0, tmp_path / "steps.json")
+    assert placement.kept_high == () and placement.noise == {}
+    assert placement_table(placement).startswith("points of AP lost with 0 kept high: +0.00; all convolutions can be")
+    assert {layer["sqnr_db"] for layer in placement.to_dict()["layers"]} == {None}
 
 
 def test_a_budget_that_cannot_be_met_names_the_nearest(prepared, tmp_path):
@@ -106,21 +108,24 @@ def test_a_budget_that_cannot_be_met_names_the_nearest(prepared, tmp_path):
 def test_a_stopped_search_goes_on_where_it_was(prepared, tmp_path, monkeypatch):
     path = tmp_path / "steps.json"
 
-    def stopped(quantized: Sequence[str]) -> float:
-        raise KeyboardInterrupt
+    asked: list[int] = []
+
+    def judge(quantized: Sequence[str]) -> float:
+        asked.append(len(quantized))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return 0.2 if len(quantized) <= 5 else 1.0
 
     with pytest.raises(KeyboardInterrupt):
-        search(prepared, stopped, path)
+        search(prepared, judge, path)
     kept = json.loads(path.read_text())
-    assert set(kept["noise"]) == set(NAMES) and kept["judged"] == {}
-    # What was measured is not measured again: a recipe without a model could not.
-    recipe, images = prepared
-    search((recipe, images), lambda quantized: 0.0, path)
+    assert set(kept["noise"]) == set(NAMES) and kept["judged"] == {"0": 1.0, "1": 1.0}
+    # What was measured is not measured again.
     monkeypatch.setattr("edge_effdet.quant.search.fetch_tensors", None)
-    placement = search((replace(recipe), images), stopped, path)
-    assert placement.judged == {0: 0.0}
+    placement = search(prepared, judge, path)
+    assert len(placement.kept_high) == 2 and asked == [7, 6, 5, 5]
     with pytest.raises(InputError, match="the steps of a search with another graph"):
-        search(prepared, stopped, path, identity={"graph_sha256": "b"})
+        search(prepared, judge, path, identity={"graph_sha256": "b"})
     path.write_text("[")
     with pytest.raises(InputError, match="holds no steps of a search"):
-        search(prepared, stopped, path)
+        search(prepared, judge, path)

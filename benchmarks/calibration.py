@@ -1,0 +1,156 @@
+"""What calibration costs in time and memory: ours by each method, the plain FP32 inference of the same images, ModelOpt's call.
+
+python -m benchmarks.calibration --checkpoint tests/assets/bccd_lite0.safetensors --data bccd --name bccd
+
+Each way runs in a process of its own, since memory that was taken once is not given back. Also: what looking at a part of the
+activations changes, as the largest and the median relative change of a range against looking at all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.latency import ROOT
+from benchmarks.machine import save_result
+from edge_effdet.artifacts import Graph
+from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.data.dataset import match_classes, read_dataset
+from edge_effdet.export import ExportOptions, export_network, load_source
+from edge_effdet.graph.model import load_graph, load_model
+from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
+from edge_effdet.quant.int8 import make_recipe
+from edge_effdet.quant.options import Int8Options
+from edge_effdet.quant.ranges import METHODS
+from edge_effdet.quant.statistics import as_input, input_tensors, open_session
+from edge_effdet.quant.table import measure_table
+
+PLAIN, MODELOPT = "plain FP32 inference", "ModelOpt"
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ranges(graph: Graph, images: CalibrationImages, method: str, sampled: int | None = None) -> dict[str, float]:
+    """The ranges of all tensors that convolutions take."""
+    import onnx_ir as ir
+
+    model = load_model(graph.path)
+    names = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    tensors = list(dict.fromkeys(input_tensors(ir.from_proto(model), names).values()))
+    extra = {} if sampled is None else {"sampled": sampled}
+    return dict(measure_table(graph, model, images, tensors, method, False, **extra).ranges)
+
+
+def run_one(way: str, graph: Graph, float_graph: Path, images: CalibrationImages) -> dict[str, Any]:
+    """Seconds and memory of one way; loading of packages and images' first reading are not counted."""
+    ways: dict[str, Callable[[], object]] = {
+        **{f"ranges, {method}": lambda method=method: ranges(graph, images, method) for method in METHODS},
+        "ranges and weights, the default": lambda: make_recipe(graph, images, Int8Options()),
+    }
+    if way == PLAIN:
+        model = load_model(graph.path)
+        session = open_session(model)
+        ways[PLAIN] = lambda: [session.run(None, {"images": as_input(model, image)}) for image in images]
+    if way.startswith(MODELOPT):
+        from benchmarks.peers import modelopt_defaults
+
+        def call() -> None:
+            pixels = np.concatenate(list(images)).astype(np.float32)
+            with tempfile.TemporaryDirectory() as folder:
+                modelopt_defaults.quantize(float_graph, pixels, Path(folder) / "x.onnx", way.split(", ")[1])
+
+        ways[way] = call
+    list(images.first(2))
+    idle, started = peak_megabytes(), time.perf_counter()
+    ways[way]()
+    return {
+        "way": way,
+        "images": len(images),
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_mb_over_idle": round(peak_megabytes() - idle),
+    }
+
+
+def sampling_effect(graph: Graph, images: CalibrationImages) -> list[dict[str, Any]]:
+    """How far ranges of a part of the activations are from those of all."""
+    rows = []
+    for method in ("percentile", "entropy", "mse"):
+        part, whole = ranges(graph, images, method), ranges(graph, images, method, 0)
+        changes = [abs(part[name] / whole[name] - 1) for name in whole]
+        rows.append({"method": method, "median": float(np.median(changes)), "largest": float(np.max(changes))})
+    return rows
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    if arguments.one:
+        graph = load_graph(arguments.graph)
+        images = _images(arguments.data, graph, arguments.images)
+        return Result("", run_one(arguments.one, graph, arguments.graph.with_name("float32.onnx"), images))
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        path = Path(folder) / "fp32.onnx"
+        network, spec, parents = load_source(arguments.checkpoint, None)
+        graph = export_network(network, spec, parents, path, ExportOptions()).graph
+        floats = ExportOptions(input_dtype="float32")
+        export_network(network, spec, parents, path.with_name("float32.onnx"), floats)
+        ours = [PLAIN, *(f"ranges, {method}" for method in METHODS), "ranges and weights, the default"]
+        counts = [(way, arguments.images) for way in ours]
+        counts += [(f"{MODELOPT}, {method}", min(64, arguments.images)) for method in ("max", "entropy")]
+        rows = [_subprocess(arguments.data, path, way, count) for way, count in counts]
+        effect = sampling_effect(graph, _images(arguments.data, graph, 16))
+    result = {"rows": rows, "sampling": effect}
+    saved = save_result(f"calibration-{arguments.name}", result)
+    plain = rows[0]["seconds"]
+    shown = [
+        (
+            row["way"],
+            str(row["images"]),
+            f"{row['seconds']:.1f} s",
+            f"{row['seconds'] / plain:.1f}",
+            f"{row['peak_mb_over_idle']} MB",
+        )
+        for row in rows
+    ]
+    sampling = [(row["method"], f"{100 * row['median']:.2f} %", f"{100 * row['largest']:.2f} %") for row in effect]
+    text = table([("way", "images", "time", "of plain", "peak memory over idle"), *shown])
+    text += "\n\n" + table([("part against all of the activations", "median change", "largest"), *sampling])
+    return Result(f"{text}\n\n{saved}", result)
+
+
+def _images(data: Path, graph: Graph, count: int) -> CalibrationImages:
+    dataset = match_classes(read_dataset(data, quiet=True), graph.spec)
+    _, samples = dataset.choose_split(None, ("calibration", "train"))
+    return load_calibration_images(samples, graph.spec, count, seed=0)
+
+
+def _subprocess(data: Path, path: Path, way: str, count: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.calibration", "--one", way, "--graph", path, "--data", data.resolve()]
+    command += ["--images", str(count), "--name", "-", "--json"]
+    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)  # type: ignore[arg-type]
+    return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("benchmarks", "What calibration costs.", "python -m benchmarks.calibration --name bccd …")
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="whose graph")
+    parser.add_argument("--data", type=Path, required=True, metavar="D", help="calibrates on train")
+    parser.add_argument("--images", type=int, default=256, metavar="N", help="of ours; ModelOpt gets 64 (default: 256)")
+    parser.add_argument("--one", metavar="WAY", help=argparse.SUPPRESS)
+    parser.add_argument("--graph", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--name", required=True, help="of the result file")
+    return run_verb(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
