@@ -34,6 +34,9 @@ from edge_effdet.preprocess import fill_input
 Picture = str | PathLike[str] | bytes | np.ndarray | Image.Image
 """A file, the content of one, an array uint8 [height, width, 3] in RGB, or a Pillow image."""
 
+REDUCED_DECODE = {"off": None, "close": 2, "fast": 1}
+"""How many times the size that the letterbox needs a reduced JPEG keeps at least."""
+
 OUTPUTS = ("boxes", "scores", "class_ids")
 
 
@@ -43,9 +46,11 @@ class DetectOptions:
     nms_kind: str = option("class-aware", help="what becomes of boxes that overlap", choices=NMS_KINDS)
     iou_threshold: float = option(0.5, help="above this overlap two boxes are one")
     max_detections: int = option(100, help="at most so many in one image")
-    reduced_decode: bool = option(
-        False,
-        help="decode a JPEG at a half, quarter or eighth where the engine's input is that much smaller: faster, not exact",
+    reduced_decode: str = option(
+        "off",
+        help="let the JPEG decoder make a picture smaller: close leaves twice the size that the engine's input needs or more, "
+        "and fast the size or more; neither gives the exact pixels",
+        choices=tuple(REDUCED_DECODE),
     )
 
     def check(self) -> DetectOptions:
@@ -56,6 +61,8 @@ class DetectOptions:
             raise UsageError(f"--iou-threshold {self.iou_threshold} is not between 0 and 1; 0.5 is usual.")
         if self.max_detections < 1:
             raise UsageError(f"--max-detections {self.max_detections} makes no sense; give at least 1.")
+        if self.reduced_decode not in REDUCED_DECODE:
+            raise UsageError(f"There is no --reduced-decode {self.reduced_decode}; give {', '.join(REDUCED_DECODE)}.")
         if self.nms_kind not in NMS_KINDS:
             raise UsageError(f"There is no --nms-kind {self.nms_kind}; the kinds are {', '.join(NMS_KINDS)}.")
         return self
@@ -184,7 +191,9 @@ class Detector:
                 raise DataError(f"A picture of {picture.width}x{picture.height} pixels has none; give another.")
             return picture if picture.mode == "RGB" else picture.convert("RGB"), (picture.height, picture.width)
         source = picture if isinstance(picture, bytes) else Path(picture)
-        return open_picture(source, self.spec.image_size if self.options.reduced_decode else None)
+        kept = REDUCED_DECODE[self.options.reduced_decode]
+        height, width = self.spec.image_size
+        return open_picture(source, None if kept is None else (kept * height, kept * width))
 
     @contextmanager
     def input_buffer(self) -> Iterator[np.ndarray]:

@@ -113,6 +113,7 @@ def test_what_is_no_picture_is_named(bad):
         ({"score_threshold": 2}, "between 0 and 1"),
         ({"iou_threshold": 0}, "--iou-threshold"),
         ({"max_detections": 0}, "--max-detections"),
+        ({"reduced_decode": "some"}, "give off, close, fast"),
         ({"nms_kind": "none"}, "the kinds are class-aware"),
     ],
 )
@@ -161,3 +162,12 @@ def test_a_backend_off_the_cpu_has_no_threads_to_choose(monkeypatch):
     engine = Engine(Path("x.engine"), SPEC, "tensorrt", "fp16", {})
     with pytest.raises(UsageError, match="does not compute on the CPU"):
         load_runner(engine, LoadOptions(threads=2))
+
+
+@pytest.mark.parametrize(("kind", "height"), [("off", 400), ("close", 200), ("fast", 100)])
+def test_a_jpeg_is_decoded_as_small_as_the_option_lets_it(tmp_path: Path, kind: str, height: int):
+    Image.fromarray(picture(300, (400, 400))).save(tmp_path / "a.jpg")
+    detector = Detector(BrightBoxRunner(64), SPEC, DetectOptions(reduced_decode=kind))
+    decoded, size = detector.read(tmp_path / "a.jpg")
+    assert (decoded.height, size) == (height, (400, 400))
+    np.testing.assert_allclose(detector(tmp_path / "a.jpg").boxes, [[300, 20, 340, 60]], atol=10)

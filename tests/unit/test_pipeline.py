@@ -113,7 +113,7 @@ def test_images_are_kept_only_where_they_are_asked_for():
 
 def test_a_picture_that_is_kept_has_the_size_that_its_boxes_are_in(tmp_path: Path):
     Image.fromarray(picture(20)).save(tmp_path / "wide.jpg")
-    detector = Detector(BrightBoxRunner(64), SPEC, DetectOptions(reduced_decode=True))
+    detector = Detector(BrightBoxRunner(64), SPEC, DetectOptions(reduced_decode="fast"))
     (found,) = Pipeline(detector, ImageFiles([tmp_path / "wide.jpg"], "x"), keep_images=True)
     assert found.image.shape == (64, 640, 3)
     # Decoded at an eighth, and the letterbox is a tenth.
