@@ -131,13 +131,13 @@ def save_annotated(path: Path, image: np.ndarray, detections: Detections, spec: 
     save_picture(path, draw_detections(image, detections, spec))
 
 
-def save_picture(path: Path, image: np.ndarray) -> None:
-    """Write uint8 [height, width, 3] atomically: as PNG where the name ends so, else as JPEG."""
+def save_picture(path: Path, image: np.ndarray, quality: int = 92) -> None:
+    """Write uint8 [height, width, 3] atomically: as PNG where the name ends so, else as JPEG of that quality."""
     content = io.BytesIO()
     if path.suffix.lower() == ".png":
         Image.fromarray(image).save(content, format="PNG")
     else:
-        Image.fromarray(image).save(content, format="JPEG", quality=92)
+        Image.fromarray(image).save(content, format="JPEG", quality=quality)
     # Not by Pillow, which says nothing of a disk that is full and leaves half a picture.
     with atomic_output(path) as temporary:
         temporary.write_bytes(content.getbuffer())

@@ -45,7 +45,7 @@ WINDOW_SECONDS = 5.0
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
     runs: int = option(
-        0, help="runs of the engine at once; 0 for one a core on a CPU, and one on a GPU and for a camera"
+        0, help="runs of the engine at once; 0 for one a core of a CPU, up to 4, and one for a camera and on a GPU"
     )
     decoders: int = option(0, help="threads that decode; 0 for as many as the runs, at least 2")
     batch_wait_ms: float = option(20.0, help="how long a picture waits for others of its batch")

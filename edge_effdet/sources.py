@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -49,6 +50,9 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 _GSTREAMER = "gst-launch-1.0"
+
+_FINITE = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
+"""Of an address: a film that ends, and not a camera that is away when it does."""
 
 FIRST_WAIT, LONGEST_WAIT, ATTEMPTS = 0.5, 8.0, 5
 """Seconds before a camera that went away is tried again, doubled each time, and how often in a row."""
@@ -119,9 +123,9 @@ class VideoFile:
 
     live = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, address: Path | str) -> None:
         """Open it once, so that a file that is none is refused at once. Raises DataError, MissingDependency."""
-        self.path, self.name = path, str(path)
+        self._address, self.name = str(address), _without_password(str(address))
         self._av = _import_av("to read a video")
         with self._open() as (_, stream):
             self.total: int | None = stream.frames or None
@@ -139,19 +143,19 @@ class VideoFile:
                         damaged, reason = damaged + 1, _reason(error)
                         continue
                     for image in images:
-                        yield Frame(f"{self.path}#{count}", _pixels(image), image.time or 0.0, time.perf_counter())
+                        yield Frame(f"{self.name}#{count}", _pixels(image), image.time or 0.0, time.perf_counter())
                         count += 1
             except (self._av.error.FFmpegError, OSError) as error:
                 damaged, reason = damaged + 1, _reason(error)
         if damaged or (self.total is not None and count < self.total):
             if not count:
                 raise DataError(
-                    f"{self.path} holds no frame that can be decoded ({reason or 'it ends early'}); copy it again."
+                    f"{self.name} holds no frame that can be decoded ({reason or 'it ends early'}); copy it again."
                 )
             promised = f" of {self.total}" if self.total else ""
             logger.warning(
                 "%s is damaged (%s): %d%s frames could be decoded",
-                self.path,
+                self.name,
                 reason or "it ends early",
                 count,
                 promised,
@@ -163,14 +167,14 @@ class VideoFile:
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
         try:
-            container = self._av.open(str(self.path))
+            container = self._av.open(self._address)
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(
-                f"{self.path} is not a video that can be read ({_reason(error)}); copy it again."
+                f"{self.name} is not a video that can be read ({_reason(error)}); copy it again."
             ) from error
         with container:
             if not container.streams.video:
-                raise DataError(f"{self.path} holds no pictures, only sound; give another file.")
+                raise DataError(f"{self.name} holds no pictures, only sound; give another file.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             yield container, stream
@@ -231,7 +235,7 @@ def open_source(text: str) -> Source:
 
     - a file or a folder of pictures, or a video file;
     - a V4L2 camera, ``/dev/video0`` or its number; a named pipe that someone writes a video stream to;
-    - the address of a stream, ``rtsp://…``, ``http://…``, ``udp://…``;
+    - the address of a stream, ``rtsp://…``, ``http://…``, ``udp://…``, or of a video file;
     - a GStreamer pipeline up to the raw picture, as in ``nvarguscamerasrc ! nvvidconv``: whatever has a ``!`` in it.
 
     Raises:
@@ -242,8 +246,9 @@ def open_source(text: str) -> Source:
     if "!" in text and not Path(text).exists():
         return Camera(text.split("!", 1)[0].strip(), _gstreamer_opener(text))
     if "://" in text:
-        # The name is for logs and results, a password is not.
-        return Camera(re.sub(r"://[^/@]*@", "://", text), _stream_opener(text))
+        if Path(urlsplit(text).path).suffix.lower() in _FINITE:
+            return VideoFile(text)
+        return Camera(_without_password(text), _stream_opener(text))
     path = Path(f"/dev/video{text}") if text.isdecimal() and not Path(text).exists() else Path(text)
     if path.exists() and stat.S_ISCHR(path.stat().st_mode):
         return Camera(str(path), _stream_opener(str(path), format="v4l2"))
@@ -321,6 +326,11 @@ def _pixels(image: Any) -> np.ndarray:
 def _reason(error: BaseException) -> str:
     # PyAV's messages repeat a number and the path; an operating system's error has its words apart.
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def _without_password(address: str) -> str:
+    """What may stand in logs and results."""
+    return re.sub(r"://[^/@]*@", "://", address)
 
 
 def _import_av(purpose: str) -> ModuleType:

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from edge_effdet.artifacts import Size, atomic_output, write_json
+from edge_effdet.artifacts import Size, write_json
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
 from edge_effdet.data.synthetic_shapes import CLASS_NAMES, Patch, clutter_patch, object_patch
+from edge_effdet.drawing import save_picture
 from edge_effdet.errors import DataError, MissingDependency, UsageError
 
 MIN_VISIBLE = 0.3
@@ -141,8 +142,7 @@ def write_scenes(
         for index in progress(range(count), count, f"{split} scenes"):
             name, image_id = f"{index:06d}.jpg", first_image_id + index
             pixels, boxes, class_ids = render_scene(split_options, scene_seed(seed, split, index))
-            with atomic_output(Path(folder) / split / name) as temporary:
-                Image.fromarray(pixels).save(temporary, format="JPEG", quality=JPEG_QUALITY)
+            save_picture(Path(folder) / split / name, pixels, JPEG_QUALITY)
             images.append({"id": image_id, "file_name": name, "height": pixels.shape[0], "width": pixels.shape[1]})
             for (x_min, y_min, x_max, y_max), class_id in zip(boxes.tolist(), class_ids.tolist(), strict=True):
                 width, height = x_max - x_min, y_max - y_min

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from edge_effdet.artifacts import ModelSpec, atomic_output, write_text
 from edge_effdet.data.dataset import Sample
-from edge_effdet.drawing import class_color, contact_sheet
+from edge_effdet.drawing import class_color, contact_sheet, save_picture
 from edge_effdet.training.loader import EpochBatches, TrainingImages
 from edge_effdet.training.options import TrainOptions
 
@@ -125,9 +125,7 @@ def draw_samples(path: Path, samples: Sequence[Sample], spec: ModelSpec, options
         _, labelled, _ = images[key]
         assert labelled is not None
         pictures.append(_draw_truth(*labelled, spec))
-    sheet = contact_sheet(pictures, columns=4)
-    with atomic_output(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG")
+    save_picture(path, contact_sheet(pictures, columns=4))
 
 
 def _draw_truth(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, spec: ModelSpec) -> np.ndarray:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,23 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot write"):
         save_annotated(tmp_path / "file" / "b.jpg", np.zeros((30, 40, 3), np.uint8), one([1, 1, 9, 9]), SPEC)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_half_a_picture_is_no_picture(tmp_path, suffix):
+    """On a full disk Pillow itself writes half a JPEG and says nothing; a limit on the size of files is one to a process."""
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from edge_effdet.drawing import save_picture\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)\n"
+        "save_picture(Path(sys.argv[1]), noise)\n"
+    )
+    path = tmp_path / f"picture{suffix}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert "InputError: Writing" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []

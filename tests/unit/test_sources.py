@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import threading
 from pathlib import Path
@@ -132,6 +134,35 @@ def test_a_camera_that_goes_away_is_opened_again_and_given_up_at_last(tmp_path: 
     assert len(seen) >= cameras * (FRAMES - 2)
     assert set(seen) == {(48, 64, 3)}
     assert "trying again in 0.0 s" in caplog.text
+
+
+def test_a_stream_over_the_network_ends_with_its_server(tmp_path: Path):
+    write_video(tmp_path / "door.ts", "mpeg2video")
+    write_video(tmp_path / "film.avi")
+    handler = functools.partial(QuietServer, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        opened = open_source(f"http://me:secret@127.0.0.1:{server.server_port}/door.ts")
+        assert "secret" not in opened.name
+        camera = Camera(opened.name, opened._images, attempts=1, first_wait=0.01)
+        frames = iter(camera)
+        # Twice as many as the stream holds: it was opened again.
+        seen = [next(frames).picture.shape for _ in range(2 * FRAMES)]
+        film = open_source(f"http://me:secret@127.0.0.1:{server.server_port}/film.avi?size=1")
+        assert (film.live, len(list(film))) == (False, FRAMES)
+        assert "secret" not in film.name
+        server.shutdown()
+    assert set(seen) == {(48, 64, 3)}
+    with pytest.raises(
+        DataError, match=r"The camera http://127\.0\.0\.1:\d+/door\.ts went away \(Connection refused\)"
+    ):
+        list(frames)
+
+
+class QuietServer(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
 
 
 def test_the_waits_grow_and_a_frame_starts_them_anew(monkeypatch):

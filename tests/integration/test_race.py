@@ -1,0 +1,36 @@
+"""``build_engine --backend fastest``, with the backends that are installed here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge_effdet import build_engine
+from edge_effdet.artifacts import Graph
+from edge_effdet.backends.base import BACKENDS
+from edge_effdet.detector import Detector
+
+
+def test_the_winner_is_built_and_the_race_is_in_its_json(
+    bccd_graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = f"--onnx {bccd_graph.path} --fp32 --backend fastest --name x --output {tmp_path} --json"
+    assert build_engine.main(arguments.split()) == 0
+    said = capsys.readouterr()
+    path = tmp_path / json.loads(said.out)["engine"]
+    record = json.loads(path.with_name(path.name + ".json").read_text())
+    race = record["race"]
+    assert record["backend"] == race["winner"]
+    assert race["graph"] == {"precision": "fp32", "sha256": bccd_graph.sha256}
+    rows = {row["backend"]: row for row in race["backends"]}
+    assert set(rows) == set(BACKENDS)
+    assert all(("skipped" in row) != ("median_ms" in row) for row in rows.values())
+    timed = {name: row["median_ms"] for name, row in rows.items() if "median_ms" in row}
+    assert {"onnxruntime", "openvino"} <= set(timed)
+    assert min(timed, key=lambda name: timed[name]) == race["winner"]
+    assert f"backend {race['winner']} is the fastest here" in said.err
+    # The record that is written last is the one whose hash is checked.
+    with Detector.load(path) as detector:
+        assert detector.spec == bccd_graph.spec
