@@ -133,7 +133,8 @@ def _insert_pair(graph: ir.Graph, source: ir.Value, scale: float) -> ir.Value:
         add_initializer(graph, f"{name}_zero_point", np.zeros((), np.int8)),
     ]
     codes = ir.Value(name=f"{name}_quantized", shape=source.shape, type=ir.TensorType(ir.DataType.INT8))
-    result = ir.Value(name=f"{name}_dequantized", shape=source.shape, type=source.type)
+    # A type of its own: one that two values share changes for both when one of them is cast.
+    result = ir.Value(name=f"{name}_dequantized", shape=source.shape, type=ir.TensorType(ir.DataType.FLOAT))
     graph.append(ir.Node("", "QuantizeLinear", [source, *constants], outputs=[codes], name=f"quantize_{name}"))
     graph.append(ir.Node("", "DequantizeLinear", [codes, *constants], outputs=[result], name=f"dequantize_{name}"))
     return result

@@ -19,6 +19,7 @@ from edge_effdet.quant.int8 import apply_recipe, make_recipe
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.patches import ConvolutionShape, convolution_shapes, measure_inputs, pick_patches
 from edge_effdet.quant.pixels import center_on_codes
+from edge_effdet.quant.precision import convert_to_half
 from edge_effdet.quant.proof import prove_precision
 from edge_effdet.quant.statistics import fetch_tensors, measure_extents, measure_histograms, sample_values
 from edge_effdet.quant.table import load_table, save_table, table_identity
@@ -151,6 +152,17 @@ def test_int8_is_close_and_stands_where_it_should(graph, images, options: Int8Op
     assert not set(final.input) & {name for name, node in makers.items() if node.op_type == "DequantizeLinear"}
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert all(kinds[node.input[1]] == onnx.TensorProto.FLOAT for node in model.graph.node if "antize" in node.op_type)
+
+
+def test_the_rest_can_be_fp16(graph, images):
+    recipe = make_recipe(graph, images, Int8Options())
+    model = apply_recipe(recipe, list(recipe.weights))
+    full = outputs(ir.to_proto(model), images)
+    convert_to_half(model)
+    half = ir.to_proto(model)
+    onnx.shape_inference.infer_shapes(half, check_type=True, strict_mode=True)
+    onnx.checker.check_model(half, full_check=True)
+    assert error(outputs(half, images), full) < 1e-3
 
 
 def test_a_part_of_it_is_int8_where_only_a_part_is_wanted(graph, images):
