@@ -445,11 +445,13 @@ def _apply_gate(engine: Engine, gate: GateOptions) -> None:
     accuracy: Mapping[str, Any] | None = engine.record["accuracy"]
     if gate.max_ap_drop is None or accuracy is None or accuracy["drop"] <= gate.max_ap_drop:
         return
+    remedy = "let --search find the layers that have to stay high"
+    if gate.search:
+        remedy = f"give the search a smaller budget than the gate's (it kept its own on {gate.search_split or 'val'})"
     raise AccuracyGateFailed(
         f"{engine.path} was built and is kept, but it loses {accuracy['drop']:.2f} points of AP "
         f"({100 * accuracy['reference_AP']:.1f} to {100 * accuracy['AP']:.1f}) and --max-ap-drop allows "
-        f"{gate.max_ap_drop:g}; let --search find the layers that have to stay high, calibrate on more images, fine-tune with "
-        "train --qat, or use --fp16."
+        f"{gate.max_ap_drop:g}; {remedy}, calibrate on more images, fine-tune with train --qat, or use --fp16."
     )
 
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from edge_effdet.artifacts import Graph
 from edge_effdet.errors import UsageError
 from edge_effdet.graph.model import load_model
-from edge_effdet.graph.rule import add_initializer, constant
+from edge_effdet.graph.rule import add_initializer, constant, remove_unused
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.equalize import equalize_channels
 from edge_effdet.quant.options import Int8Options
@@ -117,6 +117,8 @@ def apply_recipe(recipe: Recipe, quantized: Collection[str]) -> ir.Model:
                 if user.op_type == "Add" and _is_residual(user):
                     user.replace_input_with(position, value)
     model.graph.sort()
+    # The weights that INT8 replaced, and those that equalization did.
+    remove_unused(model)
     return model
 
 

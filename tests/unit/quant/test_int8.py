@@ -151,6 +151,7 @@ def test_int8_is_close_and_stands_where_it_should(graph, images, options: Int8Op
     final = next(node for node in model.graph.node if node.name == FINAL)
     assert not set(final.input) & {name for name, node in makers.items() if node.op_type == "DequantizeLinear"}
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert set(kinds) == {value for node in model.graph.node for value in node.input if value in kinds}
     assert all(kinds[node.input[1]] == onnx.TensorProto.FLOAT for node in model.graph.node if "antize" in node.op_type)
 
 

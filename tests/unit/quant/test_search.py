@@ -19,6 +19,7 @@ from edge_effdet.quant.calibration import load_calibration_images
 from edge_effdet.quant.int8 import Recipe, make_recipe
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.search import (
+    Layer,
     Placement,
     decibels,
     draw_placement,
@@ -26,6 +27,7 @@ from edge_effdet.quant.search import (
     placement_table,
     relative_error,
     search_placement,
+    worst_first,
 )
 from tests.unit.quant.test_int8 import SPEC, residual_network
 
@@ -50,6 +52,11 @@ def test_errors_are_measured_against_the_variance():
     other = [{"a": np.array([0.0, 1.0]), "b": np.array([10.0, 10.2])}]
     assert relative_error(one, other) == pytest.approx(0.25)
     assert decibels(0.01) == pytest.approx(20) and decibels(0.0) == 200
+
+
+def test_a_layer_that_saves_next_to_nothing_does_not_come_before_one_that_ruins_the_heads():
+    layers = [Layer("stem", 10, 0.0), Layer("noisy", 10, 20.0), Layer("cheap", 10, 1.0)]
+    assert worst_first(layers, {"stem": 1e-5, "noisy": 0.1, "cheap": 1e-3}, 3.0) == ["noisy", "cheap", "stem"]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,7 @@ def test_what_has_to_stay_high_is_found_reported_and_drawn(prepared, tmp_path):
     assert sorted([*placement.kept_high, *placement.quantized]) == sorted(NAMES)
     assert len(placement.kept_high) == 2 and placement.drop == 0.2
     assert asked[0] and len(asked[0]) == 7
-    worth = {layer.name: placement.noise[layer.name] / layer.saved_us for layer in placement.layers}
+    worth = {layer.name: placement.noise[layer.name] / max(layer.saved_us, 3.0) for layer in placement.layers}
     assert min(worth[name] for name in placement.kept_high) >= max(worth[name] for name in placement.quantized)
     text = placement_table(placement)
     assert "SQNR" in text and "0 kept high: +1.00" in text and all(name in text for name in NAMES)
