@@ -231,9 +231,9 @@ def build_engine(
     images: CalibrationImages | None,
     evaluation: tuple[str, Sequence[Sample]] | None,
     output: Path,
+    nms: str = "host",
     calibration_table: Path | None = None,
     search: Search | None = None,
-    nms: str = "host",
 ) -> Engine:
     """Lower, compile, measure, and write ``<name>.<precision>.<ext>`` and its JSON into ``output``.
 
@@ -395,9 +395,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         images,
         evaluation,
         output,
+        backend_options.nms,
         calibration.calibration_table,
         search,
-        backend_options.nms,
     )
     if race is not None:
         engine = replace(engine, record={**engine.record, "race": race.to_dict()})

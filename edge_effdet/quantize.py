@@ -19,7 +19,6 @@ from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.quant.calibration import CHOICES, CalibrationImages, load_calibration_images, load_manifest_images
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.placement import choose_convolutions
-from edge_effdet.quant.table import load_table, save_table, table_identity
 from edge_effdet.verify import graph_as_engine
 
 if TYPE_CHECKING:
@@ -134,6 +133,7 @@ def _search(
 ) -> list[str]:
     """The convolutions that become INT8; writes ``<output>.search.json`` with its steps, ``.placement.json`` and ``.png``."""
     from edge_effdet.quant.search import draw_placement, placement_table, search_placement
+    from edge_effdet.quant.table import table_identity
 
     recipe = replace(recipe, weights={name: recipe.weights[name] for name in candidates})
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
@@ -163,6 +163,7 @@ def _search(
 def prepare_int8(graph: Graph, images: CalibrationImages, options: Int8Options, table: Path | None = None) -> Recipe:
     """What INT8 makes of each convolution, for any choice of them. See ``quantize_graph``."""
     from edge_effdet.quant.int8 import make_recipe
+    from edge_effdet.quant.table import load_table, save_table, table_identity
 
     require_fp32(graph)
     known = None

@@ -42,7 +42,8 @@ def random_network(spec: ModelSpec, seed: int = 3, settled: bool = True) -> torc
         for module in norms:
             # The running statistics become those of the next batch.
             module.momentum = 1.0
-        noise = torch.randn(1, 3, *spec.image_size, generator=generator)
+        # Two, since the coarsest level may be a single position, which has no variance.
+        noise = torch.randn(2, 3, *spec.image_size, generator=generator)
         with torch.inference_mode():
             network.train()(noise)
         network.eval()

@@ -4,6 +4,8 @@ the worker that makes it, the process that trains on it, or where an interrupted
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -161,3 +163,13 @@ def _collate(items: list[_Item]) -> Batch:
         tuple(index for index, _ in readable),
         tuple(message for _, _, messages in items for message in messages),
     )
+
+
+def leave_dead_loaders_to_the_next_batch() -> None:
+    """Take back torch's handler for the death of a process that loads images; the next fetch notices it too.
+
+    The handler raises in whatever line the main thread stands, inside a library's C++ as well, which may turn the error into another
+    or leave the interpreter so that it crashes when it ends.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -21,7 +21,12 @@ from edge_effdet.artifacts import Checkpoint, ModelSpec
 from edge_effdet.data.dataset import Sample
 from edge_effdet.errors import CheckpointError, UsageError
 from edge_effdet.models.checkpoint import open_checkpoint, save_checkpoint
-from edge_effdet.training.loader import Batch, EpochBatches, training_loader
+from edge_effdet.training.loader import (
+    Batch,
+    EpochBatches,
+    leave_dead_loaders_to_the_next_batch,
+    training_loader,
+)
 from edge_effdet.training.memory import explain_out_of_memory, is_out_of_memory
 from edge_effdet.training.options import TrainOptions, differing_options
 from edge_effdet.training.qat import quantizer_ranges, without_quantizers
@@ -199,6 +204,8 @@ class Run:
             for step in range(first, steps):
                 asked = time.perf_counter()
                 batch = next(source)
+                if step == first:
+                    leave_dead_loaders_to_the_next_batch()
                 yield step, batch, time.perf_counter() - asked
                 self.bar.update()
 

@@ -45,8 +45,15 @@ HOST_ONLY = (
     "edge_effdet.graph.",
     "edge_effdet.models.bifpn",
     "edge_effdet.models.detector",
+    "edge_effdet.quant.equalize",
+    "edge_effdet.quant.int8",
+    "edge_effdet.quant.patches",
+    "edge_effdet.quant.pixels",
     "edge_effdet.quant.precision",
     "edge_effdet.quant.proof",
+    "edge_effdet.quant.search",
+    "edge_effdet.quant.statistics",
+    "edge_effdet.quant.table",
     "edge_effdet.training.",
 )
 """Prefixes of the modules whose every line is about torch or ONNX, so that they import it at their top."""
