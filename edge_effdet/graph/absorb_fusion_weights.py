@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edge_effdet.graph.rule import Refused, add_initializer, constant, replace_output
+from edge_effdet.graph.rule import Refused, add_initializer, constant, replace_output, scale_input
 
 RANGE = 64.0
 """Where others must be divided by it, p is between 1/64 and 64: else weights or activations leave FP16's precise range."""
@@ -76,9 +76,10 @@ class AbsorbFusionWeights:
 
     def rewrite(self, node: ir.Node, found: _Absorption) -> None:
         assert node.graph is not None
-        _scale_inputs(node, found.factor, (1, 2))
+        for position in (1, 2):
+            scale_input(node, position, found.factor)
         for conv in found.convolutions:
-            _scale_inputs(conv, 1 / found.factor, (1,))
+            scale_input(conv, 1, 1 / found.factor)
         for product, factor in found.scaled:
             position = 1 if constant(product.inputs[1]) is not None else 0
             source, old = product.inputs[1 - position], product.inputs[position]
@@ -104,14 +105,3 @@ def _is_nearest(user: ir.Node, position: int) -> bool:
     copies = user.op_type == "Resize" and text("mode", "nearest") == "nearest"
     # That one fills in a value of its own outside the picture.
     return copies and position == 0 and text("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
-
-
-def _scale_inputs(conv: ir.Node, factor: float, positions: tuple[int, ...]) -> None:
-    """Give a convolution scaled copies of its weight (1) and bias (2); the originals stay for whoever shares them."""
-    assert conv.graph is not None
-    for position in positions:
-        value = conv.inputs[position] if position < len(conv.inputs) else None
-        array = constant(value)
-        if value is not None and array is not None:
-            scaled = (array.astype(np.float64) * factor).astype(array.dtype)
-            conv.replace_input_with(position, add_initializer(conv.graph, value.name or "weight", scaled))

@@ -116,3 +116,14 @@ def replace_output(node: ir.Node, new: ir.Value) -> None:
         new.name = old.name
     ir.convenience.replace_all_uses_with(old, new)
     graph.remove(node, safe=True)
+
+
+def scale_input(conv: ir.Node, position: int, factors: np.ndarray | float) -> None:
+    """Give a convolution a scaled copy of its weight (1) or bias (2), if it has one; the original stays for whoever shares it."""
+    value = conv.inputs[position] if position < len(conv.inputs) else None
+    array = constant(value)
+    if value is None or array is None:
+        return
+    assert conv.graph is not None
+    scaled = (array.astype(np.float64) * factors).astype(array.dtype)
+    conv.replace_input_with(position, add_initializer(conv.graph, value.name or "weight", scaled))

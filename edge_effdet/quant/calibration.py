@@ -15,7 +15,7 @@ import numpy as np
 from edge_effdet.artifacts import Graph, ModelSpec, file_sha256
 from edge_effdet.data.dataset import Sample, manifest_sha256, readable_images, samples_manifest
 from edge_effdet.errors import DataError, UsageError
-from edge_effdet.preprocess import letterbox
+from edge_effdet.preprocess import images_to_batch, letterbox
 
 logger = logging.getLogger("edge_effdet.quantize")
 
@@ -77,7 +77,7 @@ class CalibrationImages:
 def letterboxed(image: np.ndarray, spec: ModelSpec) -> np.ndarray:
     """uint8 [height, width, 3] to the graph's input, uint8 [1, 3, H, W]."""
     canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
-    return np.ascontiguousarray(canvas.transpose(2, 0, 1))[None]
+    return images_to_batch([canvas])
 
 
 def choose_samples(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:

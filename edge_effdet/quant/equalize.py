@@ -28,7 +28,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edge_effdet.graph.rule import add_initializer, constant
+from edge_effdet.graph.rule import constant, scale_input
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.statistics import fetch_tensors
 
@@ -120,11 +120,11 @@ def balancing_factors(largest: np.ndarray, weights: Sequence[np.ndarray]) -> np.
 def scale_channels(stream: Stream, factors: np.ndarray) -> None:
     """Divide the channels of a stream's tensors by ``factors``, and let its takers multiply by them."""
     for maker in stream.makers:
-        _scale(maker, 1, 1 / factors.reshape(-1, 1, 1, 1))
-        _scale(maker, 2, 1 / factors)
+        scale_input(maker, 1, 1 / factors.reshape(-1, 1, 1, 1))
+        scale_input(maker, 2, 1 / factors)
     for taker in stream.takers:
         depthwise = taker.attributes.get_int("group", 1) != 1
-        _scale(taker, 1, factors.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
+        scale_input(taker, 1, factors.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
 
 
 def _connected(start: ir.Value) -> set[ir.Value]:
@@ -174,14 +174,3 @@ def _constant(conv: ir.Node, position: int) -> np.ndarray:
     array = constant(conv.inputs[position])
     assert array is not None
     return array
-
-
-def _scale(conv: ir.Node, position: int, factors: np.ndarray) -> None:
-    """Give a convolution a scaled copy of its weight (1) or bias (2); the original stays for whoever shares it."""
-    value = conv.inputs[position] if position < len(conv.inputs) else None
-    array = constant(value)
-    if value is None or array is None:
-        return
-    assert conv.graph is not None
-    scaled = (array.astype(np.float64) * factors).astype(array.dtype)
-    conv.replace_input_with(position, add_initializer(conv.graph, value.name or "weight", scaled))

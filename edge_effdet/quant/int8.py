@@ -12,8 +12,8 @@ What stands where, in the form that TensorRT turns into INT8 kernels:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -122,11 +122,6 @@ def apply_recipe(recipe: Recipe, quantized: Collection[str]) -> ir.Model:
     return model
 
 
-def with_high_precision_sums(recipe: Recipe) -> Recipe:
-    """The same, with every sum in floating point."""
-    return replace(recipe, options=replace(recipe.options, quantize_sums=False))
-
-
 def _insert_pair(graph: ir.Graph, source: ir.Value, scale: float) -> ir.Value:
     """Q/DQ behind a tensor; what took the tensor still does."""
     name = str(source.name)
@@ -184,8 +179,3 @@ def _require_single_images(model: onnx.ModelProto) -> None:
             f"The graph takes batches of {batch}, and calibration runs one image at a time; export it with "
             "--batch-size 1, or 0 for a dynamic batch."
         )
-
-
-def convolution_names(recipe: Recipe) -> Sequence[str]:
-    """Those that can be quantized, in the order of the graph."""
-    return tuple(recipe.weights)
