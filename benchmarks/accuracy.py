@@ -1,16 +1,18 @@
-"""What INT8 costs in AP: ours against what a user would run without us, on the same images in one run.
+"""What INT8 costs in AP, time and memory: ours against what a user would run without us, on the same images in one run.
 
 python -m benchmarks.accuracy --checkpoint tests/assets/bccd_lite0.safetensors --data ../shared/data/bccd --name bccd
 python -m benchmarks.accuracy --name quickstart
+
+NNCF is a peer where it is installed (``pip install -e .[peers]``).
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from benchmarks.machine import save_result
-from benchmarks.peers import modelopt_defaults, onnxruntime_static
+from benchmarks.peers import modelopt_defaults, nncf_defaults, onnxruntime_static
+from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph, file_sha256
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
 from edge_effdet.evaluate import detect_samples
 from edge_effdet.export import ExportOptions, export_network, load_source
+from edge_effdet.graph.model import load_graph
 from edge_effdet.images import read_image
 from edge_effdet.intervals import drop_interval
 from edge_effdet.metrics import coco_metrics
@@ -35,63 +39,68 @@ from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantiz
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
 from edge_effdet.verify import graph_as_engine, measure_latency
 
+OURS = "INT8, ours"
+Quantize = Callable[[Graph, Path, CalibrationImages, Path], object]
+"""From our graph, the same graph with float32 pixels, the images, to the file that it writes."""
 
-def compare(
-    graph: Graph, float_graph: Graph, images: CalibrationImages, samples: Sequence[Sample], work: Path
-) -> list[dict[str, Any]]:
-    """One row a way to quantize ``graph``: AP, share of INT8 MACs, seconds to quantize, milliseconds a run.
 
-    The peers get ``float_graph``, the same with float32 pixels, as a user would export it: onnxruntime's quantizer fails
-    on a uint8 input.
-    """
-    pixels = np.concatenate(list(images)).astype(np.float32)
+def ours(**changes: Any) -> Quantize:
+    return lambda graph, _, images, path: quantize_graph(graph, images, QuantizeOptions(**changes), path)
 
-    def ours(**changes: Any) -> Callable[[Path], object]:
-        return lambda path: quantize_graph(graph, images, QuantizeOptions(**changes), path)
 
-    # onnxruntime's go first: ModelOpt patches onnxruntime's quantizer in this process when it runs.
-    ways: dict[str, Callable[[Path], object]] = {
-        "INT8, onnxruntime MinMax": lambda path: onnxruntime_static.quantize(float_graph.path, pixels, path),
-        **{
-            f"INT8, onnxruntime {name}, convolutions": lambda path, name=name: onnxruntime_static.quantize(
-                float_graph.path, pixels, path, convolutions_only=True, method=name
-            )
-            for name in ("MinMax", "Entropy", "Percentile")
-        },
-        "INT8, ModelOpt's defaults": lambda path: modelopt_defaults.quantize(float_graph.path, pixels, path),
-        "FP16": lambda path: convert_graph_to_half(graph, path),
-        "INT8, ours": ours(),
-        "INT8, ours, max": ours(method="max"),
-        "INT8, ours, entropy": ours(method="entropy"),
-        "INT8, ours, mse": ours(method="mse"),
-        "INT8, ours, nearest": ours(rounding="nearest"),
-        "INT8, ours, not equalized": ours(equalize=False),
-        "INT8, ours, bias corrected": ours(correct_bias=True),
-    }
-    graphs, seconds = {"FP32": graph}, {"FP32": 0.0}
-    for number, (name, quantize) in enumerate(ways.items()):
-        path = work / f"{number}.onnx"
-        started = time.perf_counter()
-        quantize(path)
-        seconds[name] = time.perf_counter() - started
-        graphs[name] = replace(graph, path=path, sha256=file_sha256(path))
+def peer(quantize: Callable[..., object], **options: Any) -> Quantize:
+    """A peer gets float32 pixels, as a user would export it: onnxruntime's quantizer fails on a uint8 input."""
+
+    def call(_: Graph, float_graph: Path, images: CalibrationImages, path: Path) -> None:
+        quantize(float_graph, np.concatenate(list(images)).astype(np.float32), path, **options)
+
+    return call
+
+
+WAYS: dict[str, Quantize] = {
+    "FP16": lambda graph, _, __, path: convert_graph_to_half(graph, path),
+    OURS: ours(),
+    "INT8, ours, max": ours(method="max"),
+    "INT8, ours, entropy": ours(method="entropy"),
+    "INT8, ours, mse": ours(method="mse"),
+    "INT8, ours, nearest": ours(rounding="nearest"),
+    "INT8, ours, not equalized": ours(equalize=False),
+    "INT8, ours, bias corrected": ours(correct_bias=True),
+    "INT8, ModelOpt's defaults": peer(modelopt_defaults.quantize),
+    "INT8, NNCF's defaults": peer(nncf_defaults.quantize),
+    "INT8, onnxruntime MinMax": peer(onnxruntime_static.quantize),
+    **{
+        f"INT8, onnxruntime {name}, convolutions": peer(
+            onnxruntime_static.quantize, convolutions_only=True, method=name
+        )
+        for name in ("MinMax", "Entropy", "Percentile")
+    },
+}
+
+
+def compare(graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """One row a way: AP, what is lost against the first with its interval, share of INT8 MACs, milliseconds a run."""
     engines = {name: graph_as_engine(each) for name, each in graphs.items()}
     found = {name: detect_samples(engine, samples) for name, engine in engines.items()}
-    metrics = {name: coco_metrics(*pair, graph.spec) for name, pair in found.items()}
     latencies = measure_latency(list(engines.values()), read_image(samples[0].path))
-    return [
-        {
-            "way": name,
-            "AP": metrics[name].AP,
-            "AP50": metrics[name].AP50,
-            "drop": 100 * (metrics["FP32"].AP - metrics[name].AP),
-            "drop_interval": drop_interval(found["FP32"][0], found["FP32"][1], found[name][1], graph.spec.num_classes),
-            "int8_mac_fraction": count_int8(graphs[name].path),
-            "quantize_seconds": round(seconds[name], 1),
-            "median_ms": latency["median_ms"],
-        }
-        for name, latency in zip(engines, latencies, strict=True)
-    ]
+    (readable, reference), spec = next(iter(found.values())), next(iter(graphs.values())).spec
+    before = coco_metrics(readable, reference, spec)
+    rows = []
+    for (name, (_, after)), latency in zip(found.items(), latencies, strict=True):
+        metrics = coco_metrics(readable, after, spec)
+        rows.append(
+            {
+                "way": name,
+                "AP": metrics.AP,
+                "AP50": metrics.AP50,
+                "drop": 100 * (before.AP - metrics.AP),
+                "drop_interval": drop_interval(readable, reference, after, spec.num_classes),
+                "int8_mac_fraction": count_int8(graphs[name].path),
+                "to_quantize": costs.get(name),
+                "median_ms": latency["median_ms"],
+            }
+        )
+    return rows
 
 
 def count_int8(path: Path) -> float:
@@ -102,42 +111,84 @@ def count_int8(path: Path) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
+    if arguments.one:
+        graph = load_graph(arguments.work / "fp32.onnx")
+        images, _ = _images(arguments.data, graph, arguments.images)
+        call = ours(keep_high=arguments.keep_high) if arguments.keep_high else WAYS[arguments.one]
+        output = arguments.work / "out.onnx"
+        list(images.first(2))
+        return Result("", cost_of(lambda: call(graph, arguments.work / "float32.onnx", images, output)))
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         work = Path(folder)
-        data = arguments.data or quickstart_scenes(work)
+        data = (arguments.data or quickstart_scenes(work)).resolve()
         checkpoint = arguments.checkpoint or quickstart_checkpoint()
-        network, spec, parents = load_source(checkpoint, None)
-        graph = export_network(network, spec, parents, work / "fp32.onnx", ExportOptions()).graph
-        options = ExportOptions(input_dtype="float32")
-        float_graph = export_network(network, spec, parents, work / "float32.onnx", options).graph
-        dataset = match_classes(read_dataset(data), spec)
-        _, calibration = dataset.choose_split(None, ("calibration", "train"))
-        _, samples = dataset.choose_split("test", ())
+        graph = _export(checkpoint, work)
+        images, samples = _images(data, graph, arguments.images)
         samples = samples[: arguments.judge or None]
-        images = load_calibration_images(calibration, spec, arguments.images, seed=0)
-        rows = compare(graph, float_graph, images, samples, work)
+        jobs = [(way, work, []) for way in WAYS if not arguments.only or way in (*arguments.only, OURS)]
+        if arguments.keep_high:
+            jobs.append((f"{OURS}, high: {arguments.keep_high}", work, ["--keep-high", arguments.keep_high]))
+        if arguments.qat:
+            _export(arguments.qat, work / "qat")
+            jobs.append((f"{OURS}, after QAT", work / "qat", []))
+        graphs, costs, refused = {"FP32": graph}, {}, {}
+        shared = ["--data", data, "--images", arguments.images, "--name", "-"]
+        for number, (way, own, extra) in enumerate(jobs):
+            base = way if way in WAYS else OURS
+            try:
+                costs[way] = run_module("benchmarks.accuracy", ["--one", base, "--work", own, *extra, *shared])
+            except subprocess.CalledProcessError as error:
+                # A peer that cannot do it is a finding, which the table shows.
+                refused[way] = f"exit code {error.returncode}"
+                continue
+            path = (own / "out.onnx").rename(work / f"{number}.onnx")
+            graphs[way] = replace(graph, path=path, sha256=file_sha256(path))
+        rows = compare(graphs, costs, samples)
+        calibration = {key: value for key, value in images.record("").items() if key not in ("manifest", "method")}
     result = {
-        "checkpoint_sha256": parents["checkpoint"],
-        "calibration": {key: value for key, value in images.record("").items() if key not in ("manifest", "method")},
+        "checkpoint_sha256": graph.parents["checkpoint"],
+        "calibration": calibration,
         "evaluation": {"split": "test", "images": len(samples), "data_sha256": samples_sha256(samples)},
         "rows": rows,
+        "refused": refused,
     }
-    path = save_result(f"accuracy-{arguments.name}", result)
-    shown = [
-        (
-            row["way"],
-            f"{100 * row['AP']:.1f}",
-            f"{100 * row['AP50']:.1f}",
-            f"{row['drop']:+.2f}",
-            "{:+.1f} to {:+.1f}".format(*row["drop_interval"]),
-            f"{100 * row['int8_mac_fraction']:.1f} %",
-            f"{row['quantize_seconds']:.0f} s",
-            f"{row['median_ms']:.1f} ms",
-        )
-        for row in rows
-    ]
-    header = ("way", "AP", "AP50", "drop", "95 %", "INT8 MACs", "to quantize", "a run")
-    return Result(f"{table([header, *shown])}\n\n{path}", result)
+    saved = save_result(f"accuracy-{arguments.name}", result)
+    header = ("way", "AP", "AP50", "drop", "95 %", "INT8 MACs", "to quantize", "memory", "a run")
+    text = table([header, *map(_cells, rows)])
+    text += "".join(f"\n{way}: failed ({why}); its message is above" for way, why in refused.items())
+    return Result(f"{text}\n\n{saved}", result)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    cost = row["to_quantize"]
+    return (
+        row["way"],
+        f"{100 * row['AP']:.1f}",
+        f"{100 * row['AP50']:.1f}",
+        f"{row['drop']:+.2f}",
+        "{:+.2f} to {:+.2f}".format(*row["drop_interval"]),
+        f"{100 * row['int8_mac_fraction']:.1f} %",
+        f"{cost['seconds']:.0f} s" if cost else "",
+        f"{cost['peak_mb_over_idle']} MB" if cost else "",
+        f"{row['median_ms']:.1f} ms",
+    )
+
+
+def _export(checkpoint: Path, work: Path) -> Graph:
+    """``fp32.onnx``, and ``float32.onnx`` with float32 pixels for the peers."""
+    network, spec, parents = load_source(checkpoint, None)
+    floats = ExportOptions(input_dtype="float32")
+    work.mkdir(exist_ok=True)
+    export_network(network, spec, parents, work / "float32.onnx", floats)
+    return export_network(network, spec, parents, work / "fp32.onnx", ExportOptions()).graph
+
+
+def _images(data: Path, graph: Graph, count: int) -> tuple[CalibrationImages, Sequence[Sample]]:
+    """What calibrates, and the labelled images that judge."""
+    dataset = match_classes(read_dataset(data, quiet=True), graph.spec)
+    _, calibration = dataset.choose_split(None, ("calibration", "train"))
+    _, samples = dataset.choose_split("test", ())
+    return load_calibration_images(calibration, graph.spec, count, seed=0), samples
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,6 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--images", type=int, default=64, metavar="N", help="calibration images (default: 64)")
     parser.add_argument("--judge", type=int, default=0, metavar="N", help="only so many test images (default: all)")
+    parser.add_argument("--keep-high", metavar="P", help="one more way: ours with these high, as a search found on val")
+    parser.add_argument("--qat", type=Path, metavar="F", help="one more way: ours of this checkpoint, from train --qat")
+    parser.add_argument("--only", nargs="+", choices=tuple(WAYS), metavar="WAY", help="and ours (default: all)")
+    parser.add_argument("--one", choices=tuple(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", required=True, help="of the result file")
     return run_verb(parser, _run, argv)
 

@@ -9,20 +9,16 @@ activations changes, as the largest and the median relative change of a range ag
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.latency import ROOT
 from benchmarks.machine import save_result
+from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.dataset import match_classes, read_dataset
@@ -36,10 +32,6 @@ from edge_effdet.quant.statistics import as_input, input_tensors, open_session
 from edge_effdet.quant.table import measure_table
 
 PLAIN, MODELOPT = "plain FP32 inference", "ModelOpt"
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def ranges(graph: Graph, images: CalibrationImages, method: str, sampled: int | None = None) -> dict[str, float]:
@@ -73,14 +65,7 @@ def run_one(way: str, graph: Graph, float_graph: Path, images: CalibrationImages
 
         ways[way] = call
     list(images.first(2))
-    idle, started = peak_megabytes(), time.perf_counter()
-    ways[way]()
-    return {
-        "way": way,
-        "images": len(images),
-        "seconds": round(time.perf_counter() - started, 1),
-        "peak_mb_over_idle": round(peak_megabytes() - idle),
-    }
+    return {"way": way, "images": len(images), **cost_of(ways[way])}
 
 
 def sampling_effect(graph: Graph, images: CalibrationImages) -> list[dict[str, Any]]:
@@ -107,7 +92,10 @@ def _run(arguments: argparse.Namespace) -> Result:
         ours = [PLAIN, *(f"ranges, {method}" for method in METHODS), "ranges and weights, the default"]
         counts = [(way, arguments.images) for way in ours]
         counts += [(f"{MODELOPT}, {method}", min(64, arguments.images)) for method in ("max", "entropy")]
-        rows = [_subprocess(arguments.data, path, way, count) for way, count in counts]
+        shared = ["--graph", path, "--data", arguments.data.resolve(), "--name", "-"]
+        rows = [
+            run_module("benchmarks.calibration", ["--one", way, "--images", count, *shared]) for way, count in counts
+        ]
         effect = sampling_effect(graph, _images(arguments.data, graph, 16))
     result = {"rows": rows, "sampling": effect}
     saved = save_result(f"calibration-{arguments.name}", result)
@@ -132,13 +120,6 @@ def _images(data: Path, graph: Graph, count: int) -> CalibrationImages:
     dataset = match_classes(read_dataset(data, quiet=True), graph.spec)
     _, samples = dataset.choose_split(None, ("calibration", "train"))
     return load_calibration_images(samples, graph.spec, count, seed=0)
-
-
-def _subprocess(data: Path, path: Path, way: str, count: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.calibration", "--one", way, "--graph", path, "--data", data.resolve()]
-    command += ["--images", str(count), "--name", "-", "--json"]
-    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)  # type: ignore[arg-type]
-    return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +32,38 @@ def random_network(spec: ModelSpec, seed: int = 3, settled: bool = True) -> torc
         module.weight.data.uniform_(0.5, 1.5, generator=generator)
     # effdet starts the heads with small weights and one large bias, beside which nothing that the BiFPN does would show.
     network.class_net.predict.conv_pw.bias.data.zero_()
-    for part in (network.fpn, network.class_net, network.box_net):
-        for module in part.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(module.weight, generator=generator)
+    # Squeeze and excitation starts with weights that make its gates so steep that they magnify FP32's rounding.
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d) and (not name.startswith("backbone") or ".se." in name):
+            torch.nn.init.kaiming_normal_(module.weight, generator=generator)
     for name, parameter in network.named_parameters():
         if is_edge_weight(name):
             parameter.data.normal_(0.7, 0.8, generator=generator)
+            # A sum whose weights are all below 0 is 0 for every image, so it has no range to calibrate.
+            if bool((parameter <= 0).all()):
+                parameter.data.neg_()
     if settled:
         for module in norms:
             # The running statistics become those of the next batch.
             module.momentum = 1.0
-        # Two, since the coarsest level may be a single position, which has no variance.
-        noise = torch.randn(2, 3, *spec.image_size, generator=generator)
         with torch.inference_mode():
-            network.train()(noise)
+            network.train()(_noise(spec, generator))
         network.eval()
     for module in norms:
         spread = module.running_var.sqrt()
         module.running_mean.add_(0.1 * spread * torch.randn(spread.shape, generator=generator))
         module.running_var.mul_(torch.empty_like(spread).uniform_(0.5, 2, generator=generator))
     return network
+
+
+def _noise(spec: ModelSpec, generator: torch.Generator) -> torch.Tensor:
+    """So many images that a channel of the coarsest level has 64 values.
+
+    Of fewer, some channels hardly vary, and a batch norm that divides by that blows FP32's rounding up.
+    """
+    height, width = spec.image_size
+    images = max(2, math.ceil(64 / (math.ceil(height / 128) * math.ceil(width / 128))))
+    return torch.randn(images, 3, height, width, generator=generator)
 
 
 def export_and_compare(

@@ -6,6 +6,8 @@
 2. **Order.** Errors of independent roundings add, so the error of a choice is about the sum of its members'. What INT8 saves is
    the time of the cost model (``graph.cost``). To keep high those with the most noise a microsecond is the greedy solution of
    that knapsack: the best one at each of its own steps.
+   AP alone would order them badly: one layer's is mostly within the noise of an evaluation. That of the most sensitive ones is
+   measured all the same, and shown beside their SQNR.
 3. **Judgement.** How many of them have to stay is decided by AP on validation images: none, then 1, 2, 4, … until the loss is
    within what is allowed, then by halves. Each step is a whole evaluation of a whole graph.
 
@@ -41,6 +43,7 @@ from edge_effdet.quant.statistics import fetch_tensors
 logger = logging.getLogger("edge_effdet.quantize")
 
 SENSITIVITY_IMAGES = 8
+JUDGED_ALONE = 8
 
 Judge = Callable[[Sequence[str]], float]
 """From the convolutions in INT8 to the points of AP lost."""
@@ -68,6 +71,7 @@ class Placement:
     Attributes:
         layers: in the order of the graph.
         noise: error over signal at the heads with that layer alone in INT8; empty where all of them could be.
+        alone: points of AP lost with that layer alone in INT8, of the most sensitive ones.
         kept_high: names.
         judged: layers kept high to points of AP lost, of all that was tried.
         drop: points of AP that the choice loses, on the images that judged it.
@@ -76,6 +80,7 @@ class Placement:
 
     layers: Sequence[Layer]
     noise: Mapping[str, float]
+    alone: Mapping[str, float]
     kept_high: Sequence[str]
     judged: Mapping[int, float]
     drop: float
@@ -98,6 +103,7 @@ class Placement:
                     "macs": layer.macs,
                     "saved_us": layer.saved_us,
                     "sqnr_db": decibels(self.noise[layer.name]) if self.noise else None,
+                    "drop_alone": self.alone.get(layer.name),
                     "precision": "high" if layer.name in high else "int8",
                 }
                 for layer in self.layers
@@ -111,6 +117,7 @@ class _State:
 
     identity: Mapping[str, Any]
     noise: dict[str, float] = field(default_factory=dict)
+    alone: dict[str, float] = field(default_factory=dict)
     judged: dict[int, float] = field(default_factory=dict)
 
 
@@ -151,6 +158,7 @@ def search_placement(
 
     if drop_with(0) > max_drop:
         _measure_noise(recipe, images.first(SENSITIVITY_IMAGES), layers, state, state_path)
+        _judge_alone(judge, state, state_path)
         names = worst_first(layers, state.noise, get_target(target).launch_us)
     count = fewest_kept(drop_with, len(names) - 1, max_drop)
     if count is None:
@@ -160,7 +168,10 @@ def search_placement(
             f"convolutions high and loses {state.judged[best]:.2f}: allow that with --max-ap-drop, or fine-tune the checkpoint "
             "with train --qat."
         )
-    return Placement(layers, dict(state.noise), tuple(names[:count]), dict(state.judged), state.judged[count], target)
+    kept = tuple(names[:count])
+    return Placement(
+        layers, dict(state.noise), dict(state.alone), kept, dict(state.judged), state.judged[count], target
+    )
 
 
 def worst_first(layers: Sequence[Layer], noise: Mapping[str, float], least_us: float) -> list[str]:
@@ -218,12 +229,13 @@ def placement_table(placement: Placement, rows: int = 20) -> str:
     if not placement.noise:
         return f"points of AP lost with {tried}; all convolutions can be INT8, so the search looked no further"
     worst = sorted(placement.layers, key=lambda layer: -placement.noise[layer.name])[:rows]
-    lines = [("layer", "SQNR at the heads", "MACs", "INT8 saves", "kept")]
+    lines = [("layer", "SQNR at the heads", "AP lost", "MACs", "INT8 saves", "kept")]
     for layer in worst:
         sqnr = f"{decibels(placement.noise[layer.name]):.1f} dB"
         kept = "high" if layer.name in high else "INT8"
-        lines.append((layer.name, sqnr, f"{layer.macs / 1e6:.1f} M", f"{layer.saved_us:.2f} us", kept))
-    return f"{table(lines)}\n\npoints of AP lost with {tried}"
+        lost = f"{placement.alone[layer.name]:+.2f}" if layer.name in placement.alone else ""
+        lines.append((layer.name, sqnr, lost, f"{layer.macs / 1e6:.1f} M", f"{layer.saved_us:.2f} us", kept))
+    return f"each layer alone in INT8:\n\n{table(lines)}\n\npoints of AP lost with {tried}"
 
 
 def draw_placement(placement: Placement, path: Path) -> None:
@@ -281,6 +293,14 @@ def _measure_noise(
             _save_state(state, state_path)
 
 
+def _judge_alone(judge: Judge, state: _State, state_path: Path) -> None:
+    worst = sorted(state.noise, key=lambda name: (-state.noise[name], name))[:JUDGED_ALONE]
+    missing = [name for name in worst if name not in state.alone]
+    for name in progress(missing, len(missing), "AP of the most sensitive"):
+        state.alone[name] = judge([name])
+        _save_state(state, state_path)
+
+
 def head_tensors(recipe: Recipe) -> list[str]:
     """The outputs of the last convolution of each head and level."""
     final = [node for node in recipe.model.graph.node if node.op_type == "Conv" and is_final(node.name)]
@@ -323,6 +343,7 @@ def _load_state(path: Path, identity: Mapping[str, Any]) -> _State:
         kept = _State(
             dict(raw["identity"]),
             {str(name): float(value) for name, value in raw["noise"].items()},
+            {str(name): float(drop) for name, drop in raw["alone"].items()},
             {int(count): float(drop) for count, drop in raw["judged"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -332,9 +353,10 @@ def _load_state(path: Path, identity: Mapping[str, Any]) -> _State:
             f"{path} holds the steps of a search with another graph, other images or other options; delete it, or give another "
             "--output."
         )
-    logger.info("going on with the %d steps of %s", len(kept.noise) + len(kept.judged), path)
+    logger.info("going on with the %d steps of %s", len(kept.noise) + len(kept.alone) + len(kept.judged), path)
     return kept
 
 
 def _save_state(state: _State, path: Path) -> None:
-    write_json(path, {"identity": dict(state.identity), "noise": state.noise, "judged": state.judged})
+    steps = {"noise": state.noise, "alone": state.alone, "judged": state.judged}
+    write_json(path, {"identity": dict(state.identity), **steps})

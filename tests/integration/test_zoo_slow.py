@@ -100,5 +100,5 @@ def test_a_search_brings_d0_within_its_budget(bccd: Path, tmp_path: Path):
     assert record["proof"]["int8_mac_fraction"] >= 0.9
     assert record["accuracy"]["drop"] <= 1.5
     steps = json.loads((tmp_path / "graphs" / "d0.int8.onnx.search.json").read_text())
-    assert len(steps["noise"]) == 194 and steps["judged"]["0"] > 0.5
+    assert len(steps["noise"]) == 194 and len(steps["alone"]) == 8 and steps["judged"]["0"] > 0.5
     assert min(steps["judged"].values()) <= 0.5

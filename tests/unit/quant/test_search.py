@@ -85,16 +85,20 @@ def test_what_has_to_stay_high_is_found_reported_and_drawn(prepared, tmp_path):
     placement = search(prepared, judge, tmp_path / "steps.json")
     assert sorted([*placement.kept_high, *placement.quantized]) == sorted(NAMES)
     assert len(placement.kept_high) == 2 and placement.drop == 0.2
+    # Each alone, of so few layers: what judge says of one.
+    assert placement.alone == dict.fromkeys(NAMES, 0.2)
     assert asked[0] and len(asked[0]) == 7
     worth = {layer.name: placement.noise[layer.name] / max(layer.saved_us, 3.0) for layer in placement.layers}
     assert min(worth[name] for name in placement.kept_high) >= max(worth[name] for name in placement.quantized)
     text = placement_table(placement)
     assert "SQNR" in text and "0 kept high: +1.00" in text and all(name in text for name in NAMES)
+    assert text.count("+0.20") == len(NAMES) + 1
     draw_placement(placement, tmp_path / "placement.png")
     with Image.open(tmp_path / "placement.png") as picture:
         assert picture.width > 1000
     told = placement.to_dict()
     assert json.loads(json.dumps(told))["layers"][0]["name"] == "stem"
+    assert {layer["drop_alone"] for layer in told["layers"]} == {0.2}
     assert [layer["name"] for layer in told["layers"] if layer["precision"] == "high"] == [
         name for name in NAMES if name in placement.kept_high
     ]
@@ -119,18 +123,18 @@ def test_a_stopped_search_goes_on_where_it_was(prepared, tmp_path, monkeypatch):
 
     def judge(quantized: Sequence[str]) -> float:
         asked.append(len(quantized))
-        if len(asked) == 3:
+        if len(asked) == 10:
             raise KeyboardInterrupt
         return 0.2 if len(quantized) <= 5 else 1.0
 
     with pytest.raises(KeyboardInterrupt):
         search(prepared, judge, path)
     kept = json.loads(path.read_text())
-    assert set(kept["noise"]) == set(NAMES) and kept["judged"] == {"0": 1.0, "1": 1.0}
+    assert set(kept["noise"]) == set(kept["alone"]) == set(NAMES) and kept["judged"] == {"0": 1.0, "1": 1.0}
     # What was measured is not measured again.
     monkeypatch.setattr("edge_effdet.quant.search.fetch_tensors", None)
     placement = search(prepared, judge, path)
-    assert len(placement.kept_high) == 2 and asked == [7, 6, 5, 5]
+    assert len(placement.kept_high) == 2 and asked == [7, *[1] * 7, 6, 5, 5]
     with pytest.raises(InputError, match="the steps of a search with another graph"):
         search(prepared, judge, path, identity={"graph_sha256": "b"})
     path.write_text("[")
