@@ -12,12 +12,11 @@ import numpy as np
 
 from benchmarks.graph_subjects import Skipped
 from edge_effdet.artifacts import Engine, Graph, file_sha256
-from edge_effdet.backends import tensorrt, tensorrt_rtx
+from edge_effdet.backends import onnxruntime_cuda, tensorrt, tensorrt_rtx
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
 from edge_effdet.backends.tensorrt_engine import RunnerOptions
 from edge_effdet.backends.tensorrt_library import Flavor
 from edge_effdet.backends.tensorrt_runner import TensorRTRunner
-from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.graph.efficient_nms import attach_efficient_nms
 
 FLAVORS: Mapping[str, Flavor] = {"tensorrt": tensorrt.FLAVOR, "tensorrt-rtx": tensorrt_rtx.FLAVOR}
@@ -42,52 +41,18 @@ class Way:
 
 def find_onnxruntime_cuda() -> str | Skipped:
     """onnxruntime's version where it has CUDA, or why there is none."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        return Skipped(f"onnxruntime cannot be imported ({error})")
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return Skipped(
-            f"this onnxruntime {ort.__version__} is a build without CUDA; in an environment of its own, "
-            "pip install onnxruntime-gpu"
-        )
-    return ort.__version__
+    answer = onnxruntime_cuda.probe()
+    return answer.version if isinstance(answer, Available) else Skipped(f"{answer.reason}; {answer.fix}")
 
 
-def open_onnxruntime_cuda(path: Path, batch: int, cuda_graph: bool) -> Way:
-    """A graph in onnxruntime on CUDA, its input and outputs bound to memory of the GPU.
+def open_onnxruntime_cuda(path: Path, cuda_graph: bool) -> Way:
+    """A graph in onnxruntime on CUDA, as the backend runs it.
 
     Raises:
-        EdgeEffDetError: the session fell back to the CPU.
+        EngineError: the session fell back to the CPU.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    provider = ("CUDAExecutionProvider", {"device_id": 0, "enable_cuda_graph": "1" if cuda_graph else "0"})
-    session = ort.InferenceSession(str(path), options, providers=[provider, "CPUExecutionProvider"])
-    if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise EdgeEffDetError("onnxruntime fell back to the CPU: its CUDA libraries do not load here.")
-    (taken,) = session.get_inputs()
-    pixels = ort.OrtValue.ortvalue_from_numpy(np.zeros((batch, *taken.shape[1:]), np.uint8), "cuda", 0)
-    dtypes = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
-    results = {
-        output.name: ort.OrtValue.ortvalue_from_shape_and_type(
-            [batch, *output.shape[1:]], dtypes[output.type], "cuda", 0
-        )
-        for output in session.get_outputs()
-    }
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(taken.name, pixels)
-    for name, value in results.items():
-        binding.bind_ortvalue_output(name, value)
-
-    def call(images: np.ndarray) -> dict[str, np.ndarray]:
-        pixels.update_inplace(images)
-        session.run_with_iobinding(binding)
-        return {name: value.numpy() for name, value in results.items()}
-
-    return Way(call, lambda: None, lambda: None)
+    runner = onnxruntime_cuda.BoundRunner(onnxruntime_cuda.open_session(path, cuda_graph), "cuda")
+    return Way(lambda images: runner.run({"images": images}), lambda: None, lambda: runner.__exit__(None, None, None))
 
 
 def probe_flavor_here(name: str) -> tuple[Flavor, dict[str, Any]] | Skipped:

@@ -283,7 +283,7 @@ def _openers(task: Task, subject: Subject, graph: Graph, batch: int) -> dict[str
             ways[name] = (
                 found
                 if isinstance(found, Skipped)
-                else lambda captured=captured: open_onnxruntime_cuda(graph.path, batch, captured)
+                else lambda captured=captured: open_onnxruntime_cuda(graph.path, captured)
             )
     for name in ("tensorrt", "tensorrt-rtx"):
         if name in task.backends:
