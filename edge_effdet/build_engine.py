@@ -345,8 +345,13 @@ def _run(arguments: argparse.Namespace) -> Result:
     if not fastest:
         require_nms(backend_options.nms, backend)
     calibration, gate = options_from(CalibrationOptions, arguments), options_from(GateOptions, arguments)
-    if gate.max_ap_drop is not None and gate.eval_data is None and (arguments.checkpoint or arguments.onnx):
+    own_model = arguments.checkpoint is not None or arguments.onnx is not None
+    if gate.max_ap_drop is not None and gate.eval_data is None and own_model:
         raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
+    if gate.search and gate.max_ap_drop is None:
+        raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
+    if gate.search and arguments.precision != "int8":
+        raise UsageError("--search chooses what becomes INT8, and there is nothing to choose here; leave it out.")
     output: Path = arguments.output
     require_writable(output)
     name, graph = _source_graph(arguments, output)
@@ -369,7 +374,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         logger.info("%s", race.text())
     if arguments.high_precision is None:
         arguments.high_precision = "fp16" if backend in HALF_BY_NATURE else "fp32"
-    if arguments.checkpoint is None and arguments.onnx is None:
+    if not own_model:
         calibration, gate = _complete_quickstart(calibration, gate, output)
     evaluation = None
     images = None
@@ -382,7 +387,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
     if evaluation is not None and manifest:
         refuse_overlap(manifest, samples_manifest(evaluation[1]))
-    search = _search_options(gate, dataset, graph, arguments.precision, evaluation)
+    search = _search_options(gate, dataset, graph, evaluation)
     if search is not None:
         refuse_overlap(manifest, samples_manifest(search.samples))
     engine = build_engine(
@@ -403,23 +408,19 @@ def _run(arguments: argparse.Namespace) -> Result:
         engine = replace(engine, record={**engine.record, "race": race.to_dict()})
         write_json(engine.json_path, engine.record)
     _apply_gate(engine, gate)
-    return Result(_report(engine), {"engine": str(engine.path), **engine.record})
+    # The record names the file beside it; a script wants to find it.
+    return Result(_report(engine), {**engine.record, "engine": str(engine.path)})
 
 
 def _search_options(
     gate: GateOptions,
     dataset: Dataset | None,
     graph: Graph,
-    precision: str,
     evaluation: tuple[str, Sequence[Sample]] | None,
 ) -> Search | None:
     """What a search is judged by: labelled images that the gate does not measure on, where the data has them."""
-    if not gate.search:
+    if not gate.search or gate.max_ap_drop is None or dataset is None or evaluation is None:
         return None
-    if precision != "int8" or graph.precision != "fp32":
-        raise UsageError("--search chooses what becomes INT8, and there is nothing to choose here; leave it out.")
-    if gate.max_ap_drop is None or dataset is None or evaluation is None:
-        raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
     split, samples = match_classes(dataset, graph.spec).choose_split(gate.search_split, ("val",))
     if split in ("all", evaluation[0]):
         logger.warning(

@@ -121,6 +121,9 @@ def test_a_search_judges_by_another_split_and_keeps_its_steps(
     )
     assert build_engine.main(arguments.split()) == 2
     assert "--search needs a budget" in capsys.readouterr().err
+    assert build_engine.main(f"{arguments} --max-ap-drop 20 --fp16".replace(" --int8", "").split()) == 2
+    assert "there is nothing to choose here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
     assert build_engine.main(f"{arguments} --max-ap-drop 20".split()) == 0
     said = capsys.readouterr()
     assert "searching on 87 images (split val)" in said.err and "all convolutions can be INT8" in said.err
