@@ -44,5 +44,6 @@ def make_compiled(network: torch.nn.Module, spec: ModelSpec) -> Detect:
     """The same with the network through ``torch.compile``. Compiles at the first picture."""
     import torch
 
-    compiled: torch.nn.Module = torch.compile(network)  # type: ignore[assignment]
+    # Else a second model in the process would be compiled for any size, which takes longer than anyone waits.
+    compiled: torch.nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     return make_eager(compiled, spec)

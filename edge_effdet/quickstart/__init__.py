@@ -16,8 +16,11 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = Path(__file__).with_name("quickstart.safetensors")
 SCENES_SEED = 0
-SCENES = {"calibration": 128, "test": 100}
-"""Scenes that ``make engine`` needs. Training used the splits train and val of the same seed."""
+SCENES = {"calibration": 128, "test": 300}
+"""Scenes that ``make engine`` needs. Training used the splits train and val of the same seed.
+
+A drop is known to 0.3 points of AP on 100 scenes, which is as much as it may be, and to 0.2 on 300.
+"""
 
 
 def quickstart_checkpoint() -> Path:
