@@ -81,7 +81,7 @@ def open_tensorrt(
         graph = attach_efficient_nms(graph, graph.path.with_suffix(".efficientnms.onnx"))
     path = graph.path.with_suffix(f".{name}.batch{batch}.engine")
     if not path.is_file():
-        path.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(batch, batch, batch))))
+        path.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(batch,))))
     engine = Engine(path, graph.spec, name, graph.precision, {"engine_sha256": file_sha256(path)})
     runner = TensorRTRunner(flavor, engine, RunnerOptions(contexts=1, cuda_graphs=cuda_graphs, timed=True))
     return Way(lambda images: runner.run({"images": images}), lambda: runner.last_device_ms, runner.close, suppresses)

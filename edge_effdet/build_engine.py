@@ -63,6 +63,9 @@ class BackendOptions:
     target: str = option("", help="tensorrt-rtx: SM versions, as in 86+89+120")
     workspace_mib: int = option(0, help="TensorRT: limit of the builder's scratch memory, 0 for none")
     timing_cache: Path | None = option(None, help="TensorRT: a file that keeps the timings of kernels between builds")
+    batch_sizes: str = option(
+        "1,8", help="TensorRT, with --batch-size 0: what it is tuned for, the last being the most"
+    )
     nms: str = option("host", help="where boxes are suppressed; efficientnms is TensorRT's plugin", choices=NMS_PLACES)
 
 
@@ -94,6 +97,15 @@ def lower_graph(
         return convert_graph_to_half(graph, output)
     assert images is not None
     return quantize_graph(graph, images, options, output, table, search)
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """``1,8`` to (1, 8). Raises UsageError for anything but whole numbers that ascend from 1 or more."""
+    words = text.split(",")
+    sizes = tuple(int(word) for word in words if word.strip().isdecimal())
+    if len(sizes) != len(words) or [0, *sizes] != sorted({0, *sizes}):
+        raise UsageError(f"--batch-sizes {text} are no whole numbers that ascend; write 1,8, for example.")
+    return sizes
 
 
 def require_nms(nms: str, backend: str) -> None:
@@ -339,7 +351,12 @@ def _run(arguments: argparse.Namespace) -> Result:
         raise MissingDependency("onnx-ir", "export", "to build engines") from error
 
     backend_options = options_from(BackendOptions, arguments)
-    compiling = CompileOptions(backend_options.target, backend_options.workspace_mib, backend_options.timing_cache)
+    compiling = CompileOptions(
+        backend_options.target,
+        backend_options.workspace_mib,
+        backend_options.timing_cache,
+        parse_batch_sizes(backend_options.batch_sizes),
+    )
     fastest = backend_options.backend == "fastest"
     backend = "" if fastest else _choose_backend(backend_options.backend)
     if not fastest:

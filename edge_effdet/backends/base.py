@@ -86,13 +86,14 @@ class CompileOptions:
         target: for TensorRT-RTX the SM versions, as in ``86+89+120``; empty for the backend's default.
         workspace_mib: limit of the builder's scratch memory; 0 for none.
         timing_cache: a file that TensorRT's tactic timings are kept in, or None.
-        batch_sizes: smallest, usual and largest batch, where the graph's batch axis is dynamic.
+        batch_sizes: what TensorRT tunes a graph with a dynamic batch for, ascending: an optimization profile for each, which
+            takes every batch above the one before it.
     """
 
     target: str = ""
     workspace_mib: int = 0
     timing_cache: Path | None = None
-    batch_sizes: tuple[int, int, int] = (1, 1, 8)
+    batch_sizes: tuple[int, ...] = (1, 8)
 
 
 @dataclass(frozen=True, slots=True)

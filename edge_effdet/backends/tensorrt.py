@@ -114,7 +114,7 @@ def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> byte
     if options.workspace_mib > 0:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     _set_targets(flavor, trt, config, targets)
-    _add_profile(builder, network, config, options.batch_sizes, log)
+    _add_profiles(builder, network, config, options.batch_sizes, log)
     cache = _attach_timing_cache(config, options.timing_cache, log) if options.timing_cache else None
     log.messages.clear()
     serialized = builder.build_serialized_network(network, config)
@@ -171,27 +171,26 @@ def _set_targets(flavor: Flavor, trt: Any, config: Any, targets: tuple[str, ...]
             raise UsageError(f"{flavor.title} refuses SM {target} in {'+'.join(targets)}; build it apart.")
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batch_sizes: tuple[int, int, int], log: Any) -> None:
-    """Give the range of a dynamic batch axis; a graph whose inputs are all static needs none."""
+def _add_profiles(builder: Any, network: Any, config: Any, batch_sizes: tuple[int, ...], log: Any) -> None:
+    """Give the ranges of a dynamic batch axis; a graph whose inputs are all static needs none."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     dynamic = {tensor.name: tuple(tensor.shape) for tensor in inputs if -1 in tuple(tensor.shape)}
     if not dynamic:
         return
-    smallest, usual, largest = batch_sizes
-    if not 1 <= smallest <= usual <= largest:
-        raise UsageError(
-            f"Batch sizes of {smallest}, {usual} and {largest} do not ascend from 1; 1, 1 and 8 are usual."
-        )
-    profile = builder.create_optimization_profile()
     for name, shape in dynamic.items():
         if -1 in shape[1:]:
             raise GraphError(
                 f"The input {name} is {list(shape)}, and only its first axis, the batch, may be dynamic; "
                 "export the graph with a fixed image size."
             )
-        profile.set_shape(name, *((batch, *shape[1:]) for batch in batch_sizes))
-    if config.add_optimization_profile(profile) < 0:
-        raise GraphError(f"The batch sizes {batch_sizes} do not fit the graph ({log.last_error()}); export it again.")
+    smaller = 0
+    for tuned in batch_sizes:
+        profile = builder.create_optimization_profile()
+        for name, shape in dynamic.items():
+            profile.set_shape(name, *((batch, *shape[1:]) for batch in (smaller + 1, tuned, tuned)))
+        if config.add_optimization_profile(profile) < 0:
+            raise GraphError(f"A batch of {tuned} does not fit the graph ({log.last_error()}); export it again.")
+        smaller = tuned
 
 
 def _attach_timing_cache(config: Any, path: Path, log: Any) -> Any:

@@ -256,7 +256,7 @@ def _load(model: onnx.ModelProto, backend: Backend, name: str, precision: str, p
     spec = ModelSpec("separable_pair", (1, 1), ("object",), (1,))
     graph = save_graph(model, path, spec=spec, stage="optimized", precision=precision, rewrites={}, parents={})
     engine = path.with_suffix(f".engine{backend.SUFFIX}")
-    engine.write_bytes(backend.compile(graph, CompileOptions(batch_sizes=(1, 1, 1))))
+    engine.write_bytes(backend.compile(graph, CompileOptions(batch_sizes=(1,))))
     return backend.load(Engine(engine, spec, name, precision, {}))
 
 

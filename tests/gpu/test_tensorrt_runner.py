@@ -54,7 +54,7 @@ def engine(flavor, tmp_path):
     onnx.save(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     graph = Graph(path, SPEC, "optimized", "fp32", {}, {}, {}, "0" * 64)
     built = tmp_path / "tiny.engine"
-    built.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(1, 1, 8))))
+    built.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(1, 8))))
     return Engine(built, SPEC, "tensorrt", "fp32", {"engine_sha256": file_sha256(built)})
 
 
