@@ -1,6 +1,7 @@
 """What calibration costs in time and memory: ours by each method, the plain FP32 inference of the same images, ModelOpt's call.
 
-python -m benchmarks.calibration --checkpoint tests/assets/bccd_lite0.safetensors --data bccd --name bccd
+python -m edge_effdet.data.synthetic --output scenes --train 0 --val 0 --calibration 256 --test 10
+python -m benchmarks.calibration --checkpoint edge_effdet/quickstart/quickstart.safetensors --data scenes --name scenes
 
 Each way runs in a process of its own, since memory that was taken once is not given back. Also: what looking at a part of the
 activations changes, as the largest and the median relative change of a range against looking at all of them.
@@ -123,7 +124,7 @@ def _images(data: Path, graph: Graph, count: int) -> CalibrationImages:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "What calibration costs.", "python -m benchmarks.calibration --name bccd …")
+    parser = make_parser("benchmarks", "What calibration costs.", "python -m benchmarks.calibration --name scenes …")
     parser.add_argument("--checkpoint", type=Path, metavar="F", help="whose graph")
     parser.add_argument("--data", type=Path, required=True, metavar="D", help="calibrates on train")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="of ours; ModelOpt gets 64 (default: 256)")
