@@ -483,9 +483,10 @@ def _report(engine: Engine) -> str:
     if not engine.record["accuracy"]:
         lines.append("\nNo accuracy was measured; add --eval-data D with labelled images.")
     if not engine.record["latency"]:
+        source = ": the AP above is that of the graph it was compiled from" if engine.record["accuracy"] else ""
         lines.append(
-            f"\nThe engine cannot run on this machine, so it is unproven: the AP above is that of the graph it was compiled "
-            f"from. On the target, run python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
+            f"\nThe engine cannot run on this machine, so it is unproven{source}. On the target, run "
+            f"python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
         )
     return "\n".join(lines)
 

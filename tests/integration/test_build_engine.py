@@ -173,7 +173,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(
     precision: str, bccd_graph: Graph, bccd_half_graph: Graph, bccd_int8_graph: Graph
 ):
     graph = {"fp32": bccd_graph, "fp16": bccd_half_graph, "int8": bccd_int8_graph}[precision]
-    together = tensorrt_rtx.compile(graph, CompileOptions(target="86+89+120"))
+    together = tensorrt_rtx.compile(graph, CompileOptions(target="80+86+89+120"))
     turing = tensorrt_rtx.compile(graph, CompileOptions(target="75"))
     assert len(together) > 1_000_000 and len(turing) > 1_000_000
     assert together != turing

@@ -221,7 +221,7 @@ def test_the_table_shows_what_was_timed_found_and_skipped():
 def test_a_build_of_onnxruntime_without_cuda_is_not_timed():
     answer = find_onnxruntime_cuda()
     assert isinstance(answer, Skipped)
-    assert "onnxruntime-gpu" in answer.reason
+    assert "ort-cuda" in answer.reason
 
 
 def test_rtx_is_tried_on_a_gpu_that_its_matrix_lacks(monkeypatch):
