@@ -192,7 +192,15 @@ def test_ctrl_c_keeps_what_was_done(bccd_engine: Engine, photos: Path, tmp_path:
     output = tmp_path / "found"
     arguments = f"--engine {bccd_engine.path} --source {folder} --output {output} --no-draw --results jsonl --json"
     command = [sys.executable, "-m", "edge_effdet.detect", *arguments.split()]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with the signal ignored, tests too, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first = process.stdout.readline()
