@@ -100,12 +100,11 @@ def lower_graph(
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """``1,8`` to (1, 8). Raises UsageError for anything but whole numbers that ascend from 1 or more."""
+    """``1,8`` to (1, 8). Raises UsageError for anything but whole numbers; that they ascend, ``CompileOptions`` sees to."""
     words = text.split(",")
-    sizes = tuple(int(word) for word in words if word.strip().isdecimal())
-    if len(sizes) != len(words) or [0, *sizes] != sorted({0, *sizes}):
+    if not all(word.strip().isdecimal() for word in words):
         raise UsageError(f"--batch-sizes {text} are no whole numbers that ascend; write 1,8, for example.")
-    return sizes
+    return tuple(map(int, words))
 
 
 def require_nms(nms: str, backend: str) -> None:
@@ -436,8 +435,10 @@ def _search_options(
     evaluation: tuple[str, Sequence[Sample]] | None,
 ) -> Search | None:
     """What a search is judged by: labelled images that the gate does not measure on, where the data has them."""
-    if not gate.search or gate.max_ap_drop is None or dataset is None or evaluation is None:
+    if not gate.search:
         return None
+    # Refused where they are missing, before anything was read.
+    assert gate.max_ap_drop is not None and dataset is not None and evaluation is not None
     split, samples = match_classes(dataset, graph.spec).choose_split(gate.search_split, ("val",))
     if split in ("all", evaluation[0]):
         logger.warning(

@@ -88,12 +88,23 @@ class CompileOptions:
         timing_cache: a file that TensorRT's tactic timings are kept in, or None.
         batch_sizes: what TensorRT tunes a graph with a dynamic batch for, ascending: an optimization profile for each, which
             takes every batch above the one before it.
+
+    Raises:
+        UsageError: the batch sizes do not ascend from 1 or more.
     """
 
     target: str = ""
     workspace_mib: int = 0
     timing_cache: Path | None = None
     batch_sizes: tuple[int, ...] = (1, 8)
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        if not sizes or [0, *sizes] != sorted({0, *sizes}):
+            raise UsageError(
+                f"The batch sizes {','.join(map(str, sizes))} do not ascend: they have to be whole numbers that ascend from 1 "
+                "or more; write 1,8, for example."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ def test_only_tensorrt_has_the_plugin(tmp_path, capsys, backend):
 def test_batch_sizes_ascend(tmp_path, capsys):
     assert build_engine.parse_batch_sizes("1") == (1,)
     assert build_engine.parse_batch_sizes("1,4,16") == (1, 4, 16)
-    for text in ("0,8", "8,1", "4,4", "1,,8", "two", ""):
+    for text in ("0,8", "8,1", "4,4", "1,,8", "two", "-1", ""):
         with pytest.raises(UsageError, match="whole numbers that ascend"):
-            build_engine.parse_batch_sizes(text)
+            CompileOptions(batch_sizes=build_engine.parse_batch_sizes(text))
     words = ["--fp32", "--batch-sizes", "8,1", "--output", str(tmp_path / "engines")]
     assert build_engine.main(words) == 2 and "write 1,8" in capsys.readouterr().err
     assert not (tmp_path / "engines").exists()

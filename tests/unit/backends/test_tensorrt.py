@@ -148,6 +148,12 @@ def test_builds_a_dynamic_batch(tmp_path):
     assert tensorrt_rtx.compile(graph, dataclasses.replace(ONE_GPU, batch_sizes=(1, 4), workspace_mib=64))
 
 
+@pytest.mark.parametrize("batch_sizes", [(), (0, 1, 8), (2, 1, 8), (1, 9, 8), (1, 1, 8)])
+def test_batch_sizes_must_ascend(batch_sizes):
+    with pytest.raises(UsageError, match="do not ascend"):
+        dataclasses.replace(ONE_GPU, batch_sizes=batch_sizes)
+
+
 def test_each_batch_size_gets_a_profile_that_starts_after_the_one_before(tmp_path):
     builder = trt.Builder(trt.Logger())
     network = builder.create_network()
