@@ -162,6 +162,7 @@ def _run(arguments: argparse.Namespace) -> Result | None:
         import effdet  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingDependency("effdet", "train", "to train") from error
+    from edge_effdet.training.distributed import end_process_group
     from edge_effdet.training.start import describe_start
 
     data = options_from(DataOptions, arguments)
@@ -214,6 +215,8 @@ def _run(arguments: argparse.Namespace) -> Result | None:
             f"A process that loads images ended by itself ({first_line(death)}), mostly because memory ran out; give fewer "
             "--workers or a smaller --batch-size, and go on with --resume."
         ) from error
+    # Not after an error, because another process may still wait for this one in an exchange that would never end.
+    end_process_group()
     if not first:
         return None
     minutes = (time.monotonic() - started) / 60

@@ -4,6 +4,7 @@ drawn for all of them. Accelerate does the rest.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -32,6 +33,18 @@ def share_over_processes(network: nn.Module, rank: int, processes: int) -> nn.Mo
         if isinstance(module, nn.BatchNorm2d):
             module.forward = _SyncedForward(module)
     return network
+
+
+def end_process_group() -> None:
+    """End this process's part in torch.distributed, with its threads, after the last exchange; nothing where there is none.
+
+    gloo's threads hold the tensors of what they last sent. One that is left to the interpreter's end may ask for it to free
+    such a tensor when it is no longer there, which aborts the process ("terminate called without an active exception").
+    """
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        # The threads end with the group's last owner, which may stand in a cycle: a network divided by DDP knows its group.
+        gc.collect()
 
 
 class SharedDropPath(nn.Module):
