@@ -15,6 +15,9 @@ MAX_TOP_K = 3840
 
 DEFAULT_TOP_K = 1000
 
+TWO_STEPS_FROM = 8
+"""How many times fewer scores two steps of top-K have to sort than one, to be taken: below that no gain could be measured."""
+
 
 class Detector(nn.Module):
     """Normalise, run effdet's network, keep the best anchor x class pairs, decode their boxes.
@@ -69,13 +72,35 @@ class Detector(nn.Module):
         logits = torch.cat([_anchors_last(level, self.num_classes) for level in class_levels], dim=1)
         codes = torch.cat([_anchors_last(level, 4) for level in box_levels], dim=1)
         # The sigmoid is monotonic: the best logits are the best scores, and only K of them need it.
-        top_logits, top_indices = torch.topk(logits.flatten(1), self.top_k, dim=1)
-        anchor_indices = top_indices // self.num_classes
-        class_ids = (top_indices - anchor_indices * self.num_classes).to(torch.int32)
-        top_codes = torch.gather(codes, 1, anchor_indices.unsqueeze(2).expand(-1, -1, 4))
+        top_logits, anchor_indices, class_ids = best_pairs(logits, self.top_k)
         # Looked up as an embedding, which is exported as one Gather; indexing becomes GatherND and an Expand.
         top_anchors = nn.functional.embedding(anchor_indices, self.anchors)
-        return decode_boxes(top_codes, top_anchors), top_logits.sigmoid(), class_ids
+        return decode_boxes(_rows(codes, anchor_indices), top_anchors), top_logits.sigmoid(), class_ids
+
+
+def best_pairs(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The ``count`` best pairs of an anchor and a class.
+
+    With many classes in two steps: first the ``count`` anchors whose best class scores most, then the best pairs of these. The
+    pairs are the same: if a pair is among the best ``count``, fewer than ``count`` anchors have a better best class than its own.
+    It sorts N + count * C scores in place of N * C. How long sorting them all takes depends on how they are spread.
+
+    Args:
+        logits: float32 [B, N, C], N anchors and C classes.
+        count: K, at most N * C.
+
+    Returns:
+        Logits float32 [B, K] descending, anchors int64 [B, K], classes int32 [B, K].
+    """
+    anchors, classes = logits.shape[1:]
+    chosen = None
+    if TWO_STEPS_FROM * (anchors + count * classes) < anchors * classes:
+        chosen = torch.topk(logits.amax(2), count, dim=1).indices
+        logits = _rows(logits, chosen)
+    top_logits, top_indices = torch.topk(logits.flatten(1), count, dim=1)
+    rows = top_indices // classes
+    class_ids = (top_indices - rows * classes).to(torch.int32)
+    return top_logits, rows if chosen is None else torch.gather(chosen, 1, rows), class_ids
 
 
 def decode_boxes(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
@@ -92,6 +117,11 @@ def decode_boxes(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     centers = torch.cat([tx, ty], dim=-1) * anchors[..., 2:] + anchors[..., :2]
     half_sizes = torch.cat([tw, th], dim=-1).exp() * (anchors[..., 2:] * 0.5)
     return torch.cat([centers - half_sizes, centers + half_sizes], dim=-1)
+
+
+def _rows(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """[B, N, V] and [B, K] to [B, K, V]."""
+    return torch.gather(values, 1, indices.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
 def _anchors_last(level: torch.Tensor, values: int) -> torch.Tensor:

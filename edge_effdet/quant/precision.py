@@ -2,8 +2,8 @@
 
 Everything from the first convolution on runs in FP16, but for:
 
-- the pixels' normalisation before it and, from TopK on, scores and box decoding: an FP16 coordinate of a 512-pixel image
-  has steps of up to half a pixel;
+- the pixels' normalisation before it, every TopK and, from the last one on, scores and box decoding: an FP16 coordinate of a
+  512-pixel image has steps of up to half a pixel;
 - QuantizeLinear and DequantizeLinear, the convolutions between them and the activation behind those: the scales stay
   FP32, and the compiler sees ``DQ -> Conv -> activation -> Q`` without a cast inside, which is the form it fuses.
 """
@@ -68,6 +68,11 @@ def convert_to_half(model: ir.Model) -> int:
 
 
 def _half_nodes(graph: ir.Graph) -> set[ir.Node]:
+    # Between two TopKs stand the chosen anchors' rows, of all the scores there are; as FP32 they would be cast first.
+    before_topk: set[ir.Node] = set()
+    for node in reversed(graph):
+        if any(use.node.op_type == "TopK" or use.node in before_topk for value in node.outputs for use in value.uses()):
+            before_topk.add(node)
     after_conv: set[ir.Node] = set()
     after_topk: set[ir.Node] = set()
     quantized: set[ir.Node] = set()
@@ -75,7 +80,7 @@ def _half_nodes(graph: ir.Graph) -> set[ir.Node]:
         parents = [value.producer() for value in node.inputs if value is not None]
         if node.op_type == "Conv" or any(parent in after_conv for parent in parents):
             after_conv.add(node)
-        if node.op_type == "TopK" or any(parent in after_topk for parent in parents):
+        if node.op_type == "TopK" or (node not in before_topk and any(parent in after_topk for parent in parents)):
             after_topk.add(node)
         if node.op_type in _QDQ or is_quantized(node):
             quantized.add(node)

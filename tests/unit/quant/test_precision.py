@@ -83,6 +83,41 @@ def test_what_runs_in_fp16_and_what_does_not(bench, detector_like):
     assert "w" not in types, "the FP32 weight is still in the file"
 
 
+def test_what_stands_between_two_topks_runs_in_fp16_and_every_topk_in_fp32(bench):
+    nodes = [
+        ("predict", "Conv", ["images", "w"], ["logits"], {}),
+        ("anchors_last", "Reshape", ["logits", "anchors_by_classes"], ["pairs"], {}),
+        ("best_class", "ReduceMax", ["pairs", "axis"], ["best"], {"keepdims": 0}),
+        ("anchors", "TopK", ["best", "k"], ["unused", "chosen"], {}),
+        ("as_rows", "Unsqueeze", ["chosen", "axis"], ["row_indices"], {}),
+        ("rows", "GatherND", ["pairs", "row_indices"], ["chosen_pairs"], {"batch_dims": 1}),
+        ("flat", "Reshape", ["chosen_pairs", "flat_shape"], ["flattened"], {}),
+        ("top", "TopK", ["flattened", "k"], ["values", "indices"], {}),
+        ("score", "Sigmoid", ["values"], ["scores"], {}),
+    ]
+    arrays = {
+        "w": weights(1, 4, 3, 1),
+        "anchors_by_classes": np.array([1, 64, 4]),
+        "axis": np.array([2]),
+        "k": np.array([5]),
+        "flat_shape": np.array([1, -1]),
+    }
+    inputs, outputs = (
+        {"images": ("float32", [1, 3, 8, 8])},
+        {"scores": ("float32", [1, 5]), "indices": ("int64", [1, 5])},
+    )
+    model = bench.make_model(nodes, arrays, inputs, outputs)
+    _, converted = bench.edit(model, convert_to_half)
+    types = bench.types(converted)
+    by_name = {node.name: node for node in converted.graph.node}
+    half = {name for name, node in by_name.items() if types.get(node.output[0]) == HALF and node.op_type != "Cast"}
+    assert half == {"predict", "anchors_last", "best_class", "rows", "flat"}
+    assert types[by_name["anchors"].input[0]] == types[by_name["top"].input[0]] == types["scores"] == FULL
+    feeds = {"images": np.random.default_rng(2).normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    expected, given = bench.run(model, feeds)[0], bench.run(converted, feeds)[0]
+    assert np.abs(given - expected).max() <= RELATIVE_ERROR
+
+
 def test_no_tensor_is_cast_twice(bench, detector_like):
     _, converted = bench.edit(detector_like, convert_to_half)
     casts = [(node.input[0], node.attribute[0].i) for node in converted.graph.node if node.op_type == "Cast"]
