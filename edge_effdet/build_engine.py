@@ -480,6 +480,7 @@ def _report(engine: Engine) -> str:
     if engine.record["accuracy"]:
         lines.append(f"picture  {picture}")
     lines.extend(_accuracy_remarks(engine))
+    lines.extend(_arithmetic_remark(engine))
     lines.extend(_speed_remark(engine))
     if not engine.record["accuracy"]:
         lines.append("\nNo accuracy was measured; add --eval-data D with labelled images.")
@@ -511,6 +512,19 @@ def _accuracy_remarks(engine: Engine) -> list[str]:
             f"{tops['reference']:.2f} at FP32; lower your threshold, or keep the class head high with --keep-high 'class_net.*'."
         )
     return lines
+
+
+def _arithmetic_remark(engine: Engine) -> list[str]:
+    """In what the processor computed, where the graph says FP16 and it has BF16 or no half precision."""
+    arithmetic = (engine.record["latency"] or {}).get("arithmetic")
+    what = "what is not INT8" if engine.precision == "int8" else "FP16"
+    if arithmetic == "bf16":
+        return [
+            f"\nThis processor has BF16 in place of FP16: {engine.backend} computed {what} in it, as measured above."
+        ]
+    if arithmetic == "f32" and engine.precision == "fp16":
+        return [f"\nThis processor has no half precision: {engine.backend} computed FP16 in FP32, which is no faster."]
+    return []
 
 
 def _speed_remark(engine: Engine) -> list[str]:

@@ -123,7 +123,8 @@ def graph_as_engine(graph: Graph) -> Engine:
 
 
 def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
-    """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing.
+    """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing; and ``arithmetic``, in
+    which type it was computed, where the runner tells.
 
     The engines take turns of a few runs, so that what else the machine does falls on all of them alike. Turns of one
     run would not do: the threads of one engine spin into the run of the next and add a third to its time.
@@ -144,8 +145,14 @@ def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[s
                         own.append(1000 * (time.perf_counter() - started))
     medians, p90s = np.percentile(times, (50, 90), axis=1)
     return [
-        {"median_ms": float(median), "p90_ms": float(p90), "runs": ROUNDS * TIMED_RUNS, "batch": len(feed["images"])}
-        for median, p90, feed in zip(medians, p90s, feeds, strict=True)
+        {
+            "median_ms": float(median),
+            "p90_ms": float(p90),
+            "runs": ROUNDS * TIMED_RUNS,
+            "batch": len(feed["images"]),
+            "arithmetic": getattr(runner, "arithmetic", None),
+        }
+        for median, p90, feed, runner in zip(medians, p90s, feeds, runners, strict=True)
     ]
 
 

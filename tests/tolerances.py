@@ -17,5 +17,8 @@ AP_OTHER_RUNTIME = 1e-3
 AP_FP16 = 5e-3
 """FP16 against FP32, on two dozen images: ten bits of mantissa move scores by a thousandth."""
 
+AP_BF16 = 1e-2
+"""BF16 against FP32, on two dozen images: seven bits of mantissa move scores by less than a hundredth."""
+
 AP_INT8_REST_IN_FP16 = 1e-2
 """INT8 with the rest in FP16 against the rest in FP32, on two dozen images: the same, and it moves INT8 codes too."""

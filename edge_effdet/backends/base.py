@@ -139,7 +139,8 @@ class Backend(Protocol):
     """What each module in ``BACKENDS`` offers.
 
     A backend in ``THREADED`` takes ``LoadOptions`` in ``load`` too. A runner whose ``run`` may be called by several threads at
-    once says so with a class attribute ``concurrent = True``.
+    once says so with a class attribute ``concurrent = True``, and one that computes a graph in another type than the graph's, because
+    of the processor that it finds, with an attribute ``arithmetic``.
     """
 
     SUFFIX: str

@@ -168,6 +168,22 @@ def test_fp16_graph_keeps_the_ap(bccd_graph: Graph, bccd_half_graph: Graph, bccd
 
 
 @pytest.mark.data
+def test_openvino_keeps_the_ap_in_the_half_precision_of_the_processor(
+    bccd_graph: Graph, bccd_half_graph: Graph, bccd_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    samples = bccd_dataset.splits["test"][:24]
+    full = evaluate_engine(graph_as_engine(bccd_graph), samples)
+    half = evaluate_engine(replace(graph_as_engine(bccd_half_graph), backend="openvino"), samples)
+    assert half.AP == pytest.approx(full.AP, abs=tolerances.AP_BF16)
+    arguments = f"--onnx {bccd_half_graph.path} --fp16 --backend openvino --name half --output {tmp_path}"
+    assert build_engine.main(arguments.split()) == 0
+    said = capsys.readouterr().out
+    arithmetic = json.loads((tmp_path / "half.fp16.onnx.json").read_text())["latency"]["arithmetic"]
+    assert ("has BF16 in place of FP16" in said) == (arithmetic == "bf16")
+    assert ("has no half precision" in said) == (arithmetic == "f32")
+
+
+@pytest.mark.data
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_tensorrt_rtx_builds_without_a_gpu(
     precision: str, bccd_graph: Graph, bccd_half_graph: Graph, bccd_int8_graph: Graph

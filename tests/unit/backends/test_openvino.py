@@ -1,0 +1,80 @@
+"""In which precision OpenVINO computes: what the graph says, as far as the processor can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino as ov
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_effdet.artifacts import Engine, ModelSpec
+from edge_effdet.backends import openvino
+
+SPEC = ModelSpec("tf_efficientdet_lite0", (8, 8), ("thing",), (1,))
+CAPABILITIES = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def engine_with(tmp_path: Path, dtype: type) -> Engine:
+    """A convolution of images uint8 [1, 3, 8, 8] in FP32 or FP16, and its engine."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    weights = np.random.default_rng(0).normal(size=(16, 3, 3, 3)).astype(dtype)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=kind),
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+        helper.make_node("Cast", ["y"], ["out"], to=TensorProto.FLOAT),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 3, 8, 8])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 16, 6, 6])
+    graph = helper.make_graph(nodes, "conv", [images], [out], [numpy_helper.from_array(weights, "w")])
+    path = tmp_path / "conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", {})
+
+
+def test_fp32_stays_fp32_on_a_processor_with_bf16(tmp_path: Path):
+    engine = engine_with(tmp_path, np.float32)
+    images = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), np.uint8)
+    weights = numpy_helper.to_array(onnx.load(engine.path).graph.initializer[0])
+    windows = np.lib.stride_tricks.sliding_window_view(images[0].astype(np.float32), (3, 3), axis=(1, 2))
+    with openvino.load(engine) as runner:
+        assert runner.arithmetic == "f32"
+        np.testing.assert_allclose(
+            runner.run({"images": images})["out"][0],
+            np.einsum("cyxij,ocij->oyx", windows, weights),
+            rtol=1e-4,
+            atol=1e-3,
+        )
+
+
+def test_fp16_is_computed_in_what_the_processor_has(tmp_path: Path):
+    expected = "f16" if "FP16" in CAPABILITIES else "bf16" if "BF16" in CAPABILITIES else "f32"
+    with openvino.load(engine_with(tmp_path, np.float16)) as runner:
+        assert runner.arithmetic == expected
+
+
+class Processor:
+    """A core of a processor that this machine may not have."""
+
+    def __init__(self, *capabilities: str) -> None:
+        self.capabilities = capabilities
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return list(self.capabilities)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capabilities", "expected"),
+    [
+        (np.float16, ("BF16", "FP32", "FP16"), "f16"),
+        (np.float16, ("BF16", "FP32"), "bf16"),
+        (np.float16, ("FP32", "INT8"), "f32"),
+        (np.float32, ("BF16", "FP32", "FP16"), "f32"),
+    ],
+)
+def test_fp16_is_preferred_to_bf16(tmp_path: Path, dtype: type, capabilities: tuple[str, ...], expected: str):
+    model = ov.Core().read_model(engine_with(tmp_path, dtype).path)
+    assert openvino._arithmetic(Processor(*capabilities), model) == expected
