@@ -85,14 +85,20 @@ def open_onnxruntime(path: Path, threads: int) -> Run:
     return run
 
 
-def open_openvino(path: Path, threads: int) -> Run:
-    """A graph in OpenVINO on the CPU, in float32, tuned for latency. Raises ImportError where it is not installed."""
+def open_openvino(path: Path, threads: int, precision: str | None = "f32") -> Run:
+    """A graph in OpenVINO on the CPU, tuned for latency. Raises ImportError where it is not installed.
+
+    Args:
+        path: the graph.
+        threads: of one run.
+        precision: that it computes in; None for OpenVINO's choice, which is BF16 on processors that have it.
+    """
     import onnx
     import openvino
 
     core = openvino.Core()
-    # On processors with BF16 it would otherwise compute in that.
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    hints |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     model = core.compile_model(core.read_model(str(path)), "CPU", hints)
     request, taken = model.create_infer_request(), model.inputs[0].get_any_name()
     # Its own name of an output may be that of a node before it; the order is the file's.

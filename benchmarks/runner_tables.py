@@ -37,16 +37,17 @@ def describe_runner(result: Mapping[str, Any]) -> str:
 
 
 def describe_latency(latency: Mapping[str, Any]) -> str:
-    rows = [("way", "median", "P90", f"/ {latency['ours']}", "agree with effdet")]
+    rows = [("way", "median", "P90", f"/ {latency['ours']}", f"/ {latency['ours_reduced']}", "agree with effdet")]
     for row in latency["rows"]:
-        factor = latency["times_as_fast"].get(row["way"])
+        full, reduced = (latency[key].get(row["way"]) for key in ("times_as_fast", "times_as_fast_reduced"))
         rows.append(
             (
                 row["way"],
                 f"{row['median_ms']:.1f} ms",
                 f"{row['p90_ms']:.1f} ms",
-                f"{factor:.2f}" if factor else "-",
-                row["agreeing_with_effdet"],
+                f"{full:.2f}" if full else "-",
+                f"{reduced:.2f}" if reduced else "-",
+                row["agreeing_with_effdet"] or "-",
             )
         )
     skipped = [f"{name} was left out: {reason}" for name, reason in latency["skipped"].items()]

@@ -44,9 +44,10 @@ from edge_effdet.quantize import (
     calibration_dataset,
     calibration_images_from,
     convert_graph_to_half,
+    draft_int8,
     quantize_graph,
 )
-from edge_effdet.race import race_backends
+from edge_effdet.race import Race, race_backends
 from edge_effdet.verify import cpu_has_vnni, graph_as_engine, measure_accuracy, measure_latency, save_example
 
 logger = logging.getLogger("edge_effdet.build_engine")
@@ -380,16 +381,6 @@ def _run(arguments: argparse.Namespace) -> Result:
             f"{graph.path} is {graph.precision} already, so there is no FP32 graph here to lose AP against; leave "
             "--max-ap-drop out, or give the FP32 graph."
         )
-    race = None
-    if fastest:
-        # How a graph is quantized depends on the backend, so that for INT8 the graph before it must tell.
-        half = arguments.precision == "fp16"
-        path = output / "graphs" / f"{name}.fp16.onnx"
-        race = race_backends(lower_graph(graph, "fp16", None, QuantizeOptions(), path) if half else graph, compiling)
-        backend = race.winner
-        logger.info("%s", race.text())
-    if arguments.high_precision is None:
-        arguments.high_precision = "fp16" if backend in HALF_BY_NATURE else "fp32"
     if not own_model:
         calibration, gate = _complete_quickstart(calibration, gate, output)
     evaluation = None
@@ -406,13 +397,18 @@ def _run(arguments: argparse.Namespace) -> Result:
     search = _search_options(gate, dataset, graph, evaluation)
     if search is not None:
         refuse_overlap(manifest, samples_manifest(search.samples))
+    race = None
+    if fastest:
+        race = _race(arguments, graph, images, compiling)
+        backend = race.winner
+        logger.info("%s", race.text())
     engine = build_engine(
         name,
         graph,
         arguments.precision,
         backend,
         compiling,
-        options_from(QuantizeOptions, arguments),
+        _quantizing(arguments, backend),
         images,
         evaluation,
         output,
@@ -426,6 +422,34 @@ def _run(arguments: argparse.Namespace) -> Result:
     _apply_gate(engine, gate)
     # The record names the file beside it; a script wants to find it.
     return Result(_report(engine), {**engine.record, "engine": str(engine.path)})
+
+
+def _quantizing(arguments: argparse.Namespace, backend: str) -> QuantizeOptions:
+    options = options_from(QuantizeOptions, arguments)
+    # None where it was not given.
+    return replace(options, high_precision=options.high_precision or ("fp16" if backend in HALF_BY_NATURE else "fp32"))
+
+
+def _race(
+    arguments: argparse.Namespace, graph: Graph, images: CalibrationImages | None, compiling: CompileOptions
+) -> Race:
+    """Race the backends with the graph in the precision that is to be built."""
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        if arguments.precision == "fp16":
+            half = lower_graph(graph, "fp16", None, QuantizeOptions(), Path(folder) / "fp16.onnx")
+            return race_backends(half, compiling)
+        if images is None:
+            return race_backends(graph, compiling)
+        drafts: dict[str, Graph] = {}
+
+        def draft(backend: str) -> Graph:
+            options = _quantizing(arguments, backend)
+            if options.high_precision not in drafts:
+                path = Path(folder) / f"{options.high_precision}.onnx"
+                drafts[options.high_precision] = draft_int8(graph, images, options, path)
+            return drafts[options.high_precision]
+
+        return race_backends(graph, compiling, draft=draft)
 
 
 def _search_options(
@@ -532,11 +556,15 @@ def _speed_remark(engine: Engine) -> list[str]:
     if engine.backend not in ("onnxruntime", "openvino") or engine.precision != "int8":
         return []
     gain = "Here the build is a check of accuracy, not a gain in speed. The gain is on the GPU that the graph is for."
+    if engine.backend == "onnxruntime":
+        gain += " On this machine OpenVINO may run INT8 faster: --backend fastest finds out."
     if not cpu_has_vnni():
         return [f"\nThis CPU has no VNNI instructions, so INT8 is slower than FP32 on it. {gain}"]
     reference, latency = engine.record["reference"], engine.record["latency"]
     if reference is not None and latency["median_ms"] >= reference["latency"]["median_ms"]:
-        return [f"\nINT8 is not faster than FP32 on this CPU, though it has VNNI instructions. {gain}"]
+        return [
+            f"\n{engine.backend} runs INT8 no faster than FP32 on this CPU, though it has VNNI instructions. {gain}"
+        ]
     return []
 
 

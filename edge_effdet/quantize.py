@@ -16,7 +16,13 @@ from edge_effdet.cli import Result, add_options, make_parser, option, options_fr
 from edge_effdet.data.dataset import Dataset, Sample, read_dataset, samples_sha256
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 from edge_effdet.evaluate import evaluate_engine
-from edge_effdet.quant.calibration import CHOICES, CalibrationImages, load_calibration_images, load_manifest_images
+from edge_effdet.quant.calibration import (
+    CHOICES,
+    FEWEST_IMAGES,
+    CalibrationImages,
+    load_calibration_images,
+    load_manifest_images,
+)
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.placement import choose_convolutions
 from edge_effdet.verify import graph_as_engine
@@ -158,6 +164,12 @@ def _search(
     if placement.noise:
         draw_placement(placement, output.with_name(f"{output.name}.placement.png"))
     return placement.quantized
+
+
+def draft_int8(graph: Graph, images: CalibrationImages, options: QuantizeOptions, output: Path) -> Graph:
+    """An INT8 graph that is as fast as the one ``quantize_graph`` makes, in seconds: nothing of it depends on the ranges' quality."""
+    quick = replace(options, method="max", equalize=False, rounding="nearest", correct_bias=False)
+    return quantize_graph(graph, images.first(FEWEST_IMAGES), quick, output)
 
 
 def prepare_int8(graph: Graph, images: CalibrationImages, options: Int8Options, table: Path | None = None) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Race:
     Attributes:
         winner: the name of the backend with the lowest median.
         rows: a backend each: its version, median and P90 in milliseconds, or why it was ``skipped``.
-        graph: of what precision the graph was, and its SHA-256.
+        graph: in what precision it ran, and the SHA-256 of the graph that was given.
     """
 
     winner: str
@@ -43,18 +43,25 @@ class Race:
         return f"backend {self.winner} is the fastest here ({', '.join(times)})"
 
 
-def race_backends(graph: Graph, options: CompileOptions, names: Sequence[str] = tuple(BACKENDS)) -> Race:
+def race_backends(
+    graph: Graph,
+    options: CompileOptions,
+    names: Sequence[str] = tuple(BACKENDS),
+    draft: Callable[[str], Graph] | None = None,
+) -> Race:
     """Compile a graph with each backend that can run it on this machine, and time them in turns.
 
     Args:
-        graph: what is run; for INT8 the FP32 graph that it will be made of, since how it is quantized depends on the backend.
+        graph: what is run, unless there is a ``draft``.
         options: for the compilers.
         names: the backends to try.
+        draft: for INT8, the graph as it will be quantized for a backend, as far as its speed depends on that.
 
     Raises:
         BackendUnavailable: none runs it.
     """
     rows: dict[str, dict[str, Any]] = {}
+    precision = graph.precision
     image = np.full((*graph.spec.image_size, 3), graph.spec.preprocess.fill_color, np.uint8)
     with tempfile.TemporaryDirectory(prefix="edge-effdet-race-") as folder:
         engines: dict[str, Engine] = {}
@@ -69,9 +76,11 @@ def race_backends(graph: Graph, options: CompileOptions, names: Sequence[str] = 
                 row["skipped"] = "it compiles here and cannot run here"
                 continue
             logger.info("racing: %s", name)
-            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, graph.precision, {})
+            raced = draft(name) if draft is not None else graph
+            precision = raced.precision
+            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, precision, {})
             try:
-                engine.path.write_bytes(get_backend(name).compile(graph, options))
+                engine.path.write_bytes(get_backend(name).compile(raced, options))
                 # One that fails only when it runs must not end the race of the others.
                 with get_backend(name).load(engine) as runner:
                     runner.run(feeds_for_image(runner, image, graph.spec))
@@ -88,4 +97,4 @@ def race_backends(graph: Graph, options: CompileOptions, names: Sequence[str] = 
             f"No backend runs this graph here ({reasons}); pip install 'edge-effdet[ort]' installs one that runs anywhere."
         )
     winner = min(timed, key=lambda row: row["median_ms"])["backend"]
-    return Race(winner, tuple(rows.values()), {"precision": graph.precision, "sha256": graph.sha256})
+    return Race(winner, tuple(rows.values()), {"precision": precision, "sha256": graph.sha256})

@@ -44,9 +44,11 @@ def make_onnxruntime(network: torch.nn.Module, spec: ModelSpec, graph: Path, thr
     return _make(network, spec, open_onnxruntime(graph, threads))
 
 
-def make_openvino(network: torch.nn.Module, spec: ModelSpec, graph: Path, threads: int) -> Detect:
-    """The exported graph in OpenVINO. Raises ImportError where it is not installed."""
-    return _make(network, spec, open_openvino(graph, threads))
+def make_openvino(
+    network: torch.nn.Module, spec: ModelSpec, graph: Path, threads: int, precision: str | None = "f32"
+) -> Detect:
+    """The exported graph in OpenVINO, see ``latency.open_openvino``. Raises ImportError where it is not installed."""
+    return _make(network, spec, open_openvino(graph, threads, precision))
 
 
 def _make(network: Any, spec: ModelSpec, run: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Detect:

@@ -35,3 +35,21 @@ def test_the_winner_is_built_and_the_race_is_in_its_json(
     # The record that is written last is the one whose hash is checked.
     with Detector.load(path) as detector:
         assert detector.spec == bccd_graph.spec
+
+
+@pytest.mark.data
+def test_int8_is_raced_as_int8(bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = (
+        f"--onnx {bccd_graph.path} --int8 --backend fastest --name x --output {tmp_path} --json "
+        f"--calibration-data {bccd} --calibration-images 16 --rounding nearest"
+    )
+    assert build_engine.main(arguments.split()) == 0
+    record = json.loads(capsys.readouterr().out)
+    race = record["race"]
+    assert race["graph"] == {"precision": "int8", "sha256": bccd_graph.sha256}
+    timed = {row["backend"]: row["median_ms"] for row in race["backends"] if "median_ms" in row}
+    assert {"onnxruntime", "openvino"} <= set(timed)
+    assert record["backend"] == race["winner"] == min(timed, key=lambda name: timed[name])
+    assert record["proof"]["int8_mac_fraction"] == 1.0
+    # The drafts that were raced are gone.
+    assert {path.name for path in (tmp_path / "graphs").iterdir()} == {"x.int8.onnx"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,21 @@ def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
     assert rows["broken"]["skipped"] == "it does not like the graph"
     assert rows["missing"]["skipped"] == "it is not installed"
     assert "cannot run here" in rows["elsewhere"]["skipped"]
+
+
+def test_each_backend_may_run_a_draft_of_its_own(graph, monkeypatch, tmp_path):
+    import edge_effdet.verify
+
+    backends = {"one": FakeBackend(), "other": FakeBackend()}
+    for module in (race, edge_effdet.verify):
+        monkeypatch.setattr(module, "get_backend", backends.__getitem__)
+    compiled = {}
+    for name, backend in backends.items():
+        backend.compile = lambda given, options, name=name: (compiled.update({name: given.path.name}), b"engine")[1]
+    drafts = {name: replace(graph, path=tmp_path / f"{name}.onnx", precision="int8") for name in backends}
+    result = race_backends(graph, CompileOptions(), tuple(backends), drafts.__getitem__)
+    assert compiled == {"one": "one.onnx", "other": "other.onnx"}
+    assert result.graph == {"precision": "int8", "sha256": graph.sha256}
 
 
 def test_a_race_without_runners_is_an_error(graph, monkeypatch):
