@@ -25,6 +25,7 @@ from benchmarks.machine import save_result
 from benchmarks.peers import modelopt_defaults, nncf_defaults, onnxruntime_static
 from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph, file_sha256
+from edge_effdet.backends.base import Available, get_backend
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
 from edge_effdet.evaluate import detect_samples
@@ -40,6 +41,7 @@ from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
 from edge_effdet.verify import graph_as_engine, measure_latency
 
 OURS = "INT8, ours"
+OPENVINO = ", by OpenVINO"
 Quantize = Callable[[Graph, Path, CalibrationImages, Path], object]
 """From our graph, the same graph with float32 pixels, the images, to the file that it writes."""
 
@@ -78,9 +80,17 @@ WAYS: dict[str, Quantize] = {
 }
 
 
-def compare(graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """One row a way: AP, what is lost against the first with its interval, share of INT8 MACs, milliseconds a run."""
+def compare(
+    graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequence[Sample], by_openvino: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One row a way: AP, what is lost against the first with its interval, share of INT8 MACs, milliseconds a run.
+
+    onnxruntime runs all of them, and OpenVINO those in ``by_openvino`` too, if it is here.
+    """
     engines = {name: graph_as_engine(each) for name, each in graphs.items()}
+    if isinstance(get_backend("openvino").probe(), Available):
+        graphs = {**graphs, **{f"{name}{OPENVINO}": graphs[name] for name in by_openvino}}
+        engines |= {f"{name}{OPENVINO}": replace(engines[name], backend="openvino") for name in by_openvino}
     found = {name: detect_samples(engine, samples) for name, engine in engines.items()}
     latencies = measure_latency(list(engines.values()), read_image(samples[0].path))
     (readable, reference), spec = next(iter(found.values())), next(iter(graphs.values())).spec
@@ -98,6 +108,7 @@ def compare(graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequ
                 "int8_mac_fraction": count_int8(graphs[name].path),
                 "to_quantize": costs.get(name),
                 "median_ms": latency["median_ms"],
+                "arithmetic": latency["arithmetic"],
             }
         )
     return rows
@@ -126,8 +137,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         images, samples = _images(data, graph, arguments.images)
         samples = samples[: arguments.judge or None]
         jobs = [(way, work, []) for way in WAYS if not arguments.only or way in (*arguments.only, OURS)]
+        high = f"{OURS}, high: {arguments.keep_high}"
         if arguments.keep_high:
-            jobs.append((f"{OURS}, high: {arguments.keep_high}", work, ["--keep-high", arguments.keep_high]))
+            jobs.append((high, work, ["--keep-high", arguments.keep_high]))
         if arguments.qat:
             _export(arguments.qat, work / "qat")
             jobs.append((f"{OURS}, after QAT", work / "qat", []))
@@ -143,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> Result:
                 continue
             path = (own / "out.onnx").rename(work / f"{number}.onnx")
             graphs[way] = replace(graph, path=path, sha256=file_sha256(path))
-        rows = compare(graphs, costs, samples)
+        rows = compare(graphs, costs, samples, [way for way in ("FP32", "FP16", OURS, high) if way in graphs])
         calibration = {key: value for key, value in images.record("").items() if key not in ("manifest", "method")}
     result = {
         "checkpoint_sha256": graph.parents["checkpoint"],

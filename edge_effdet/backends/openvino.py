@@ -3,10 +3,13 @@
 A graph in FP16, or whose INT8 convolutions stand in FP16, is computed in the half precision that the processor has: FP16, or BF16,
 which has FP32's range and 8 significant bits where FP16 has 11; without either in FP32. Which it was stands beside the latency in
 the engine's JSON, as ``arithmetic``.
+
+What it compiles is kept in the folder ``<engine>.runtime_cache``, from which the next start on the same processor loads it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +20,10 @@ import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.errors import EngineError, GraphError
+
+logger = logging.getLogger("edge_effdet.backends.openvino")
 
 SUFFIX = ".onnx"
 
@@ -56,7 +62,7 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
 
 
 def load(engine: Engine, options: LoadOptions | None = None) -> OpenVinoRunner:
-    return OpenVinoRunner(engine.path, options or LoadOptions())
+    return OpenVinoRunner(engine.path, options or LoadOptions(), runtime_cache_path(engine))
 
 
 class OpenVinoRunner:
@@ -68,9 +74,9 @@ class OpenVinoRunner:
 
     concurrent = True
 
-    def __init__(self, path: Path, options: LoadOptions | None = None) -> None:
+    def __init__(self, path: Path, options: LoadOptions | None = None, cache: Path | None = None) -> None:
         try:
-            model = _compiled(path, options or LoadOptions())
+            model = _compiled(path, options or LoadOptions(), cache)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
         self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
@@ -98,7 +104,7 @@ class OpenVinoRunner:
         self._requests = threading.local()
 
 
-def _compiled(path: Path, options: LoadOptions) -> Any:
+def _compiled(path: Path, options: LoadOptions, cache: Path | None = None) -> Any:
     import openvino
 
     core = openvino.Core()
@@ -109,6 +115,12 @@ def _compiled(path: Path, options: LoadOptions) -> Any:
         "INFERENCE_NUM_THREADS": options.threads_or_share() * options.parallel_runs,
         "NUM_STREAMS": options.parallel_runs,
     }
+    if cache is not None:
+        try:
+            return core.compile_model(model, _DEVICE, {**hints, "CACHE_DIR": str(cache)})
+        except RuntimeError as error:
+            # A full disk, for one. A graph that it refuses is refused again below.
+            logger.warning("what OpenVINO compiled is not kept for the next start (%s)", _last_line(error))
     return core.compile_model(model, _DEVICE, hints)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from edge_effdet.artifacts import Engine
 from edge_effdet.backends import cuda
 from edge_effdet.backends.base import TensorSpec, Unavailable
+from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.backends.tensorrt_library import Flavor, get_log, load_plugins, start
-from edge_effdet.backends.tensorrt_runtime_cache import RuntimeCache, runtime_cache_path
+from edge_effdet.backends.tensorrt_runtime_cache import RuntimeCache
 from edge_effdet.errors import EngineError, InputError
 
 

@@ -7,27 +7,13 @@ TensorRT-RTX compiles kernels when an engine is first run on a GPU. The cache is
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import Engine, atomic_output
+from edge_effdet.artifacts import atomic_output
 from edge_effdet.errors import InputError
 
 logger = logging.getLogger("edge_effdet.backends.tensorrt")
-
-SUFFIX = ".runtime_cache"
-
-
-def runtime_cache_path(engine: Engine) -> Path:
-    """``<engine>.runtime_cache`` beside the engine; where that folder cannot be written, in the user's cache folder."""
-    beside = engine.path.with_name(engine.path.name + SUFFIX)
-    if os.access(engine.path.parent, os.W_OK):
-        return beside
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # What is run without a JSON beside it, as the cost model does, has no hash.
-    digest = str(engine.record.get("engine_sha256", ""))[:16]
-    return root / "edge_effdet" / f"{digest}-{beside.name}"
 
 
 class RuntimeCache:

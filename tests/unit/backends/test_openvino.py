@@ -55,6 +55,32 @@ def test_fp16_is_computed_in_what_the_processor_has(tmp_path: Path):
         assert runner.arithmetic == expected
 
 
+def test_the_next_start_loads_what_was_compiled(tmp_path: Path):
+    engine = engine_with(tmp_path, np.float32)
+    images = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), np.uint8)
+    found = []
+    for start in range(3):
+        with openvino.load(engine) as runner:
+            assert runner._model.get_property("LOADED_FROM_CACHE") == (start == 1)
+            found.append(runner.run({"images": images})["out"])
+        (blob,) = (tmp_path / "conv.onnx.runtime_cache").glob("*.blob")
+        if start == 1:
+            # One that is cut off, by a full disk or a plug that was pulled, is made anew.
+            content = blob.read_bytes()
+            blob.chmod(0o600)
+            blob.write_bytes(content[: len(content) // 2])
+    assert all(np.array_equal(found[0], other) for other in found)
+
+
+def test_a_cache_that_cannot_be_written_is_worth_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    engine = engine_with(tmp_path, np.float32)
+    # No folder can be made inside a file; as root, permissions would not do.
+    (tmp_path / "file").write_text("")
+    with openvino.OpenVinoRunner(engine.path, cache=tmp_path / "file" / "cache") as runner:
+        assert runner.run({"images": np.zeros((1, 3, 8, 8), np.uint8)})["out"].shape == (1, 16, 6, 6)
+    assert "not kept for the next start" in caplog.text
+
+
 class Processor:
     """A core of a processor that this machine may not have."""
 

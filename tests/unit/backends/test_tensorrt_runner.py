@@ -12,9 +12,9 @@ import pytest
 
 from edge_effdet.artifacts import Engine, ModelSpec
 from edge_effdet.backends import tensorrt, tensorrt_rtx
+from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.backends.tensorrt_engine import RunnerOptions
 from edge_effdet.backends.tensorrt_runner import TensorRTRunner
-from edge_effdet.backends.tensorrt_runtime_cache import runtime_cache_path
 from edge_effdet.errors import BackendUnavailable, EngineError, InputError, UsageError
 
 trt = pytest.importorskip("tensorrt_rtx")

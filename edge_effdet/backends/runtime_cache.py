@@ -1,0 +1,21 @@
+"""Where a runtime that compiles at load keeps what it compiled, for the next start on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edge_effdet.artifacts import Engine
+
+SUFFIX = ".runtime_cache"
+
+
+def runtime_cache_path(engine: Engine) -> Path:
+    """``<engine>.runtime_cache`` beside the engine; where that folder cannot be written, in the user's cache folder."""
+    beside = engine.path.with_name(engine.path.name + SUFFIX)
+    if os.access(engine.path.parent, os.W_OK):
+        return beside
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # What is run without a JSON beside it, as the cost model does, has no hash.
+    digest = str(engine.record.get("engine_sha256", ""))[:16]
+    return root / "edge_effdet" / f"{digest}-{beside.name}"
