@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import Detections, load_engine
-from edge_effdet.backends.runtime_cache import runtime_cache_path
+from edge_effdet.backends.runtime_cache import SUFFIX
 from edge_effdet.detector import Detector
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.pipeline import Pipeline, PipelineOptions, loading_for
@@ -48,7 +48,7 @@ def measure_cold_start(engine: Path, photo: Path, starts: int) -> dict[str, Any]
     The first start reads the files from the disk and compiles what a runtime keeps for the next; it stands apart. Raises
     EdgeEffDetError where the process fails.
     """
-    shutil.rmtree(runtime_cache_path(load_engine(engine)), ignore_errors=True)
+    shutil.rmtree(engine.with_name(engine.name + SUFFIX), ignore_errors=True)
     seconds, memory = [], []
     for _ in range(starts + 1):
         started = time.perf_counter()

@@ -26,7 +26,7 @@ def printed(output: Path) -> str:
     lines: list[str] = []
     capture.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
     try:
-        assert build_engine.main(["--int8", "--backend", "onnxruntime", "--output", str(output)]) == 0
+        assert build_engine.main(["--int8", "--backend", "fastest", "--output", str(output)]) == 0
     finally:
         capture.undo()
     return "\n".join(lines)

@@ -1,0 +1,76 @@
+"""Choosing the best pairs of an anchor and a class in two steps against one sort of them all, inside the whole graph.
+
+python -m benchmarks.topk
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from benchmarks.graph_subjects import Subject, read_subject
+from benchmarks.latency import Run, open_onnxruntime, open_openvino, summarize_times, time_in_turns
+from benchmarks.machine import save_result
+from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.export import ExportOptions, export_network
+from edge_effdet.models import detector
+
+MODELS = ("tf_efficientdet_lite0@320", "tf_efficientdet_d0@512", "tests/assets/bccd_lite0.safetensors")
+STEPS = {"one step": float("inf"), "two steps": 0.0}
+"""What ``detector.TWO_STEPS_FROM`` is set to: never two, and wherever there is more than K anchors."""
+
+OPENERS: dict[str, Callable[[Path, int], Run]] = {
+    "onnxruntime": open_onnxruntime,
+    "OpenVINO": open_openvino,
+    "OpenVINO, BF16": lambda path, threads: open_openvino(path, threads, "bf16"),
+}
+
+
+def measure_subject(subject: Subject, threads: int, rounds: int, work: Path) -> list[dict[str, Any]]:
+    """A row a runtime and number of steps; ``one_over_this`` above 1 means that it is faster than one step."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, *subject.spec.image_size), np.uint8)
+    rows, files = [], {}
+    for name, factor in STEPS.items():
+        files[name] = work / f"{name}.onnx"
+        with patch.object(detector, "TWO_STEPS_FROM", factor):
+            export_network(subject.network, subject.spec, {}, files[name], ExportOptions())
+    for runtime, opener in OPENERS.items():
+        runs = {name: opener(path, threads) for name, path in files.items()}
+        times = time_in_turns({name: (lambda run=run: run(images)) for name, run in runs.items()}, rounds)
+        own = summarize_times(times, {"one_over_this": "one step"})
+        rows += [{"model": subject.title, "runtime": runtime, **row} for row in own]
+    return rows
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    rows: list[dict[str, Any]] = []
+    for text in arguments.models:
+        with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+            rows += measure_subject(read_subject(text), arguments.threads, arguments.rounds, Path(folder))
+    path = save_result("topk", {"threads": arguments.threads, "rounds": arguments.rounds, "rows": rows})
+    cells = [
+        (row["model"], row["runtime"], row["way"], f"{row['median_ms']:.1f} ms", f"{row['one_over_this']:.2f}")
+        for row in rows
+    ]
+    return Result(
+        f"{table([('model', 'runtime', 'top-K', 'median', 'one step / this'), *cells])}\n\n{path}", {"rows": rows}
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser("benchmarks", "Top-K in two steps against one.", "python -m benchmarks.topk")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="NAME@SIZE, or a .safetensors")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each way (default: 2)")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each way (default: 10)")
+    return run_verb(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
