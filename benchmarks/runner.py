@@ -142,8 +142,14 @@ def compare_latency(
     rows = summarize_times(times, {f"{name}_over_this": name for name in ways if name in OURS.values()})
     turns = {name: np.median(own, axis=1) for name, own in times.items()}
 
-    def fastest(engines: Sequence[str]) -> str:
-        return min((OURS[name] for name in engines if OURS[name] in ways), key=lambda way: float(np.median(times[way])))
+    def fastest(engines: Sequence[str]) -> str | None:
+        mine = [OURS[name] for name in engines if OURS[name] in ways]
+        return min(mine, key=lambda way: float(np.median(times[way]))) if mine else None
+
+    def times_as_fast(mine: str | None) -> dict[str, float]:
+        return (
+            {name: float(np.median(own / turns[mine])) for name, own in turns.items() if name != mine} if mine else {}
+        )
 
     mine, reduced = fastest(BACKENDS), fastest(REDUCED)
     return {
@@ -151,10 +157,8 @@ def compare_latency(
         "skipped": skipped,
         "ours": mine,
         "ours_reduced": reduced,
-        "times_as_fast": {name: float(np.median(own / turns[mine])) for name, own in turns.items() if name != mine},
-        "times_as_fast_reduced": {
-            name: float(np.median(own / turns[reduced])) for name, own in turns.items() if name != reduced
-        },
+        "times_as_fast": times_as_fast(mine),
+        "times_as_fast_reduced": times_as_fast(reduced),
         "not_the_network": {
             engine: split_time(way, photo, rounds)
             for engine, name in OURS.items()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -48,7 +47,7 @@ def measure_cold_start(engine: Path, photo: Path, starts: int) -> dict[str, Any]
     The first start reads the files from the disk and compiles what a runtime keeps for the next; it stands apart. Raises
     EdgeEffDetError where the process fails.
     """
-    shutil.rmtree(engine.with_name(engine.name + SUFFIX), ignore_errors=True)
+    engine.with_name(engine.name + SUFFIX).unlink(missing_ok=True)
     seconds, memory = [], []
     for _ in range(starts + 1):
         started = time.perf_counter()

@@ -24,7 +24,7 @@ from edge_effdet.models import detector
 
 MODELS = ("tf_efficientdet_lite0@320", "tf_efficientdet_d0@512", "tests/assets/bccd_lite0.safetensors")
 STEPS = {"one step": float("inf"), "two steps": 0.0}
-"""What ``detector.TWO_STEPS_FROM`` is set to: never two, and wherever there is more than K anchors."""
+"""What ``detector.TWO_STEPS_FROM`` is set to: never two, always two."""
 
 OPENERS: dict[str, Callable[[Path, int], Run]] = {
     "onnxruntime": open_onnxruntime,

@@ -25,6 +25,7 @@ from edge_effdet.artifacts import (
     write_json,
 )
 from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, get_backend, require
+from edge_effdet.backends.runtime_cache import SUFFIX as RUNTIME_CACHE
 from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
 from edge_effdet.data.dataset import (
     Dataset,
@@ -34,7 +35,7 @@ from edge_effdet.data.dataset import (
     readable_images,
     samples_manifest,
 )
-from edge_effdet.errors import AccuracyGateFailed, MissingDependency, UsageError
+from edge_effdet.errors import AccuracyGateFailed, GraphError, MissingDependency, UsageError
 from edge_effdet.graph.targets import TARGETS
 from edge_effdet.quant.calibration import CalibrationImages, refuse_overlap
 from edge_effdet.quantize import (
@@ -111,9 +112,10 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
 def require_nms(nms: str, backend: str) -> None:
     """Raises UsageError where the backend has no such suppression."""
     if nms == "efficientnms" and backend != "tensorrt":
+        why = "and the fastest backend may be another" if backend == "fastest" else f"which {backend} does not have"
         raise UsageError(
-            f"--nms efficientnms is a plugin of TensorRT, which {backend} does not have; leave it out, and the boxes are "
-            "suppressed on the host, or give --backend tensorrt on a machine that has it."
+            f"--nms efficientnms is a plugin of TensorRT, {why}; leave it out, and the boxes are suppressed on the host, or "
+            "give --backend tensorrt on a machine that has it."
         )
 
 
@@ -279,6 +281,8 @@ def build_engine(
         engine = _verify(engine, graph, built, evaluation)
         # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
         engine_json_path(path).unlink(missing_ok=True)
+        # Of an earlier engine; another backend would never replace it.
+        path.with_name(path.name + RUNTIME_CACHE).unlink(missing_ok=True)
         os.replace(engine.path, path)
     engine = replace(engine, path=path)
     write_json(engine.json_path, engine.record)
@@ -359,8 +363,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     )
     fastest = backend_options.backend == "fastest"
     backend = "" if fastest else _choose_backend(backend_options.backend)
-    if not fastest:
-        require_nms(backend_options.nms, backend)
+    require_nms(backend_options.nms, backend_options.backend if fastest else backend)
     calibration, gate = options_from(CalibrationOptions, arguments), options_from(GateOptions, arguments)
     own_model = arguments.checkpoint is not None or arguments.onnx is not None
     if gate.max_ap_drop is not None and gate.eval_data is None and own_model:
@@ -446,7 +449,12 @@ def _race(
             options = _quantizing(arguments, backend)
             if options.high_precision not in drafts:
                 path = Path(folder) / f"{options.high_precision}.onnx"
-                drafts[options.high_precision] = draft_int8(graph, images, options, path)
+                try:
+                    drafts[options.high_precision] = draft_int8(graph, images, options, path)
+                except GraphError as error:
+                    # A tensor may be 0 on the draft's few images and not on all of them.
+                    logger.warning("%s is raced in FP32, since no draft in INT8 could be made: %s", backend, error)
+                    drafts[options.high_precision] = graph
             return drafts[options.high_precision]
 
         return race_backends(graph, compiling, draft=draft)
@@ -552,20 +560,19 @@ def _arithmetic_remark(engine: Engine) -> list[str]:
 
 
 def _speed_remark(engine: Engine) -> list[str]:
-    """What a person must know before reading the latency of INT8 on a CPU."""
+    """What a person must know before reading the latency of INT8 on a CPU that gains nothing by it."""
     if engine.backend not in ("onnxruntime", "openvino") or engine.precision != "int8":
         return []
-    gain = "Here the build is a check of accuracy, not a gain in speed. The gain is on the GPU that the graph is for."
-    if engine.backend == "onnxruntime":
-        gain += " On this machine OpenVINO may run INT8 faster: --backend fastest finds out."
-    if not cpu_has_vnni():
-        return [f"\nThis CPU has no VNNI instructions, so INT8 is slower than FP32 on it. {gain}"]
     reference, latency = engine.record["reference"], engine.record["latency"]
-    if reference is not None and latency["median_ms"] >= reference["latency"]["median_ms"]:
-        return [
-            f"\n{engine.backend} runs INT8 no faster than FP32 on this CPU, though it has VNNI instructions. {gain}"
-        ]
-    return []
+    if reference is None or latency["median_ms"] < reference["latency"]["median_ms"]:
+        return []
+    vnni = cpu_has_vnni()
+    advice = " OpenVINO may run it faster: --backend fastest finds out."
+    return [
+        f"\n{engine.backend} runs INT8 no faster than onnxruntime runs FP32 on this CPU, {'though' if vnni else 'and'} it has "
+        f"{'' if vnni else 'no '}VNNI instructions. Here the build is a check of accuracy, not a gain in speed. The gain is on "
+        f"the GPU that the graph is for.{advice if vnni and 'race' not in engine.record else ''}"
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -167,7 +167,9 @@ def _search(
 
 
 def draft_int8(graph: Graph, images: CalibrationImages, options: QuantizeOptions, output: Path) -> Graph:
-    """An INT8 graph that is as fast as the one ``quantize_graph`` makes, in seconds: nothing of it depends on the ranges' quality."""
+    """An INT8 graph as fast as the one that ``quantize_graph`` makes without a search, in seconds: speed does not depend on the
+    ranges.
+    """
     quick = replace(options, method="max", equalize=False, rounding="nearest", correct_bias=False)
     return quantize_graph(graph, images.first(FEWEST_IMAGES), quick, output)
 

@@ -4,12 +4,11 @@ A graph in FP16, or whose INT8 convolutions stand in FP16, is computed in the ha
 which has FP32's range and 8 significant bits where FP16 has 11; without either in FP32. Which it was stands beside the latency in
 the engine's JSON, as ``arithmetic``.
 
-What it compiles is kept in the folder ``<engine>.runtime_cache``, from which the next start on the same processor loads it.
+What it compiles is kept in ``<engine>.runtime_cache`` for the next start (``openvino_cache``).
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +19,9 @@ import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.openvino_cache import identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.errors import EngineError, GraphError
-
-logger = logging.getLogger("edge_effdet.backends.openvino")
 
 SUFFIX = ".onnx"
 
@@ -62,7 +60,8 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
 
 
 def load(engine: Engine, options: LoadOptions | None = None) -> OpenVinoRunner:
-    return OpenVinoRunner(engine.path, options or LoadOptions(), runtime_cache_path(engine))
+    digest = str(engine.record.get("engine_sha256", ""))
+    return OpenVinoRunner(engine.path, options or LoadOptions(), digest, runtime_cache_path(engine) if digest else None)
 
 
 class OpenVinoRunner:
@@ -70,13 +69,16 @@ class OpenVinoRunner:
 
     Attributes:
         arithmetic: ``f32``, ``f16`` or ``bf16``: the type of what is not INT8.
+        was_compiled: by an earlier start.
     """
 
     concurrent = True
 
-    def __init__(self, path: Path, options: LoadOptions | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, options: LoadOptions | None = None, engine_sha256: str = "", cache: Path | None = None
+    ) -> None:
         try:
-            model = _compiled(path, options or LoadOptions(), cache)
+            model, self.was_compiled = _compiled(path, options or LoadOptions(), engine_sha256, cache)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
         self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
@@ -104,24 +106,28 @@ class OpenVinoRunner:
         self._requests = threading.local()
 
 
-def _compiled(path: Path, options: LoadOptions, cache: Path | None = None) -> Any:
+def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: Path | None = None) -> tuple[Any, bool]:
+    """The compiled model, and whether it comes from the cache."""
     import openvino
 
     core = openvino.Core()
     model = core.read_model(str(path))
+    precision = _arithmetic(core, model)
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": _arithmetic(core, model),
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": options.threads_or_share() * options.parallel_runs,
         "NUM_STREAMS": options.parallel_runs,
     }
-    if cache is not None:
-        try:
-            return core.compile_model(model, _DEVICE, {**hints, "CACHE_DIR": str(cache)})
-        except RuntimeError as error:
-            # A full disk, for one. A graph that it refuses is refused again below.
-            logger.warning("what OpenVINO compiled is not kept for the next start (%s)", _last_line(error))
-    return core.compile_model(model, _DEVICE, hints)
+    if cache is None:
+        return core.compile_model(model, _DEVICE, hints), False
+    belongs_to = identity(core, _DEVICE, engine_sha256, precision)
+    known = read_compiled(cache, belongs_to, core, _DEVICE, hints)
+    if known is not None:
+        return known, True
+    compiled = core.compile_model(model, _DEVICE, hints)
+    save_compiled(compiled, cache, belongs_to)
+    return compiled, False
 
 
 def _arithmetic(core: Any, model: Any) -> str:

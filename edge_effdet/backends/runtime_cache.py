@@ -15,7 +15,11 @@ def runtime_cache_path(engine: Engine) -> Path:
     beside = engine.path.with_name(engine.path.name + SUFFIX)
     if os.access(engine.path.parent, os.W_OK):
         return beside
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        # A user without a home, as in some containers: writing fails, and the caller says so.
+        return beside
     # What is run without a JSON beside it, as the cost model does, has no hash.
     digest = str(engine.record.get("engine_sha256", ""))[:16]
     return root / "edge_effdet" / f"{digest}-{beside.name}"

@@ -12,12 +12,18 @@ from edge_effdet.data.synthetic import CLASS_NAMES
 from edge_effdet.images import image_size
 from edge_effdet.models.checkpoint import open_checkpoint
 from edge_effdet.quickstart import SCENES, quickstart_checkpoint
-from edge_effdet.verify import cpu_has_vnni
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture
+def proof(output: Path, printed: str) -> Path:
+    """The engine's JSON; how the engine's own name ends is up to the backend that was the fastest."""
+    (found,) = output.glob("quickstart.int8.*.json")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,8 @@ def test_the_shipped_checkpoint_is_small_and_says_how_it_was_made():
     assert 0 < checkpoint.provenance["val"]["AP"] < 1
 
 
-def test_make_engine_builds_a_proven_int8_engine(output: Path, printed: str):
-    record = json.loads((output / "quickstart.int8.onnx.json").read_text())
+def test_make_engine_builds_a_proven_int8_engine(output: Path, printed: str, proof: Path):
+    record = json.loads(proof.read_text())
     assert record["accuracy"]["images"] == SCENES["test"] and record["accuracy"]["split"] == "test"
     assert record["accuracy"]["drop"] <= 1.5
     assert record["proof"]["int8_mac_fraction"] >= 0.95
@@ -51,19 +57,19 @@ def test_make_engine_builds_a_proven_int8_engine(output: Path, printed: str):
         assert heading in printed
     assert "INT8" in printed and "FP32" in printed
     slower = record["latency"]["median_ms"] >= record["reference"]["latency"]["median_ms"]
-    assert ("check of accuracy" in printed) == (slower or not cpu_has_vnni())
+    assert ("check of accuracy" in printed) == slower
     assert min(image_size(output / "quickstart.int8.jpg")) >= 480
 
 
-def test_the_engine_finds_objects_in_a_scene(output: Path, printed: str, capsys: pytest.CaptureFixture[str]):
+def test_the_engine_finds_objects_in_a_scene(output: Path, proof: Path, capsys: pytest.CaptureFixture[str]):
     (scene,) = output.glob("scenes-*/test/000000.jpg")
-    assert detect.main(["--engine", str(output / "quickstart.int8.onnx"), "--source", str(scene), "--json"]) == 0
+    assert detect.main(["--engine", str(proof.with_suffix("")), "--source", str(scene), "--json"]) == 0
     (picture,) = json.loads(capsys.readouterr().out)["images"]
     assert {item["class"] for item in picture["detections"]} <= set(CLASS_NAMES)
 
 
-def test_the_manifest_names_the_calibration_scenes(output: Path, printed: str):
-    record = json.loads((output / "quickstart.int8.onnx.json").read_text())
+def test_the_manifest_names_the_calibration_scenes(proof: Path):
+    record = json.loads(proof.read_text())
     manifest = json.loads((Path(__file__).parents[2] / "calibration" / "quickstart.json").read_text())
     assert manifest["images"].keys() == record["calibration"]["manifest"].keys()
     assert manifest["count"] == record["calibration"]["images"]

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet import build_engine
-from edge_effdet.artifacts import ModelSpec, file_sha256
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
 from edge_effdet.backends.base import Available, CompileOptions
-from edge_effdet.errors import UsageError
+from edge_effdet.errors import GraphError, UsageError
 from edge_effdet.graph.efficient_nms import PLUGIN
 from edge_effdet.graph.model import save_graph
 from edge_effdet.quantize import QuantizeOptions
@@ -27,6 +27,56 @@ def test_only_tensorrt_has_the_plugin(tmp_path, capsys, backend):
     assert f"plugin of TensorRT, which {backend} does not have; leave it out" in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "engines").exists()
+
+
+def test_the_plugin_is_not_raced(tmp_path, capsys):
+    words = ["--fp32", "--backend", "fastest", "--nms", "efficientnms", "--output", str(tmp_path / "engines")]
+    assert build_engine.main(words) == 2
+    assert "the fastest backend may be another; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "milliseconds", "vnni", "race", "said", "advised"),
+    [
+        ("onnxruntime", 9.0, True, False, False, False),
+        ("onnxruntime", 30.0, True, False, True, True),
+        ("onnxruntime", 30.0, True, True, True, False),
+        ("onnxruntime", 30.0, False, False, True, False),
+        ("openvino", 30.0, True, True, True, False),
+    ],
+)
+def test_a_cpu_that_gains_nothing_by_int8_is_told_of(
+    tmp_path, monkeypatch, backend, milliseconds, vnni, race, said, advised
+):
+    monkeypatch.setattr(build_engine, "cpu_has_vnni", lambda: vnni)
+    record = {"reference": {"latency": {"median_ms": 10.0}}, "latency": {"median_ms": milliseconds}}
+    engine = Engine(
+        tmp_path / "x.onnx",
+        ModelSpec("tiny", (16, 16), ("thing",), (1,)),
+        backend,
+        "int8",
+        record | ({"race": {}} if race else {}),
+    )
+    text = "".join(build_engine._speed_remark(engine))
+    assert ("check of accuracy" in text) == said
+    assert ("--backend fastest finds out" in text) == advised
+    assert ("has no VNNI" in text) == (said and not vnni)
+
+
+def test_a_draft_that_cannot_be_made_is_raced_in_fp32(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise GraphError("silu_71 was 0 everywhere")
+
+    raced = []
+    monkeypatch.setattr(build_engine, "draft_int8", fail)
+    monkeypatch.setattr(
+        build_engine, "race_backends", lambda graph, options, draft: raced.append(draft("onnxruntime") is graph)
+    )
+    arguments = build_engine.make_argument_parser().parse_args(["--int8"])
+    build_engine._race(arguments, object(), object(), CompileOptions())
+    assert raced == [True]
+    assert "raced in FP32, since no draft in INT8 could be made: silu_71" in caplog.text
 
 
 def test_batch_sizes_ascend(tmp_path, capsys):

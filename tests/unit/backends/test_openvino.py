@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet.artifacts import Engine, ModelSpec
-from edge_effdet.backends import openvino
+from edge_effdet.backends import openvino, openvino_cache
+from edge_effdet.backends.base import LoadOptions
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (8, 8), ("thing",), (1,))
 CAPABILITIES = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -31,7 +33,7 @@ def engine_with(tmp_path: Path, dtype: type) -> Engine:
     graph = helper.make_graph(nodes, "conv", [images], [out], [numpy_helper.from_array(weights, "w")])
     path = tmp_path / "conv.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", {})
+    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", {"engine_sha256": "ab" * 32})
 
 
 def test_fp32_stays_fp32_on_a_processor_with_bf16(tmp_path: Path):
@@ -55,28 +57,67 @@ def test_fp16_is_computed_in_what_the_processor_has(tmp_path: Path):
         assert runner.arithmetic == expected
 
 
+def start(engine: Engine) -> tuple[np.ndarray, bool]:
+    images = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), np.uint8)
+    with openvino.load(engine, LoadOptions(1, 2)) as runner:
+        return runner.run({"images": images})["out"], runner.was_compiled
+
+
 def test_the_next_start_loads_what_was_compiled(tmp_path: Path):
     engine = engine_with(tmp_path, np.float32)
-    images = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), np.uint8)
+    (first, cold), (second, warm) = start(engine), start(engine)
+    assert (cold, warm) == (False, True)
+    np.testing.assert_array_equal(second, first)
+    assert {path.name for path in tmp_path.iterdir()} == {"conv.onnx", "conv.onnx.runtime_cache"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "zeros"])
+def test_what_is_damaged_is_compiled_again(damage: str, tmp_path: Path):
+    engine = engine_with(tmp_path, np.float32)
+    first, _ = start(engine)
+    cache = tmp_path / "conv.onnx.runtime_cache"
+    content = bytearray(cache.read_bytes())
+    if damage == "changed":
+        content[-1] ^= 1
+    if damage == "zeros":
+        content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    cache.write_bytes({"cut": content[: len(content) // 2], "emptied": b""}.get(damage, bytes(content)))
+    again, warm = start(engine)
+    assert not warm
+    np.testing.assert_array_equal(again, first)
+    assert start(engine)[1], "it was not replaced"
+
+
+def test_what_belongs_to_another_engine_or_processor_is_compiled_again(tmp_path: Path):
+    engine = engine_with(tmp_path, np.float32)
+    start(engine)
+    assert not start(replace(engine, record={"engine_sha256": "cd" * 32}))[1]
+    core = ov.Core()
+    flags = tmp_path / "cpuinfo"
     found = []
-    for start in range(3):
-        with openvino.load(engine) as runner:
-            assert runner._model.get_property("LOADED_FROM_CACHE") == (start == 1)
-            found.append(runner.run({"images": images})["out"])
-        (blob,) = (tmp_path / "conv.onnx.runtime_cache").glob("*.blob")
-        if start == 1:
-            # One that is cut off, by a full disk or a plug that was pulled, is made anew.
-            content = blob.read_bytes()
-            blob.chmod(0o600)
-            blob.write_bytes(content[: len(content) // 2])
-    assert all(np.array_equal(found[0], other) for other in found)
+    for text in (
+        "flags\t: avx2\nflags\t: avx2\n",
+        "flags\t: avx2 avx512_vnni\n",
+        "Features\t: asimddp\n",
+        "processor\t: 0\n",
+    ):
+        flags.write_text(text)
+        found.append(openvino_cache.identity(core, "CPU", "ab", "f32", flags))
+    assert len(set(found)) == 4
+    assert openvino_cache.identity(core, "CPU", "ab", "bf16", flags) not in found
+    assert openvino_cache.identity(core, "CPU", "ab", "f32", tmp_path / "nowhere") == found[-1]
+
+
+def test_an_engine_without_a_hash_leaves_no_file(tmp_path: Path):
+    start(replace(engine_with(tmp_path, np.float32), record={}))
+    assert [path.name for path in tmp_path.iterdir()] == ["conv.onnx"]
 
 
 def test_a_cache_that_cannot_be_written_is_worth_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     engine = engine_with(tmp_path, np.float32)
     # No folder can be made inside a file; as root, permissions would not do.
     (tmp_path / "file").write_text("")
-    with openvino.OpenVinoRunner(engine.path, cache=tmp_path / "file" / "cache") as runner:
+    with openvino.OpenVinoRunner(engine.path, None, "ab", tmp_path / "file" / "cache") as runner:
         assert runner.run({"images": np.zeros((1, 3, 8, 8), np.uint8)})["out"].shape == (1, 16, 6, 6)
     assert "not kept for the next start" in caplog.text
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.graph_subjects import random_network
+from edge_effdet.export import ExportOptions, export_network
 from edge_effdet.models import detector
-from edge_effdet.models.detector import best_pairs
+from edge_effdet.models.detector import Detector, best_pairs
+from edge_effdet.models.zoo import model_spec
+from edge_effdet.quantize import convert_graph_to_half
 
 
 def logits_of(seed: int, batch: int, anchors: int, classes: int) -> torch.Tensor:
@@ -18,18 +28,21 @@ def logits_of(seed: int, batch: int, anchors: int, classes: int) -> torch.Tensor
     return order.reshape(batch, anchors, classes).float()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     batch=st.integers(1, 3),
     anchors=st.integers(1, 300),
     classes=st.integers(1, 40),
     part=st.floats(0.01, 1),
+    steps=st.integers(1, 2),
 )
-def test_the_pairs_are_the_best_of_all(seed: int, batch: int, anchors: int, classes: int, part: float):
+def test_the_pairs_are_the_best_of_all(seed: int, batch: int, anchors: int, classes: int, part: float, steps: int):
     logits = logits_of(seed, batch, anchors, classes)
-    count = max(1, int(part * anchors * classes))
-    best, rows, class_ids = best_pairs(logits, count)
+    # Two steps choose among as many anchors as pairs are wanted, so there have to be as many.
+    count = max(1, int(part * anchors * (classes if steps == 1 else 1)))
+    with patch.object(detector, "TWO_STEPS_FROM", float("inf") if steps == 1 else 0):
+        best, rows, class_ids = best_pairs(logits, count)
     assert class_ids.dtype == torch.int32
     assert torch.equal(best, logits.flatten(1).sort(dim=1, descending=True).values[:, :count])
     assert torch.equal(logits[torch.arange(batch)[:, None], rows, class_ids.long()], best)
@@ -53,3 +66,23 @@ def test_the_best_may_all_be_of_one_anchor():
     assert best.tolist() == [[50, 49, 48, 47, 46]]
     assert rows.tolist() == [[7] * 5]
     assert class_ids.tolist() == [[49, 48, 47, 46, 45]]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_two_steps_find_the_same_in_the_exported_graph(half: bool, tmp_path: Path):
+    spec = model_spec("tf_efficientdet_lite0", image_size=(128, 128))
+    network = random_network(spec, seed=0)
+    # 3069 anchors of 90 classes; 100 are chosen.
+    graph = export_network(network, spec, {}, tmp_path / "two.onnx", ExportOptions(batch_size=2, top_k=100)).graph
+    if half:
+        graph = convert_graph_to_half(graph, tmp_path / "half.onnx")
+    kinds = [node.op_type for node in onnx.load(graph.path).graph.node]
+    assert kinds.count("TopK") == 2 and kinds.count("ReduceMax") == 1
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)
+    session = ort.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
+    _, scores, class_ids = session.run(None, {"images": images})
+    with torch.no_grad(), patch.object(detector, "TWO_STEPS_FROM", float("inf")):
+        _, expected, expected_ids = Detector(network, spec, 100).eval()(torch.from_numpy(images))
+    np.testing.assert_allclose(scores, expected.numpy(), atol=3e-2 if half else 1e-4)
+    if not half:
+        assert (class_ids == expected_ids.numpy()).mean() > 0.98
