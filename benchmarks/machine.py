@@ -14,7 +14,18 @@ from edge_effdet.artifacts import write_json
 from edge_effdet.verify import cpu_has_vnni
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("edge-effdet", "numpy", "onnxruntime", "onnx", "torch", "effdet", "timm", "nvidia-modelopt", "tensorrt-rtx")
+PACKAGES = (
+    "edge-effdet",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "onnx",
+    "torch",
+    "effdet",
+    "timm",
+    "nvidia-modelopt",
+    "tensorrt-rtx",
+)
 
 
 def describe_machine() -> dict[str, Any]:

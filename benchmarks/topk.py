@@ -6,6 +6,8 @@ python -m benchmarks.topk
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,12 +17,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.graph_subjects import Subject, read_subject
-from benchmarks.latency import Run, open_onnxruntime, open_openvino, summarize_times, time_in_turns
+from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
+from benchmarks.latency import Run, open_onnxruntime, open_openvino, positive, summarize_times, time_in_turns
 from benchmarks.machine import save_result
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.export import ExportOptions, export_network
 from edge_effdet.models import detector
+
+logger = logging.getLogger("edge_effdet.benchmarks.topk")
 
 MODELS = ("tf_efficientdet_lite0@320", "tf_efficientdet_d0@512", "tests/assets/bccd_lite0.safetensors")
 STEPS = {"one step": float("inf"), "two steps": 0.0}
@@ -42,7 +46,10 @@ def measure_subject(subject: Subject, threads: int, rounds: int, work: Path) -> 
         with patch.object(detector, "TWO_STEPS_FROM", factor):
             export_network(subject.network, subject.spec, {}, files[name], ExportOptions())
     for runtime, opener in OPENERS.items():
-        runs = {name: opener(path, threads) for name, path in files.items()}
+        runs = attempt(lambda opener=opener: {name: opener(path, threads) for name, path in files.items()})
+        if isinstance(runs, Skipped):
+            logger.warning("%s was left out: %s", runtime, runs.reason)
+            continue
         times = time_in_turns({name: (lambda run=run: run(images)) for name, run in runs.items()}, rounds)
         own = summarize_times(times, {"one_over_this": "one step"})
         rows += [{"model": subject.title, "runtime": runtime, **row} for row in own]
@@ -66,9 +73,10 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("benchmarks", "Top-K in two steps against one.", "python -m benchmarks.topk")
+    cores = len(os.sched_getaffinity(0))
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="NAME@SIZE, or a .safetensors")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each way (default: 2)")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each way (default: 10)")
+    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"of each way (default: {cores})")
+    parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="turns of each way (default: 10)")
     return run_verb(parser, _run, argv)
 
 

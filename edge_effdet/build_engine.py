@@ -281,9 +281,12 @@ def build_engine(
         engine = _verify(engine, graph, built, evaluation)
         # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
         engine_json_path(path).unlink(missing_ok=True)
-        # Of an earlier engine; another backend would never replace it.
-        path.with_name(path.name + RUNTIME_CACHE).unlink(missing_ok=True)
+        # That of an earlier engine, which another backend would never replace, goes; that of this one comes along.
+        kept, cache = (each.with_name(path.name + RUNTIME_CACHE) for each in (engine.path, path))
+        cache.unlink(missing_ok=True)
         os.replace(engine.path, path)
+        if kept.exists():
+            os.replace(kept, cache)
     engine = replace(engine, path=path)
     write_json(engine.json_path, engine.record)
     if evaluation is not None:
@@ -567,11 +570,13 @@ def _speed_remark(engine: Engine) -> list[str]:
     if reference is None or latency["median_ms"] < reference["latency"]["median_ms"]:
         return []
     vnni = cpu_has_vnni()
-    advice = " OpenVINO may run it faster: --backend fastest finds out."
+    advice = ""
+    if engine.backend == "onnxruntime" and vnni and "race" not in engine.record:
+        advice = " OpenVINO may run it faster: --backend fastest finds out."
     return [
         f"\n{engine.backend} runs INT8 no faster than onnxruntime runs FP32 on this CPU, {'though' if vnni else 'and'} it has "
         f"{'' if vnni else 'no '}VNNI instructions. Here the build is a check of accuracy, not a gain in speed. The gain is on "
-        f"the GPU that the graph is for.{advice if vnni and 'race' not in engine.record else ''}"
+        f"the GPU that the graph is for.{advice}"
     ]
 
 

@@ -26,8 +26,8 @@ class Race:
 
     Attributes:
         winner: the name of the backend with the lowest median.
-        rows: a backend each: its version, median and P90 in milliseconds, or why it was ``skipped``.
-        graph: in what precision it ran, and the SHA-256 of the graph that was given.
+        rows: a backend each: its version, the precision that it ran in, median and P90 in milliseconds, or why it was ``skipped``.
+        graph: in what precision the winner ran, and the SHA-256 of the graph that was given.
     """
 
     winner: str
@@ -61,7 +61,6 @@ def race_backends(
         BackendUnavailable: none runs it.
     """
     rows: dict[str, dict[str, Any]] = {}
-    precision = graph.precision
     image = np.full((*graph.spec.image_size, 3), graph.spec.preprocess.fill_color, np.uint8)
     with tempfile.TemporaryDirectory(prefix="edge-effdet-race-") as folder:
         engines: dict[str, Engine] = {}
@@ -77,8 +76,8 @@ def race_backends(
                 continue
             logger.info("racing: %s", name)
             raced = draft(name) if draft is not None else graph
-            precision = raced.precision
-            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, precision, {})
+            row["precision"] = raced.precision
+            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, raced.precision, {})
             try:
                 engine.path.write_bytes(get_backend(name).compile(raced, options))
                 # One that fails only when it runs must not end the race of the others.
@@ -96,5 +95,6 @@ def race_backends(
         raise BackendUnavailable(
             f"No backend runs this graph here ({reasons}); pip install 'edge-effdet[ort]' installs one that runs anywhere."
         )
-    winner = min(timed, key=lambda row: row["median_ms"])["backend"]
-    return Race(winner, tuple(rows.values()), {"precision": precision, "sha256": graph.sha256})
+    winner = min(timed, key=lambda row: row["median_ms"])
+    ran = {"precision": winner["precision"], "sha256": graph.sha256}
+    return Race(winner["backend"], tuple(rows.values()), ran)

@@ -13,6 +13,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Detections, Engine, Graph
 from edge_effdet.backends.base import get_backend, require
+from edge_effdet.backends.cores import cpu_flags
 from edge_effdet.data.dataset import Sample, readable_images, samples_sha256
 from edge_effdet.detect import detect_image, feeds_for_image
 from edge_effdet.evaluate import detect_samples
@@ -170,10 +171,7 @@ def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
         save_picture(path, contact_sheet(pictures, columns=2))
 
 
-def cpu_has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def cpu_has_vnni(cpuinfo: Path | None = None) -> bool:
     """Whether the processor multiplies INT8 in one instruction (x86 VNNI, Arm dot product); False where it cannot tell."""
-    try:
-        flags = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+    flags = cpu_flags() if cpuinfo is None else cpu_flags(cpuinfo)
+    return not flags.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})

@@ -27,6 +27,16 @@ def usable_cores(proc: Path = _PROC, sys: Path = _SYS) -> int:
     return physical if quota is None else max(1, min(physical, math.floor(quota)))
 
 
+def cpu_flags(cpuinfo: Path = _PROC / "cpuinfo") -> frozenset[str]:
+    """The instruction sets that the kernel names (``flags`` on x86, ``Features`` on Arm); empty where it cannot be asked."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    named = [line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))]
+    return frozenset(" ".join(named).split())
+
+
 def count_physical(cpus: set[int], sys: Path = _SYS) -> int:
     """Physical cores among logical ones, by the kernel's topology; a logical one that it does not describe counts."""
     cores = set()

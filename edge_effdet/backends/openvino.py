@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
-from edge_effdet.backends.openvino_cache import identity, read_compiled, save_compiled
+from edge_effdet.backends.openvino_cache import PRECISION, identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.errors import EngineError, GraphError
 
@@ -83,7 +83,7 @@ class OpenVinoRunner:
             raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
         self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
         self.outputs = tuple(_tensor_spec(port) for port in model.outputs)
-        self.arithmetic = str(model.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        self.arithmetic = str(model.get_property(PRECISION).get_type_name())
         self._model: Any = model
         self._requests = threading.local()
 
@@ -111,22 +111,20 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(str(path))
-    precision = _arithmetic(core, model)
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": options.threads_or_share() * options.parallel_runs,
         "NUM_STREAMS": options.parallel_runs,
     }
-    if cache is None:
-        return core.compile_model(model, _DEVICE, hints), False
-    belongs_to = identity(core, _DEVICE, engine_sha256, precision)
-    known = read_compiled(cache, belongs_to, core, _DEVICE, hints)
+    belongs_to = identity(core, _DEVICE, engine_sha256)
+    known = read_compiled(cache, belongs_to, core, _DEVICE, hints) if cache is not None else None
     if known is not None:
         return known, True
-    compiled = core.compile_model(model, _DEVICE, hints)
-    save_compiled(compiled, cache, belongs_to)
+    model = core.read_model(str(path))
+    precision = _arithmetic(core, model)
+    compiled = core.compile_model(model, _DEVICE, {**hints, PRECISION: precision})
+    if cache is not None:
+        save_compiled(compiled, precision, cache, belongs_to)
     return compiled, False
 
 

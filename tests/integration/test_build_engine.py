@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import openvino as ov
 import pytest
 
@@ -17,7 +19,7 @@ from edge_effdet.data.dataset import Dataset
 from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.images import image_size
 from edge_effdet.quant.calibration import CalibrationImages
-from edge_effdet.verify import graph_as_engine
+from edge_effdet.verify import cpu_has_vnni, graph_as_engine
 from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT
 
@@ -182,8 +184,27 @@ def test_openvino_keeps_the_ap_in_the_half_precision_of_the_processor(
     arithmetic = json.loads((tmp_path / "half.fp16.onnx.json").read_text())["latency"]["arithmetic"]
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert arithmetic == ("f16" if "FP16" in capabilities else "bf16" if "BF16" in capabilities else "f32")
+    with openvino.load(load_engine(tmp_path / "half.fp16.onnx")) as runner:
+        assert runner.was_compiled, "what was compiled while measuring did not come along"
+        assert runner.arithmetic == arithmetic
     assert ("has BF16 in place of FP16" in said) == (arithmetic == "bf16")
     assert ("has no half precision" in said) == (arithmetic == "f32")
+
+
+@pytest.mark.data
+def test_openvino_runs_every_quantized_convolution_in_int8(bccd_int8_graph: Graph):
+    """As its own account of what it compiled says, and not only the graph."""
+    if not cpu_has_vnni():
+        pytest.skip("this processor has no VNNI instructions, without which OpenVINO may choose otherwise")
+    model = ov.Core().compile_model(str(bccd_int8_graph.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    ran = Counter()
+    for node in model.get_runtime_model().get_ops():
+        told = {name: value.astype(str) for name, value in node.get_rt_info().items()}
+        if "Convolution" in told.get("layerType", ""):
+            ran["int8" if told["runtimePrecision"] in ("i8", "u8") else told["runtimePrecision"]] += 1
+    convolutions = [node for node in onnx.load(bccd_int8_graph.path).graph.node if node.op_type == "Conv"]
+    high = [node for node in convolutions if ".predict." in node.name]
+    assert ran == {"int8": len(convolutions) - len(high), "f32": len(high)}
 
 
 @pytest.mark.data

@@ -44,6 +44,7 @@ def test_the_plugin_is_not_raced(tmp_path, capsys):
         ("onnxruntime", 30.0, True, True, True, False),
         ("onnxruntime", 30.0, False, False, True, False),
         ("openvino", 30.0, True, True, True, False),
+        ("openvino", 30.0, True, False, True, False),
     ],
 )
 def test_a_cpu_that_gains_nothing_by_int8_is_told_of(

@@ -18,6 +18,8 @@ DEVICE_SIDE = (
     "edge_effdet.backends.onnxruntime",
     "edge_effdet.backends.onnxruntime_cuda",
     "edge_effdet.backends.openvino",
+    "edge_effdet.backends.openvino_cache",
+    "edge_effdet.backends.runtime_cache",
     "edge_effdet.backends.tensorrt",
     "edge_effdet.backends.tensorrt_rtx",
     "edge_effdet.cli",

@@ -51,12 +51,12 @@ def graph(tmp_path: Path) -> Graph:
     return Graph(tmp_path / "graph.onnx", SPEC, "optimized", "fp32", {}, {}, {}, "ab" * 32)
 
 
-def race_of(backends, graph, monkeypatch):
+def race_of(backends, graph, monkeypatch, draft=None):
     import edge_effdet.verify
 
     for module in (race, edge_effdet.verify):
         monkeypatch.setattr(module, "get_backend", backends.__getitem__)
-    return race_backends(graph, CompileOptions(), tuple(backends))
+    return race_backends(graph, CompileOptions(), tuple(backends), draft)
 
 
 def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
@@ -81,18 +81,17 @@ def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
 
 
 def test_each_backend_may_run_a_draft_of_its_own(graph, monkeypatch, tmp_path):
-    import edge_effdet.verify
-
-    backends = {"one": FakeBackend(), "other": FakeBackend()}
-    for module in (race, edge_effdet.verify):
-        monkeypatch.setattr(module, "get_backend", backends.__getitem__)
+    backends = {"one": FakeBackend(), "other": FakeBackend(seconds=0.005)}
     compiled = {}
     for name, backend in backends.items():
         backend.compile = lambda given, options, name=name: (compiled.update({name: given.path.name}), b"engine")[1]
     drafts = {name: replace(graph, path=tmp_path / f"{name}.onnx", precision="int8") for name in backends}
-    result = race_backends(graph, CompileOptions(), tuple(backends), drafts.__getitem__)
+    # No draft could be made for it.
+    drafts["other"] = replace(drafts["other"], precision="fp32")
+    result = race_of(backends, graph, monkeypatch, drafts.__getitem__)
     assert compiled == {"one": "one.onnx", "other": "other.onnx"}
     assert result.graph == {"precision": "int8", "sha256": graph.sha256}
+    assert [row["precision"] for row in result.rows] == ["int8", "fp32"]
 
 
 def test_a_race_without_runners_is_an_error(graph, monkeypatch):

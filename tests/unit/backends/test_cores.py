@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.backends.base import LoadOptions
-from edge_effdet.backends.cores import count_physical, read_quota, usable_cores
+from edge_effdet.backends.cores import count_physical, cpu_flags, read_quota, usable_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -71,3 +71,14 @@ def test_runs_at_once_share_the_cores():
     assert LoadOptions(parallel_runs=usable_cores()).threads_or_share() == 1
     assert LoadOptions(parallel_runs=10 * usable_cores()).threads_or_share() == 1
     assert LoadOptions(threads=7, parallel_runs=2).threads_or_share() == 7
+
+
+def test_instruction_sets_are_those_of_all_cores_and_none_where_the_kernel_is_silent(tmp_path: Path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(
+        "processor\t: 0\nflags\t\t: avx2 fma\nbugs\t: spectre\n\nprocessor\t: 1\nflags\t\t: avx2 avx_vnni\n"
+    )
+    assert cpu_flags(file) == {"avx2", "fma", "avx_vnni"}
+    file.write_text("Features\t: fp asimddp\n")
+    assert cpu_flags(file) == {"fp", "asimddp"}
+    assert cpu_flags(tmp_path / "nowhere") == frozenset()
