@@ -8,12 +8,35 @@ each period, in the middle of a run.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
+import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 _PROC = Path("/proc")
 _SYS = Path("/sys")
+_NAMES = {
+    "SSE41": "sse4_1",
+    "SSE42": "sse4_2",
+    "AVX": "avx",
+    "AVX2": "avx2",
+    "FMA3": "fma",
+    "F16C": "f16c",
+    "AVX512F": "avx512f",
+    "AVX512BW": "avx512bw",
+    "AVX512DQ": "avx512dq",
+    "AVX512VL": "avx512vl",
+    "AVX512VNNI": "avx512_vnni",
+    "AVX512BF16": "avx512_bf16",
+    "AVX512FP16": "avx512_fp16",
+    "ASIMD": "asimd",
+    "ASIMDHP": "asimdhp",
+    "ASIMDDP": "asimddp",
+    "SVE": "sve",
+}
+"""Linux's names of what NumPy tells of a processor. NumPy asks the processor, and does not know the newest instruction sets."""
 
 
 def usable_cores(proc: Path = _PROC, sys: Path = _SYS) -> int:
@@ -27,14 +50,45 @@ def usable_cores(proc: Path = _PROC, sys: Path = _SYS) -> int:
     return physical if quota is None else max(1, min(physical, math.floor(quota)))
 
 
-def cpu_flags(cpuinfo: Path = _PROC / "cpuinfo") -> frozenset[str]:
-    """The instruction sets that the kernel names (``flags`` on x86, ``Features`` on Arm); empty where it cannot be asked."""
+def cpu_flags(cpuinfo: Path = _PROC / "cpuinfo", features: Mapping[str, bool] | None = None) -> frozenset[str]:
+    """The instruction sets that this process may use, as the kernel names them (``flags`` on x86, ``Features`` on Arm).
+
+    An emulator such as QEMU passes the kernel's list of the machine below through, so what the processor itself says goes before it:
+    where the two disagree, only what the processor says counts.
+
+    Args:
+        cpuinfo: the kernel's list; a file that cannot be read names nothing.
+        features: whether the processor says that it has one, by NumPy's name; None to ask it.
+    """
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    named = [line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))]
-    return frozenset(" ".join(named).split())
+        lines = []
+    listed = [line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))]
+    named = frozenset(" ".join(listed).split())
+    said = {
+        name: found
+        for key, found in (_features() if features is None else features).items()
+        if (name := _NAMES.get(key))
+    }
+    present = frozenset(name for name, found in said.items() if found)
+    return named | present if named.isdisjoint(said.keys() - present) else present
+
+
+def _features() -> Mapping[str, bool]:
+    """What NumPy found by asking the processor; nothing where another version of NumPy keeps it elsewhere."""
+    for module in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):
+        with contextlib.suppress(ImportError, AttributeError):
+            return importlib.import_module(module).__cpu_features__
+    return {}
+
+
+def processor_family() -> str:
+    """``x86``, ``arm``, or the machine's own name where it is neither."""
+    name = platform.machine().lower()
+    if name in ("x86_64", "amd64", "i686", "i386"):
+        return "x86"
+    return "arm" if name in ("aarch64", "arm64") or name.startswith("armv") else name
 
 
 def count_physical(cpus: set[int], sys: Path = _SYS) -> int:

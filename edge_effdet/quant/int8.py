@@ -94,7 +94,13 @@ def make_recipe(
         name = str(node.name)
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         weights[name] = quantize_weight(
-            _weight(node), bias, scales[inputs[name]], seen.get(name), options.rounding, options.correct_bias
+            _weight(node),
+            bias,
+            scales[inputs[name]],
+            seen.get(name),
+            options.rounding,
+            options.correct_bias,
+            options.weight_codes,
         )
     return Recipe(equalized, scales, inputs, weights, options, table)
 

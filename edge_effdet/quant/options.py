@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE
 from edge_effdet.cli import option
+from edge_effdet.errors import UsageError
 from edge_effdet.quant.ranges import METHODS as RANGE_METHODS
 from edge_effdet.quant.rounding import METHODS as ROUNDING_METHODS
 
@@ -16,3 +18,15 @@ class Int8Options:
     rounding: str = option("gptq", help="how a weight is rounded", choices=ROUNDING_METHODS)
     correct_bias: bool = option(False, help="let the bias make up for the mean error of the rounding")
     quantize_sums: bool = option(True, help="let a block's sum read its residual as INT8")
+    weight_codes: int = option(
+        EXACT_EVERYWHERE,
+        help=f"largest code of a weight: {EXACT_EVERYWHERE} is exact on every processor, and {FULL_RANGE} on GPUs, on Arm and on "
+        "x86 processors with VNNI alone",
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.weight_codes <= FULL_RANGE:
+            raise UsageError(
+                f"Weight codes of up to {self.weight_codes} make no sense in INT8; give {EXACT_EVERYWHERE}, which is exact on every "
+                f"processor, or {FULL_RANGE}."
+            )

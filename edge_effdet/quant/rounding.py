@@ -1,6 +1,7 @@
 """FP32 weights of a convolution to INT8 codes and a scale a filter, and the bias that makes up for the rounding.
 
-A filter's scale is its largest absolute weight over 127, so that nothing is cut off. Where a filter has next to no weights and
+A filter's scale is its largest absolute weight over the largest code, so that nothing is cut off. The largest code is 127, or less
+where the processor's arithmetic would not be exact (``backends.arithmetic``). Where a filter has next to no weights and
 a large bias, it is raised until the bias is within ``BIAS_CODES`` steps of input times weight: onnxruntime turns the bias into
 that many INT32 steps, and one that does not fit saturates without a word. (A scale of 1 for such a filter, as is usual,
 would be as bad: steps of the bias would be as coarse as those of the input.) Codes are chosen in one of two ways:
@@ -48,7 +49,7 @@ class QuantizedWeight:
     """INT8 weights of one convolution.
 
     Attributes:
-        codes: int8, in the shape of the weight, -127 to 127.
+        codes: int8, in the shape of the weight, none larger than the largest code that was allowed.
         scales: float32 [filters].
         bias_change: float32 [filters], to be added to the bias.
     """
@@ -65,6 +66,7 @@ def quantize_weight(
     inputs: Inputs | None,
     method: str,
     correct_bias: bool,
+    largest_code: int = LARGEST_CODE,
 ) -> QuantizedWeight:
     """Codes, scales and the change of the bias.
 
@@ -75,14 +77,15 @@ def quantize_weight(
         inputs: of the convolution; ``nearest`` without correction needs none.
         method: one of ``METHODS``.
         correct_bias: else its change is 0.
+        largest_code: of a weight, 1 to 127.
     """
     flat = weight.reshape(len(weight), -1).astype(np.float64)
-    scales = filter_scales(flat, bias, input_scale)
+    scales = filter_scales(flat, bias, input_scale, largest_code)
     if method == "gptq":
         assert inputs is not None
-        codes = _round_in_order(flat, scales.astype(np.float64), inputs.gram)
+        codes = _round_in_order(flat, scales.astype(np.float64), inputs.gram, largest_code)
     else:
-        codes = np.clip(np.rint(flat / scales[:, None]), -LARGEST_CODE, LARGEST_CODE)
+        codes = np.clip(np.rint(flat / scales[:, None]), -largest_code, largest_code)
     change = np.zeros(len(flat))
     if correct_bias:
         assert inputs is not None
@@ -90,15 +93,17 @@ def quantize_weight(
     return QuantizedWeight(codes.astype(np.int8).reshape(weight.shape), scales, change.astype(np.float32))
 
 
-def filter_scales(flat: np.ndarray, bias: np.ndarray | None, input_scale: float) -> np.ndarray:
+def filter_scales(
+    flat: np.ndarray, bias: np.ndarray | None, input_scale: float, largest_code: int = LARGEST_CODE
+) -> np.ndarray:
     """float32 [filters]; 1 for a filter of zeros without a bias, which any scale represents."""
-    scales = np.abs(flat).max(axis=1) / LARGEST_CODE
+    scales = np.abs(flat).max(axis=1) / largest_code
     if bias is not None:
         scales = np.maximum(scales, np.abs(bias.astype(np.float64)) / (BIAS_CODES * input_scale))
     return np.where(scales > 0, scales, 1.0).astype(np.float32)
 
 
-def _round_in_order(flat: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def _round_in_order(flat: np.ndarray, scales: np.ndarray, gram: np.ndarray, largest_code: int) -> np.ndarray:
     groups, size = len(gram), flat.shape[1]
     left = flat.reshape(groups, -1, size).copy()
     steps = scales.reshape(groups, -1)
@@ -108,7 +113,7 @@ def _round_in_order(flat: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> n
     upper = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
     codes = np.empty_like(left)
     for k in range(size):
-        codes[:, :, k] = np.clip(np.rint(left[:, :, k] / steps), -LARGEST_CODE, LARGEST_CODE)
+        codes[:, :, k] = np.clip(np.rint(left[:, :, k] / steps), -largest_code, largest_code)
         error = (left[:, :, k] - codes[:, :, k] * steps) / upper[:, k, k, None]
         left[:, :, k + 1 :] -= error[:, :, None] * upper[:, None, k, k + 1 :]
     return codes.reshape(flat.shape)

@@ -78,7 +78,22 @@ def test_instruction_sets_are_those_of_all_cores_and_none_where_the_kernel_is_si
     file.write_text(
         "processor\t: 0\nflags\t\t: avx2 fma\nbugs\t: spectre\n\nprocessor\t: 1\nflags\t\t: avx2 avx_vnni\n"
     )
-    assert cpu_flags(file) == {"avx2", "fma", "avx_vnni"}
+    assert cpu_flags(file, {}) == {"avx2", "fma", "avx_vnni"}
     file.write_text("Features\t: fp asimddp\n")
-    assert cpu_flags(file) == {"fp", "asimddp"}
-    assert cpu_flags(tmp_path / "nowhere") == frozenset()
+    assert cpu_flags(file, {}) == {"fp", "asimddp"}
+    assert cpu_flags(tmp_path / "nowhere", {}) == frozenset()
+
+
+def test_what_the_processor_says_goes_before_the_list_of_an_emulators_host(tmp_path: Path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("flags\t\t: sse4_2 avx2 avx_vnni\n")
+    # A processor that has what the kernel lists; NumPy does not know AVX-VNNI.
+    assert cpu_flags(file, {"SSE42": True, "AVX2": True, "AVX512F": False}) == {"sse4_2", "avx2", "avx_vnni"}
+    # QEMU's Nehalem on that machine: the kernel's list is that of the machine below.
+    assert cpu_flags(file, {"SSE42": True, "AVX2": False, "AVX512F": False}) == {"sse4_2"}
+    assert cpu_flags(tmp_path / "nowhere", {"AVX2": True, "MMX": True}) == {"avx2"}
+
+
+def test_this_processor_says_what_it_has():
+    assert cpu_flags() >= cpu_flags(Path("nowhere"))
+    assert cpu_flags(Path("nowhere")), "NumPy keeps what it found elsewhere now"
