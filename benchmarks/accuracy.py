@@ -23,25 +23,30 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from benchmarks.machine import save_result
 from benchmarks.peers import modelopt_defaults, nncf_defaults, onnxruntime_static
+from benchmarks.peers.plain_onnxruntime import PlainRunner
 from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph, file_sha256
+from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE
 from edge_effdet.backends.base import Available, get_backend
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
-from edge_effdet.evaluate import detect_samples
+from edge_effdet.evaluate import detect_samples, run_over_samples
 from edge_effdet.export import ExportOptions, export_network, load_source
 from edge_effdet.graph.model import load_graph
 from edge_effdet.images import read_image
 from edge_effdet.intervals import drop_interval
+from edge_effdet.measure import graph_as_engine, measure_latency
 from edge_effdet.metrics import coco_metrics
 from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
 from edge_effdet.quant.proof import prove_precision
 from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
-from edge_effdet.verify import graph_as_engine, measure_latency
 
 OURS = "INT8, ours"
+TO_127 = ", weights to 127"
+FULL = f"{OURS}{TO_127}"
 OPENVINO = ", by OpenVINO"
+PLAIN = ", by plain onnxruntime"
 Quantize = Callable[[Graph, Path, CalibrationImages, Path], object]
 """From our graph, the same graph with float32 pixels, the images, to the file that it writes."""
 
@@ -62,6 +67,7 @@ def peer(quantize: Callable[..., object], **options: Any) -> Quantize:
 WAYS: dict[str, Quantize] = {
     "FP16": lambda graph, _, __, path: convert_graph_to_half(graph, path),
     OURS: ours(),
+    FULL: ours(weight_codes=FULL_RANGE),
     "INT8, ours, max": ours(method="max"),
     "INT8, ours, entropy": ours(method="entropy"),
     "INT8, ours, mse": ours(method="mse"),
@@ -81,23 +87,31 @@ WAYS: dict[str, Quantize] = {
 
 
 def compare(
-    graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequence[Sample], by_openvino: Sequence[str]
+    graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequence[Sample], by_others: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One row a way: AP, what is lost against the first with its interval, share of INT8 MACs, milliseconds a run.
 
-    onnxruntime runs all of them, and OpenVINO those in ``by_openvino`` too, if it is here.
+    Our onnxruntime runner runs all of them, which computes INT8 exactly on any processor; OpenVINO, if it is here, and onnxruntime with
+    its default options run those in ``by_others`` too, as this processor does.
     """
     engines = {name: graph_as_engine(each) for name, each in graphs.items()}
+    files = dict(graphs)
     if isinstance(get_backend("openvino").probe(), Available):
-        graphs = {**graphs, **{f"{name}{OPENVINO}": graphs[name] for name in by_openvino}}
-        engines |= {f"{name}{OPENVINO}": replace(engines[name], backend="openvino") for name in by_openvino}
+        files |= {f"{name}{OPENVINO}": graphs[name] for name in by_others}
+        engines |= {f"{name}{OPENVINO}": replace(engines[name], backend="openvino") for name in by_others}
     found = {name: detect_samples(engine, samples) for name, engine in engines.items()}
-    latencies = measure_latency(list(engines.values()), read_image(samples[0].path))
+    latencies: dict[str, Any] = dict(
+        zip(engines, measure_latency(list(engines.values()), read_image(samples[0].path)), strict=True)
+    )
     (readable, reference), spec = next(iter(found.values())), next(iter(graphs.values())).spec
+    for name in by_others:
+        files[f"{name}{PLAIN}"] = graphs[name]
+        with PlainRunner(graphs[name].path) as runner:
+            found[f"{name}{PLAIN}"] = run_over_samples(runner, samples, spec)
     before = coco_metrics(readable, reference, spec)
     rows = []
-    for (name, (_, after)), latency in zip(found.items(), latencies, strict=True):
-        metrics = coco_metrics(readable, after, spec)
+    for name, (_, after) in found.items():
+        metrics, latency = coco_metrics(readable, after, spec), latencies.get(name, {})
         rows.append(
             {
                 "way": name,
@@ -105,10 +119,10 @@ def compare(
                 "AP50": metrics.AP50,
                 "drop": 100 * (before.AP - metrics.AP),
                 "drop_interval": drop_interval(readable, reference, after, spec.num_classes),
-                "int8_mac_fraction": count_int8(graphs[name].path),
+                "int8_mac_fraction": count_int8(files[name].path),
                 "to_quantize": costs.get(name),
-                "median_ms": latency["median_ms"],
-                "arithmetic": latency["arithmetic"],
+                "median_ms": latency.get("median_ms"),
+                "arithmetic": latency.get("arithmetic"),
             }
         )
     return rows
@@ -125,7 +139,9 @@ def _run(arguments: argparse.Namespace) -> Result:
     if arguments.one:
         graph = load_graph(arguments.work / "fp32.onnx")
         images, _ = _images(arguments.data, graph, arguments.images)
-        call = ours(keep_high=arguments.keep_high) if arguments.keep_high else WAYS[arguments.one]
+        codes = FULL_RANGE if arguments.one == FULL else EXACT_EVERYWHERE
+        high = {"keep_high": arguments.keep_high, "weight_codes": codes}
+        call = ours(**high) if arguments.keep_high else WAYS[arguments.one]
         output = arguments.work / "out.onnx"
         list(images.first(2))
         return Result("", cost_of(lambda: call(graph, arguments.work / "float32.onnx", images, output)))
@@ -140,13 +156,15 @@ def _run(arguments: argparse.Namespace) -> Result:
         high = f"{OURS}, high: {arguments.keep_high}"
         if arguments.keep_high:
             jobs.append((high, work, ["--keep-high", arguments.keep_high]))
+            if FULL in (arguments.only or WAYS):
+                jobs.append((f"{high}{TO_127}", work, ["--keep-high", arguments.keep_high]))
         if arguments.qat:
             _export(arguments.qat, work / "qat")
             jobs.append((f"{OURS}, after QAT", work / "qat", []))
         graphs, costs, refused = {"FP32": graph}, {}, {}
         shared = ["--data", data, "--images", arguments.images, "--name", "-"]
         for number, (way, own, extra) in enumerate(jobs):
-            base = way if way in WAYS else OURS
+            base = way if way in WAYS else FULL if way.endswith(TO_127) else OURS
             try:
                 costs[way] = run_module("benchmarks.accuracy", ["--one", base, "--work", own, *extra, *shared])
             except subprocess.CalledProcessError as error:
@@ -155,7 +173,12 @@ def _run(arguments: argparse.Namespace) -> Result:
                 continue
             path = (own / "out.onnx").rename(work / f"{number}.onnx")
             graphs[way] = replace(graph, path=path, sha256=file_sha256(path))
-        rows = compare(graphs, costs, samples, [way for way in ("FP32", "FP16", OURS, high) if way in graphs])
+        rows = compare(
+            graphs,
+            costs,
+            samples,
+            [way for way in ("FP32", "FP16", OURS, FULL, high, f"{high}{TO_127}") if way in graphs],
+        )
         calibration = {key: value for key, value in images.record("").items() if key not in ("manifest", "method")}
     result = {
         "checkpoint_sha256": graph.parents["checkpoint"],
@@ -182,7 +205,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{100 * row['int8_mac_fraction']:.1f} %",
         f"{cost['seconds']:.0f} s" if cost else "",
         f"{cost['peak_mb_over_idle']} MB" if cost else "",
-        f"{row['median_ms']:.1f} ms",
+        f"{row['median_ms']:.1f} ms" if row["median_ms"] else "",
     )
 
 

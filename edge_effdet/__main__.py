@@ -13,6 +13,7 @@ VERBS = {
     "export": "checkpoint to optimized ONNX graph",
     "quantize": "FP32 graph to FP16, or to INT8 with calibration images",
     "build_engine": "checkpoint or graph to a compiled engine, proven",
+    "verify": "see that an engine finds on this machine what it found where it was proven",
     "detect": "find objects in images with an engine",
     "evaluate": "COCO metrics of an engine or of checkpoints, and where they go wrong",
 }

@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from edge_effdet.artifacts import (
     require_writable,
     write_json,
 )
+from edge_effdet.backends.arithmetic import portable_weight_codes
 from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, get_backend, require
+from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.backends.runtime_cache import SUFFIX as RUNTIME_CACHE
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb, table
+from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb
 from edge_effdet.data.dataset import (
     Dataset,
     Sample,
@@ -36,7 +38,11 @@ from edge_effdet.data.dataset import (
     samples_manifest,
 )
 from edge_effdet.errors import AccuracyGateFailed, GraphError, MissingDependency, UsageError
+from edge_effdet.gate import DEFAULT_BUDGET, Budget, judge, parse_budget
+from edge_effdet.golden import KINDS, draw_pictures, find_best, make_golden, measure_agreement, without_pictures
 from edge_effdet.graph.targets import TARGETS
+from edge_effdet.measure import find_in_graph, graph_as_engine, measure_accuracy, measure_latency, save_example
+from edge_effdet.preprocess import letterbox
 from edge_effdet.quant.calibration import CalibrationImages, refuse_overlap
 from edge_effdet.quantize import (
     CalibrationOptions,
@@ -49,14 +55,48 @@ from edge_effdet.quantize import (
     quantize_graph,
 )
 from edge_effdet.race import Race, race_backends
-from edge_effdet.verify import cpu_has_vnni, graph_as_engine, measure_accuracy, measure_latency, save_example
+from edge_effdet.summary import build_report
 
 logger = logging.getLogger("edge_effdet.build_engine")
 
 GATE_SPLIT_ORDER = ("val", "test")
 NMS_PLACES = ("host", "efficientnms")
+CANDIDATES = 8
+"""Pictures that are looked at, of which those with most objects become the golden ones."""
+
+FALL_BACK = {"int8": ("fp16", "fp32"), "fp16": ("fp32",), "fp32": ()}
 HALF_BY_NATURE = ("tensorrt", "tensorrt-rtx")
 """Backends on which what is not INT8 runs in FP16: a GPU gains by it, a CPU only loses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildJob:
+    """What is built, whichever backend and precision it is tried with.
+
+    Attributes:
+        name: of the files.
+        graph: FP32, or already in the precision that is built.
+        output: a folder.
+        images: calibration images, for INT8 from an FP32 graph.
+        evaluation: the split's name and labelled samples to measure AP on, or None.
+        compiling: options for the compiler.
+        nms: one of ``NMS_PLACES``.
+        calibration_table, search: see ``quantize_graph``.
+        golden: one of ``golden.KINDS``.
+        budget: points of AP that may be lost.
+    """
+
+    name: str
+    graph: Graph
+    output: Path
+    images: CalibrationImages | None = None
+    evaluation: tuple[str, Sequence[Sample]] | None = None
+    compiling: CompileOptions = field(default_factory=CompileOptions)
+    nms: str = "host"
+    calibration_table: Path | None = None
+    search: Search | None = None
+    golden: str = "pictures"
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +115,18 @@ class BackendOptions:
 class GateOptions:
     eval_data: Path | None = option(None, help="labelled images to measure the AP on, before and after")
     split: str | None = option(None, help="their split (default: val, else test, else everything)")
-    max_ap_drop: float | None = option(None, help="points of AP that may be lost; more ends with exit code 4")
+    max_ap_drop: str | None = option(
+        None,
+        help=f"points of AP that may be lost (default: {DEFAULT_BUDGET}), or none; an engine that surely loses more ends with exit code 4",
+    )
+    fall_back: bool = option(
+        False, help="where no backend keeps the loss within that, build FP16 instead, and FP32 after it"
+    )
+    golden: str = option(
+        "pictures",
+        help="what travels with the engine to check it on other machines: three calibration pictures, drawn ones, or none",
+        choices=KINDS,
+    )
     search: bool = option(
         False, help="with --int8: find the convolutions that have to stay high for a loss within --max-ap-drop"
     )
@@ -160,30 +211,6 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
     return Engine(path, graph.spec, backend, graph.precision, record)
 
 
-def summary_table(engine: Engine) -> str:
-    """The engine for people, below the FP32 graph that it is compared with."""
-    record = engine.record
-    accuracy, proof, reference = record["accuracy"], record["proof"], record["reference"]
-
-    def row(
-        precision: str, backend: str, size: int, ap: str, drop: str, share: float, latency: dict[str, Any] | None
-    ) -> Any:
-        speed = f"{latency['median_ms']:.1f} ms" if latency else "does not run here"
-        return precision, backend, f"{size / 1e6:.1f} MB", ap, drop, f"{100 * share:.1f} %", speed
-
-    none = "not measured"
-    rows = [("precision", "backend", "size", "AP", "AP drop", "MACs in INT8", "median latency")]
-    if reference is not None:
-        before = f"{100 * accuracy['reference_AP']:.1f}" if accuracy else none
-        rows.append(row("FP32", "onnxruntime", reference["bytes"], before, "-", 0.0, reference["latency"]))
-    drop = f"{accuracy['drop']:+.2f}" if accuracy and accuracy["drop"] is not None else none
-    after = (f"{100 * accuracy['AP']:.1f}", drop) if accuracy else (none, none)
-    share = proof["int8_mac_fraction"]
-    size = engine.path.stat().st_size
-    rows.append(row(engine.precision.upper(), engine.backend, size, *after, share, record["latency"]))
-    return table(rows)
-
-
 def _source_graph(arguments: argparse.Namespace, output: Path) -> tuple[str, Graph]:
     """The name of what is built and its FP32 graph, exported unless it is given."""
     from edge_effdet.export import ExportOptions, export_network, load_source
@@ -236,49 +263,44 @@ def _complete_quickstart(
 
 
 def build_engine(
-    name: str,
-    graph: Graph,
+    job: BuildJob,
     precision: str,
     backend: str,
-    compiling: CompileOptions,
     quantizing: QuantizeOptions,
-    images: CalibrationImages | None,
-    evaluation: tuple[str, Sequence[Sample]] | None,
-    output: Path,
-    nms: str = "host",
-    calibration_table: Path | None = None,
-    search: Search | None = None,
+    race: Race | None = None,
+    lowered: Graph | None = None,
 ) -> Engine:
-    """Lower, compile, measure, and write ``<name>.<precision>.<ext>`` and its JSON into ``output``.
+    """Lower, compile, measure, judge, and write ``<name>.<precision>.<ext>`` and its JSON into the job's folder.
 
     Args:
-        name: of the files.
-        graph: FP32, or already of ``precision``.
+        job: what is built.
         precision: ``fp32``, ``fp16`` or ``int8``.
         backend: a name of ``backends.base.BACKENDS``.
-        compiling, quantizing: options of those stages.
-        images: calibration images, for INT8 from an FP32 graph.
-        evaluation: the split's name and labelled samples to measure AP on, or None.
-        output: a folder.
-        calibration_table, search: see ``quantize_graph``.
-        nms: one of ``NMS_PLACES``.
+        quantizing: how INT8 is made.
+        race: why this backend, for the record.
+        lowered: the graph in this precision, where an earlier try with the same options made it already.
+
+    Returns:
+        The engine, whose record says under ``gate`` whether it may be used.
     """
-    require_nms(nms, backend)
-    require_writable(output)
-    path = output / f"{name}.{precision}{get_backend(backend).SUFFIX}"
-    lowered = output / "graphs" / f"{name}.{precision}.onnx"
-    built = lower_graph(graph, precision, images, quantizing, lowered, calibration_table, search)
+    require_nms(job.nms, backend)
+    require_writable(job.output)
+    graph = job.graph
+    path = job.output / f"{job.name}.{precision}{get_backend(backend).SUFFIX}"
+    built = lowered or lower_graph(
+        graph, precision, job.images, quantizing, lowered_path(job, precision), job.calibration_table, job.search
+    )
     compiled = built
-    if nms == "efficientnms":
+    if job.nms == "efficientnms":
         from edge_effdet.graph.efficient_nms import attach_efficient_nms
 
-        compiled = attach_efficient_nms(built, output / "graphs" / f"{name}.{precision}.efficientnms.onnx")
+        compiled = attach_efficient_nms(built, job.output / "graphs" / f"{job.name}.{precision}.efficientnms.onnx")
     logger.info("compiling %s with %s", precision.upper(), backend)
     # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
     # an earlier engine without its own.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=output) as aside:
-        engine = compile_engine(compiled, backend, compiling, Path(aside) / path.name, nms)
-        engine = _verify(engine, graph, built, evaluation)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=job.output) as aside:
+        engine = compile_engine(compiled, backend, job.compiling, Path(aside) / path.name, job.nms)
+        engine = _verify(engine, job, built)
         # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
         engine_json_path(path).unlink(missing_ok=True)
         # That of an earlier engine, which another backend would never replace, goes; that of this one comes along.
@@ -287,23 +309,36 @@ def build_engine(
         os.replace(engine.path, path)
         if kept.exists():
             os.replace(kept, cache)
-    engine = replace(engine, path=path)
+    record = {**engine.record, "gate": judge(engine.record, job.budget).to_dict()}
+    if race is not None:
+        record["race"] = race.to_dict()
+    # The golden pictures are long, and a person reads from the top.
+    record["golden"] = record.pop("golden")
+    engine = replace(engine, path=path, record=record)
     write_json(engine.json_path, engine.record)
-    if evaluation is not None:
+    if job.evaluation is not None:
         shown = engine if require(backend).runs_here else graph_as_engine(built)
-        save_example(shown, evaluation[1], path.with_suffix(".jpg"))
+        save_example(shown, job.evaluation[1], path.with_suffix(".jpg"))
     return engine
 
 
-def _verify(engine: Engine, graph: Graph, built: Graph, evaluation: tuple[str, Sequence[Sample]] | None) -> Engine:
+def lowered_path(job: BuildJob, precision: str) -> Path:
+    """Where the graph in this precision is kept."""
+    return job.output / "graphs" / f"{job.name}.{precision}.onnx"
+
+
+def _verify(engine: Engine, job: BuildJob, built: Graph) -> Engine:
     """Fill in the parts of the record that are measured."""
     changes: dict[str, Any] = {}
+    graph, evaluation = job.graph, job.evaluation
     runs_here = require(engine.backend).runs_here
+    runner_backend = engine.backend if runs_here else "onnxruntime"
     if evaluation is not None:
         split, samples = evaluation
         logger.info("measuring AP before and after on %d images (split %s)", len(samples), split)
-        changes["accuracy"] = measure_accuracy(engine, graph, built, samples, split).to_dict()
-        changes["measured_on"] = changes["accuracy"]["measured_on"]
+        accuracy = measure_accuracy(engine, graph, built, samples, split)
+        changes["accuracy"] = {**accuracy.to_dict(), "machine": machine_fingerprint(runner_backend).to_dict()}
+        changes["measured_on"] = accuracy.measured_on
         changes["engine_verified"] = runs_here
     image = _any_image(evaluation, engine)
     timed = {"engine": engine} if runs_here else {}
@@ -314,7 +349,37 @@ def _verify(engine: Engine, graph: Graph, built: Graph, evaluation: tuple[str, S
     if "reference" in timed:
         size = graph.path.stat().st_size
         changes["reference"] = {"sha256": graph.sha256, "bytes": size, "latency": latencies["reference"]}
+    changes |= _look_at_pictures(engine, job, built, runs_here)
     return replace(engine, record={**engine.record, **changes})
+
+
+def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bool) -> dict[str, Any]:
+    """Whether the engine finds what its graph finds, and the golden pictures that it carries to other machines."""
+    photos = photographs(job)
+    shown = engine if runs_here else graph_as_engine(built)
+    kind = job.golden if job.golden != "pictures" or photos else "drawn"
+    images = draw_pictures(engine.spec.image_size, CANDIDATES) if kind == "drawn" else photos
+    changes: dict[str, Any] = {}
+    with get_backend(shown.backend).load(shown) as runner:
+        found = [find_best(runner, engine.spec, picture) for picture in photos] if runs_here else []
+        fingerprint = machine_fingerprint(shown.backend)
+        changes["golden"] = make_golden(runner, engine.spec, images, kind, engine.precision, fingerprint)
+    if found:
+        title = "the FP32 graph" if job.graph.precision == "fp32" else "the same graph, computed exactly"
+        exact = find_in_graph(built, photos)
+        reference = find_in_graph(job.graph, photos) if job.graph.sha256 != built.sha256 else exact
+        changes["agreement"] = measure_agreement(reference, exact, found, title).to_dict()
+    return changes
+
+
+def photographs(job: BuildJob) -> list[np.ndarray]:
+    """A few calibration images, or else evaluation images, letterboxed: uint8 [H, W, 3] in the size of the network's input."""
+    if job.images is not None:
+        samples: Sequence[Sample] = job.images.first(CANDIDATES).samples
+    else:
+        samples = job.evaluation[1][:CANDIDATES] if job.evaluation is not None else ()
+    spec = job.graph.spec
+    return [letterbox(image, spec.image_size, spec.preprocess)[0] for _, image in readable_images(samples)]
 
 
 def _any_image(evaluation: tuple[str, Sequence[Sample]] | None, engine: Engine) -> np.ndarray:
@@ -345,7 +410,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--fuse-target", choices=tuple(TARGETS), help="as in export, for auto")
     add_options(parser, BackendOptions, CalibrationOptions, QuantizeOptions, GateOptions)
     # Only a build knows which backend will run the rest of the graph.
-    parser.set_defaults(high_precision=None)
+    parser.set_defaults(high_precision=None, weight_codes=None)
     parser.add_argument("--name", metavar="NAME", help="of the files (default: the checkpoint's)")
     parser.add_argument("--output", type=Path, default=Path("engines"), metavar="DIR", help="folder (default: engines)")
     return parser
@@ -369,9 +434,10 @@ def _run(arguments: argparse.Namespace) -> Result:
     require_nms(backend_options.nms, backend_options.backend if fastest else backend)
     calibration, gate = options_from(CalibrationOptions, arguments), options_from(GateOptions, arguments)
     own_model = arguments.checkpoint is not None or arguments.onnx is not None
-    if gate.max_ap_drop is not None and gate.eval_data is None and own_model:
+    budget = parse_budget(gate.max_ap_drop)
+    if budget.asked and budget.points is not None and gate.eval_data is None and own_model:
         raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
-    if gate.search and gate.max_ap_drop is None:
+    if gate.search and (budget.points is None or (gate.eval_data is None and own_model)):
         raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
     if gate.search and arguments.precision != "int8":
         raise UsageError("--search chooses what becomes INT8, and there is nothing to choose here; leave it out.")
@@ -382,7 +448,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         raise UsageError(
             f"{graph.path} is {graph.precision} already, so it cannot become {arguments.precision}; give the FP32 graph."
         )
-    if gate.max_ap_drop is not None and graph.precision != "fp32":
+    if budget.asked and budget.points is not None and graph.precision != "fp32":
         raise UsageError(
             f"{graph.path} is {graph.precision} already, so there is no FP32 graph here to lose AP against; leave "
             "--max-ap-drop out, or give the FP32 graph."
@@ -400,71 +466,118 @@ def _run(arguments: argparse.Namespace) -> Result:
     manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
     if evaluation is not None and manifest:
         refuse_overlap(manifest, samples_manifest(evaluation[1]))
-    search = _search_options(gate, dataset, graph, evaluation)
+    search = _search_options(gate, budget, dataset, graph, evaluation)
     if search is not None:
         refuse_overlap(manifest, samples_manifest(search.samples))
-    race = None
-    if fastest:
-        race = _race(arguments, graph, images, compiling)
-        backend = race.winner
-        logger.info("%s", race.text())
-    engine = build_engine(
-        name,
-        graph,
-        arguments.precision,
-        backend,
-        compiling,
-        _quantizing(arguments, backend),
-        images,
-        evaluation,
-        output,
-        backend_options.nms,
-        calibration.calibration_table,
-        search,
+    job = BuildJob(
+        name=name,
+        graph=graph,
+        output=output,
+        images=images,
+        evaluation=evaluation,
+        compiling=compiling,
+        nms=backend_options.nms,
+        calibration_table=calibration.calibration_table,
+        search=search,
+        golden=gate.golden,
+        budget=budget,
     )
-    if race is not None:
-        engine = replace(engine, record={**engine.record, "race": race.to_dict()})
-        write_json(engine.json_path, engine.record)
-    _apply_gate(engine, gate)
+    engine = _build_within_budget(job, arguments, backend, gate)
     # The record names the file beside it; a script wants to find it.
-    return Result(_report(engine), {**engine.record, "engine": str(engine.path)})
+    return Result(build_report(engine), {**without_pictures(engine.record), "engine": str(engine.path)})
+
+
+def _build_within_budget(job: BuildJob, arguments: argparse.Namespace, backend: str, gate: GateOptions) -> Engine:
+    """The first engine that the gate lets pass: of the backends in the order of the race, then in the precisions to fall back to.
+
+    Raises:
+        AccuracyGateFailed: none passed.
+    """
+    from edge_effdet.graph.model import load_graph
+
+    failed: list[str] = []
+    lowered: dict[tuple[str, QuantizeOptions], Graph] = {}
+    engine: Engine | None = None
+    precisions = (arguments.precision, *(FALL_BACK[arguments.precision] if gate.fall_back else ()))
+    for precision in precisions:
+        race, order = None, (backend,)
+        if not backend:
+            try:
+                race = _race(arguments, job, precision)
+            except AccuracyGateFailed as error:
+                failed.append(str(error))
+                continue
+            order = race.order
+            logger.info("%s", race.text())
+        for name in order:
+            if failed:
+                logger.warning("building %s with %s instead: %s", precision.upper(), name, failed[-1])
+            options = _quantizing(arguments, name)
+            engine = build_engine(job, precision, name, options, race, lowered.get((precision, options)))
+            if engine.record["gate"]["passed"]:
+                return _with_history(engine, failed)
+            failed.append(f"{precision.upper()} by {name}: {engine.record['gate']['text']}")
+            if lowered_path(job, precision).is_file():
+                lowered[precision, options] = load_graph(lowered_path(job, precision))
+    remedy = "let --search find the layers that have to stay high"
+    if gate.search:
+        remedy = f"give the search a smaller budget than the gate's (it kept its own on {gate.search_split or 'val'})"
+    kept = f"{engine.path} was built and is kept, but it is not within the budget" if engine else "No engine was built"
+    raise AccuracyGateFailed(
+        f"{kept} ({'; '.join(failed)}); {remedy}, calibrate on more images, fine-tune with train --qat, use --fp16, or move the "
+        "budget with --max-ap-drop."
+    )
+
+
+def _with_history(engine: Engine, failed: Sequence[str]) -> Engine:
+    """Write into the record what was tried before and did not pass."""
+    if not failed:
+        return engine
+    engine = replace(engine, record={**engine.record, "gate": {**engine.record["gate"], "tried_before": list(failed)}})
+    record = dict(engine.record)
+    record["golden"] = record.pop("golden")
+    write_json(engine.json_path, record)
+    return engine
 
 
 def _quantizing(arguments: argparse.Namespace, backend: str) -> QuantizeOptions:
-    options = options_from(QuantizeOptions, arguments)
-    # None where it was not given.
-    return replace(options, high_precision=options.high_precision or ("fp16" if backend in HALF_BY_NATURE else "fp32"))
+    given = argparse.Namespace(**vars(arguments))
+    # None where it was not given: the backend decides.
+    given.high_precision = given.high_precision or ("fp16" if backend in HALF_BY_NATURE else "fp32")
+    given.weight_codes = portable_weight_codes(backend) if given.weight_codes is None else given.weight_codes
+    return options_from(QuantizeOptions, given)
 
 
-def _race(
-    arguments: argparse.Namespace, graph: Graph, images: CalibrationImages | None, compiling: CompileOptions
-) -> Race:
+def _race(arguments: argparse.Namespace, job: BuildJob, precision: str) -> Race:
     """Race the backends with the graph in the precision that is to be built."""
+    graph, images, pictures = job.graph, job.images, photographs(job)
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        if arguments.precision == "fp16":
+        if precision == "fp16":
             half = lower_graph(graph, "fp16", None, QuantizeOptions(), Path(folder) / "fp16.onnx")
-            return race_backends(half, compiling)
-        if images is None:
-            return race_backends(graph, compiling)
-        drafts: dict[str, Graph] = {}
+            return race_backends(half, job.compiling, pictures=pictures, reference=graph)
+        if precision == "fp32" or images is None:
+            return race_backends(graph, job.compiling, pictures=pictures)
+        drafts: dict[tuple[str, int], Graph] = {}
 
         def draft(backend: str) -> Graph:
             options = _quantizing(arguments, backend)
-            if options.high_precision not in drafts:
-                path = Path(folder) / f"{options.high_precision}.onnx"
+            key = (options.high_precision, options.weight_codes)
+            if key not in drafts:
+                path = Path(folder) / f"{options.high_precision}-{options.weight_codes}.onnx"
                 try:
-                    drafts[options.high_precision] = draft_int8(graph, images, options, path)
+                    drafts[key] = draft_int8(graph, images, options, path)
                 except GraphError as error:
                     # A tensor may be 0 on the draft's few images and not on all of them.
                     logger.warning("%s is raced in FP32, since no draft in INT8 could be made: %s", backend, error)
-                    drafts[options.high_precision] = graph
-            return drafts[options.high_precision]
+                    drafts[key] = graph
+            return drafts[key]
 
-        return race_backends(graph, compiling, draft=draft)
+        return race_backends(graph, job.compiling, draft=draft, pictures=pictures)
 
 
 def _search_options(
     gate: GateOptions,
+    budget: Budget,
     dataset: Dataset | None,
     graph: Graph,
     evaluation: tuple[str, Sequence[Sample]] | None,
@@ -473,7 +586,7 @@ def _search_options(
     if not gate.search:
         return None
     # Refused where they are missing, before anything was read.
-    assert gate.max_ap_drop is not None and dataset is not None and evaluation is not None
+    assert budget.points is not None and dataset is not None and evaluation is not None
     split, samples = match_classes(dataset, graph.spec).choose_split(gate.search_split, ("val",))
     if split in ("all", evaluation[0]):
         logger.warning(
@@ -482,7 +595,7 @@ def _search_options(
         )
         samples = evaluation[1]
     logger.info("searching on %d images (split %s)", len(samples), split)
-    return Search(samples, gate.max_ap_drop, gate.search_target)
+    return Search(samples, budget.points, gate.search_target)
 
 
 def _choose_backend(name: str) -> str:
@@ -493,91 +606,6 @@ def _choose_backend(name: str) -> str:
     reason = f" ({'; '.join(passed_over)})" if passed_over else ""
     logger.info("backend %s, chosen automatically%s", chosen, reason)
     return chosen
-
-
-def _apply_gate(engine: Engine, gate: GateOptions) -> None:
-    accuracy: Mapping[str, Any] | None = engine.record["accuracy"]
-    if gate.max_ap_drop is None or accuracy is None or accuracy["drop"] <= gate.max_ap_drop:
-        return
-    remedy = "let --search find the layers that have to stay high"
-    if gate.search:
-        remedy = f"give the search a smaller budget than the gate's (it kept its own on {gate.search_split or 'val'})"
-    raise AccuracyGateFailed(
-        f"{engine.path} was built and is kept, but it loses {accuracy['drop']:.2f} points of AP "
-        f"({100 * accuracy['reference_AP']:.1f} to {100 * accuracy['AP']:.1f}) and --max-ap-drop allows "
-        f"{gate.max_ap_drop:g}; {remedy}, calibrate on more images, fine-tune with train --qat, or use --fp16."
-    )
-
-
-def _report(engine: Engine) -> str:
-    lines = [summary_table(engine), "", f"engine   {engine.path}", f"proof    {engine.json_path}"]
-    picture = engine.path.with_suffix(".jpg")
-    if engine.record["accuracy"]:
-        lines.append(f"picture  {picture}")
-    lines.extend(_accuracy_remarks(engine))
-    lines.extend(_arithmetic_remark(engine))
-    lines.extend(_speed_remark(engine))
-    if not engine.record["accuracy"]:
-        lines.append("\nNo accuracy was measured; add --eval-data D with labelled images.")
-    if not engine.record["latency"]:
-        source = ": the AP above is that of the graph it was compiled from" if engine.record["accuracy"] else ""
-        lines.append(
-            f"\nThe engine cannot run on this machine, so it is unproven{source}. On the target, run "
-            f"python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
-        )
-    return "\n".join(lines)
-
-
-def _accuracy_remarks(engine: Engine) -> list[str]:
-    """How sure the drop is, and whether scores were flattened."""
-    accuracy: Mapping[str, Any] = engine.record["accuracy"] or {}
-    lines = []
-    # An FP32 engine is its own reference, and always drops by 0.
-    if accuracy.get("drop_interval") and engine.precision != "fp32":
-        low, high = accuracy["drop_interval"]
-        noise = "; 0 is among them, so it is inside the noise of these images" if low <= 0 <= high else ""
-        lines.append(
-            f"\nThe AP drop of {accuracy['drop']:+.2f} is known to within {low:+.2f} and {high:+.2f} (95 %, {accuracy['images']} "
-            f"images{noise})."
-        )
-    if (accuracy.get("confidence") or {}).get("flattened"):
-        tops = accuracy["confidence"]["mean_top_score"]
-        lines.append(
-            f"\nScores were flattened: the best one in a picture is {tops['built']:.2f} on average and was "
-            f"{tops['reference']:.2f} at FP32; lower your threshold, or keep the class head high with --keep-high 'class_net.*'."
-        )
-    return lines
-
-
-def _arithmetic_remark(engine: Engine) -> list[str]:
-    """In what the processor computed, where the graph says FP16 and it has BF16 or no half precision."""
-    arithmetic = (engine.record["latency"] or {}).get("arithmetic")
-    what = "what is not INT8" if engine.precision == "int8" else "FP16"
-    if arithmetic == "bf16":
-        return [
-            f"\nThis processor has BF16 in place of FP16: {engine.backend} computed {what} in it, as measured above."
-        ]
-    if arithmetic == "f32" and engine.precision == "fp16":
-        return [f"\nThis processor has no half precision: {engine.backend} computed FP16 in FP32, which is no faster."]
-    return []
-
-
-def _speed_remark(engine: Engine) -> list[str]:
-    """What a person must know before reading the latency of INT8 on a CPU that gains nothing by it."""
-    if engine.backend not in ("onnxruntime", "openvino") or engine.precision != "int8":
-        return []
-    reference, latency = engine.record["reference"], engine.record["latency"]
-    if reference is None or latency["median_ms"] < reference["latency"]["median_ms"]:
-        return []
-    vnni = cpu_has_vnni()
-    advice = ""
-    if engine.backend == "onnxruntime" and vnni and "race" not in engine.record:
-        advice = " OpenVINO may run it faster: --backend fastest finds out."
-    return [
-        f"\n{engine.backend} runs INT8 no faster than onnxruntime runs FP32 on this CPU, {'though' if vnni else 'and'} it has "
-        f"{'' if vnni else 'no '}VNNI instructions. Here the build is a check of accuracy, not a gain in speed. The gain is on "
-        f"the GPU that the graph is for.{advice}"
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,10 +24,17 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a verb has to say: lines for a person, and one object for a machine (``--json``)."""
+    """What a verb has to say: lines for a person, and one object for a machine (``--json``).
+
+    Attributes:
+        text: the lines.
+        data: the object.
+        failure: what ends the command with its exit code after both were printed; None where all is well.
+    """
 
     text: str
     data: dict[str, Any] = field(default_factory=dict)
+    failure: EdgeEffDetError | None = None
 
 
 def option(default: Any = MISSING, *, help: str, choices: Sequence[str] | None = None) -> Any:  # noqa: A002
@@ -104,6 +111,8 @@ def run_verb(
         result = stage(arguments)
         if result is not None:
             print(json.dumps(result.data) if arguments.json else result.text, flush=True)
+            if result.failure is not None:
+                raise result.failure
     except EdgeEffDetError as error:
         if arguments.debug:
             raise

@@ -25,7 +25,6 @@ from edge_effdet.cli import Result, add_options, make_parser, option, options_fr
 from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.pipeline import Found, Pipeline, PipelineOptions, Progress, loading_for
-from edge_effdet.preprocess import fill_input
 from edge_effdet.sinks import (
     RESULTS,
     AnnotatedPictures,
@@ -56,6 +55,9 @@ class RunOptions:
         choices=RESULTS,
     )
     draw: bool = option(True, help="write annotated pictures or an annotated video into --output")
+    self_check: bool = option(
+        True, help="on a machine of another kind than the engine was proven on, see first that it finds the same there"
+    )
 
     def check(self) -> RunOptions:
         """These options. Raises UsageError for a number that makes no sense."""
@@ -76,14 +78,6 @@ def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_thres
         score_threshold: lower scores are dropped.
     """
     return Detector(runner, spec, DetectOptions(score_threshold))(image)
-
-
-def feeds_for_image(runner: Runner, image: np.ndarray, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """The engine's input for one picture: letterboxed, of the engine's type, repeated where its batch is fixed above 1."""
-    batch = np.empty((max(1, runner.inputs[0].shape[0]), 3, *spec.image_size), np.uint8)
-    for row in batch:
-        fill_input(image, row, spec.preprocess)
-    return {"images": batch.astype(runner.inputs[0].dtype, copy=False)}
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:
@@ -198,7 +192,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         refuse_own_folder(output, source.paths)
     loading = loading_for(engine.backend, source, pipelining, running.threads)
     counts: Counter[str] = Counter()
-    with Detector.load(engine, options=options, batch_size=running.batch_size, loading=loading) as detector:
+    with Detector.load(
+        engine, options=options, batch_size=running.batch_size, loading=loading, self_check=running.self_check
+    ) as detector:
         # An engine that does not load leaves no folder behind; one that does shall not run for hours before it cannot write.
         sinks = make_sinks(source, engine, running, output, arguments.json)
         with Pipeline(detector, source, pipelining, loading, keep_images=_draws(sinks)) as pipeline:

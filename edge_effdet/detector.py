@@ -10,6 +10,7 @@ with Detector.load("engines/quickstart.fp32.onnx") as detector:
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,10 +27,13 @@ from edge_effdet.artifacts import Detections, Engine, ModelSpec, Size, load_engi
 from edge_effdet.backends.base import LoadOptions, Runner, load_runner
 from edge_effdet.cli import option
 from edge_effdet.errors import DataError, EngineError, UsageError
+from edge_effdet.golden import require_same_results
 from edge_effdet.images import open_picture
 from edge_effdet.nms import NMS_KINDS
 from edge_effdet.postprocess import detections_from_outputs
 from edge_effdet.preprocess import fill_input
+
+logger = logging.getLogger("edge_effdet.detector")
 
 Picture = str | PathLike[str] | bytes | np.ndarray | Image.Image
 """A file, the content of one, an array uint8 [height, width, 3] in RGB, or a Pillow image."""
@@ -119,8 +123,12 @@ class Detector:
         options: DetectOptions | None = None,
         batch_size: int | None = None,
         loading: LoadOptions | None = None,
+        self_check: bool = True,
     ) -> Detector:
-        """Open an engine that ``build_engine`` wrote, verify its hash and load it.
+        """Open an engine that ``build_engine`` wrote, verify its hash, load it, and see that it finds here what it found there.
+
+        The last is the golden check (``golden``): at the first load on each kind of machine the engine's own pictures are run, which
+        takes as long as a few runs. Later loads remember the answer.
 
         Args:
             engine: the file, with its JSON beside it.
@@ -129,9 +137,11 @@ class Detector:
             options: thresholds and NMS.
             batch_size: images a run, for an engine with a dynamic batch: no more than it was built for. One where None.
             loading: more than ``threads`` to say of a CPU backend.
+            self_check: False to leave the golden check out, which is logged.
 
         Raises:
-            EngineError: the engine or its JSON is missing or damaged, or they do not belong together.
+            EngineError: the engine or its JSON is missing or damaged, or they do not belong together, or the engine finds other
+                objects on this machine than where it was proven.
             BackendUnavailable: what runs it does not work here.
             UsageError: see ``__init__``.
         """
@@ -144,7 +154,12 @@ class Detector:
             raise UsageError(f"{threads} threads make no sense; give at least 1, or 0 for all cores.")
         runner = load_runner(found, replace(loading, threads=threads) if threads else loading)
         try:
-            return cls(runner, found.spec, options, batch_size)
+            detector = cls(runner, found.spec, options, batch_size)
+            if self_check:
+                require_same_results(runner, found)
+            else:
+                logger.warning("%s is used without its golden check, as asked", found.path.name)
+            return detector
         except BaseException:
             runner.__exit__(None, None, None)
             raise

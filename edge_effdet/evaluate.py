@@ -39,6 +39,7 @@ from edge_effdet.data.dataset import (
     samples_sha256,
 )
 from edge_effdet.errors import DataError, UsageError
+from edge_effdet.golden import require_same_results
 from edge_effdet.images import read_image
 from edge_effdet.metrics import CocoMetrics, coco_metrics
 from edge_effdet.predict import (
@@ -305,6 +306,10 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, metavar="N", help=f"at most so many pictures (default: {PICTURES})"
     )
+    parser.add_argument(
+        "--self-check", action=argparse.BooleanOptionalAction, default=True,
+        help="on a machine of another kind than the engine was proven on, see first that it finds the same there",
+    )  # fmt: skip
     add_options(parser, InferenceOptions)
     return parser
 
@@ -321,6 +326,10 @@ def _run(arguments: argparse.Namespace) -> Result:
         # What batches a dynamic engine takes is its builder's secret; one image always fits.
         options = replace(options, batch_size=1)
         with get_backend(engine.backend).load(engine) as runner:
+            if arguments.self_check:
+                require_same_results(runner, engine)
+            else:
+                logger.warning("%s is judged without its golden check, as asked", engine.path.name)
             evaluation = _evaluate(arguments, [Member(runner, engine.spec)], samples, options)
         source: dict[str, Any] = {"engine_sha256": engine.sha256}
     else:

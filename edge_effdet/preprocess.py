@@ -6,10 +6,15 @@ pixel by pixel, without the copies that a training pipeline wants and a device h
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 
-from edge_effdet.artifacts import PreprocessSpec, Size
+from edge_effdet.artifacts import ModelSpec, PreprocessSpec, Size
+
+if TYPE_CHECKING:
+    from edge_effdet.backends.base import Runner
 
 
 def letterbox_size(height: int, width: int, target: Size) -> tuple[int, int, float]:
@@ -70,3 +75,11 @@ def fill_input(
     row[:, height:] = color
     row[:, :height, width:] = color
     return size
+
+
+def feeds_for_image(runner: Runner, image: np.ndarray, spec: ModelSpec) -> dict[str, np.ndarray]:
+    """The engine's input for one picture: letterboxed, of the engine's type, repeated where its batch is fixed above 1."""
+    batch = np.empty((max(1, runner.inputs[0].shape[0]), 3, *spec.image_size), np.uint8)
+    for row in batch:
+        fill_input(image, row, spec.preprocess)
+    return {"images": batch.astype(runner.inputs[0].dtype, copy=False)}

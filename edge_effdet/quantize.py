@@ -16,6 +16,7 @@ from edge_effdet.cli import Result, add_options, make_parser, option, options_fr
 from edge_effdet.data.dataset import Dataset, Sample, read_dataset, samples_sha256
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 from edge_effdet.evaluate import evaluate_engine
+from edge_effdet.measure import graph_as_engine
 from edge_effdet.quant.calibration import (
     CHOICES,
     FEWEST_IMAGES,
@@ -25,7 +26,6 @@ from edge_effdet.quant.calibration import (
 )
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.placement import choose_convolutions
-from edge_effdet.verify import graph_as_engine
 
 if TYPE_CHECKING:
     from edge_effdet.quant.int8 import Recipe

@@ -1,177 +1,217 @@
-"""Verify an engine: its AP beside the FP32 graph's, its latency beside the FP32 graph's, and a picture for the eye."""
+"""See that an engine finds on this machine what it found where it was proven: its golden check, its AP, and each of its layers.
+
+Nothing of the engine is rewritten. ``golden`` has the check itself, ``quant.layers`` the comparison of layers.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from edge_effdet.artifacts import Engine, file_sha256, load_engine, require_writable, write_json
+from edge_effdet.backends.base import BACKENDS, get_backend, require
+from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.data.dataset import match_classes, read_dataset, samples_sha256
+from edge_effdet.errors import AccuracyGateFailed, MissingDependency, UsageError
+from edge_effdet.evaluate import SPLIT_ORDER, evaluate_engine
+from edge_effdet.gate import DEFAULT_BUDGET
+from edge_effdet.golden import Check, check_engine, draw_pictures, read_golden
+from edge_effdet.preprocess import images_to_batch
 
-from edge_effdet.artifacts import Detections, Engine, Graph
-from edge_effdet.backends.base import get_backend, require
-from edge_effdet.backends.cores import cpu_flags
-from edge_effdet.data.dataset import Sample, readable_images, samples_sha256
-from edge_effdet.detect import detect_image, feeds_for_image
-from edge_effdet.evaluate import detect_samples
-from edge_effdet.intervals import drop_interval
-from edge_effdet.metrics import CocoMetrics, coco_metrics
+if TYPE_CHECKING:
+    from edge_effdet.artifacts import Graph
+    from edge_effdet.quant.layers import LayerComparison
 
-ROUNDS, TIMED_RUNS, WARM_UP_RUNS = 6, 5, 3
-PAUSE_SECONDS = 0.05
-"""Before an engine's turn: onnxruntime's threads go on spinning after a run and would slow the next engine down."""
+logger = logging.getLogger("edge_effdet.verify")
 
-FLATTENED = 0.85
-"""Of the best score in a picture, on average: below that a threshold chosen at FP32 misses objects."""
-
-PICTURES = 4
-PICTURE_THRESHOLD = 0.4
+HEADER: tuple[str, ...] = ("check", "where it was proven", "on this machine", "difference", "allowed", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """AP of the FP32 graph, where there is one, and of what was built, on the same images.
+def verify_engine(engine: Engine) -> Check | None:
+    """Run an engine's golden check on this machine; None where it carries no golden pictures.
 
-    Attributes:
-        reference: of the FP32 graph.
-        built: of the engine, or of the graph that it was compiled from.
-        measured_on: which of the two.
-        split: of the data.
-        data_sha256: of the images and their boxes.
-        interval: points of AP lost with a confidence of 95 %, by a bootstrap over the images.
-        confidence: how scores are spread before and after; see ``compare_confidence``.
+    Raises:
+        BackendUnavailable: its backend does not work here.
+        EngineError: it does not load, or its golden pictures are damaged.
     """
-
-    reference: CocoMetrics | None
-    built: CocoMetrics
-    measured_on: str
-    split: str
-    data_sha256: str
-    interval: tuple[float, float] | None = None
-    confidence: Mapping[str, Any] | None = None
-
-    @property
-    def drop(self) -> float | None:
-        """Points of AP lost; negative for a gain; None without a reference."""
-        return None if self.reference is None else 100 * (self.reference.AP - self.built.AP)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "reference_AP": self.reference.AP if self.reference else None,
-            "AP": self.built.AP,
-            "drop": self.drop,
-            "drop_interval": None if self.interval is None else list(self.interval),
-            "reference_AP50": self.reference.AP50 if self.reference else None,
-            "AP50": self.built.AP50,
-            "images": self.built.images,
-            "split": self.split,
-            "measured_on": self.measured_on,
-            "data_sha256": self.data_sha256,
-            "confidence": self.confidence,
-        }
+    golden = read_golden(engine)
+    if golden is None:
+        return None
+    require(engine.backend)
+    with get_backend(engine.backend).load(engine) as runner:
+        return check_engine(runner, engine, golden)
 
 
-def measure_accuracy(engine: Engine, reference: Graph, built: Graph, samples: Sequence[Sample], split: str) -> Accuracy:
-    """AP of the FP32 graph and of the engine; where the engine cannot run here, of the graph that it was compiled from.
+def find_graph(engine: Engine, sha256: str | None) -> Graph | None:
+    """The graph with this hash beside the engine, where ``build_engine`` leaves it: the engine's file, or one in ``graphs``."""
+    from edge_effdet.graph.model import load_graph
 
-    A ``reference`` that is FP16 or INT8 already is none: its own loss would count as nothing.
+    folder = engine.path.parent
+    for path in (engine.path, *sorted((folder / "graphs").glob("*.onnx")), *sorted(folder.glob("*.onnx"))):
+        if path.suffix == ".onnx" and file_sha256(path) == sha256:
+            return load_graph(path)
+    return None
+
+
+def compare_engine_layers(engine: Engine, against: str | None = None, reference: Path | None = None) -> LayerComparison:
+    """Compare the engine's layers on its golden pictures, or on drawn ones, with its graph's and with the FP32 graph's.
+
+    Args:
+        engine: built by ``build_engine``, with its folder ``graphs`` beside it.
+        against: another backend to compare with.
+        reference: the FP32 graph; None to find it beside the engine.
+
+    Raises:
+        UsageError: the graph that the engine was compiled from is not beside it.
+        BackendUnavailable: a backend cannot run here.
+        MissingDependency: the packages that read graphs are not installed.
     """
-    runs_here = require(engine.backend).runs_here
-    before = detect_samples(graph_as_engine(reference), samples) if reference.precision == "fp32" else None
-    if runs_here:
-        after = detect_samples(engine, samples)
-    elif before is not None and built.sha256 == reference.sha256:
-        after = before
+    try:
+        from edge_effdet.graph.model import load_graph
+        from edge_effdet.quant.layers import compare_layers
+    except ModuleNotFoundError as error:
+        raise MissingDependency("onnx", "export", "to compare layers") from error
+
+    parents = engine.record["parents"]
+    graph = find_graph(engine, parents.get("compiled_graph"))
+    if graph is None:
+        raise UsageError(
+            f"The graph that {engine.path} was compiled from is not beside it, so its layers cannot be looked at; copy the folder "
+            "graphs of the build along."
+        )
+    source = load_graph(reference) if reference is not None else find_graph(engine, parents.get("graph"))
+    if source is None and engine.precision != "fp32":
+        logger.warning(
+            "the FP32 graph is not beside %s, so nothing is said about what rounding costs; give --reference",
+            engine.path,
+        )
+    golden = read_golden(engine)
+    images = golden.images() if golden is not None else draw_pictures(engine.spec.image_size, 3)
+    return compare_layers(graph, engine.backend, [images_to_batch([image]) for image in images], source, against)
+
+
+def make_argument_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "verify",
+        "See that an engine finds on this machine what it found where it was proven. It rewrites nothing.",
+        "python -m edge_effdet.verify --engine engines/quickstart.int8.onnx --layers",
+    )
+    parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
+    parser.add_argument("--data", type=Path, metavar="D", help="labelled images to measure the AP on, too")
+    parser.add_argument(
+        "--split", metavar="NAME", help="their split (default: the one of the record, else test, else val)"
+    )
+    parser.add_argument(
+        "--layers", action="store_true",
+        help="compare layer by layer with the graph and with FP32, and name the first layer where they part",
+    )  # fmt: skip
+    parser.add_argument("--against", choices=tuple(BACKENDS), help="with --layers: another backend to compare with")
+    parser.add_argument(
+        "--reference", type=Path, metavar="F", help="with --layers: the FP32 graph (default: graphs/ beside the engine)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="with --layers: write layers.json and layers.png here"
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    if not arguments.layers and (arguments.against or arguments.reference or arguments.output):
+        raise UsageError("--against, --reference and --output belong to the comparison of layers; add --layers.")
+    engine = load_engine(arguments.engine)
+    if arguments.output is not None:
+        require_writable(arguments.output)
+    rows, failed = [HEADER], []
+    data: dict[str, Any] = {"engine": str(engine.path), "engine_sha256": engine.sha256}
+    check = verify_engine(engine)
+    data["golden"] = None if check is None else check.to_dict()
+    data["here"] = machine_fingerprint(engine.backend).to_dict()
+    if check is None:
+        rows.append(("golden pictures", "none were kept", "-", "-", "-", "not checked"))
     else:
-        after = detect_samples(graph_as_engine(built), samples)
-    measured_on, digest = "engine" if runs_here else "graph", samples_sha256(samples)
-    readable, found = after
-    metrics = coco_metrics(readable, found, engine.spec)
-    if before is None:
-        return Accuracy(None, metrics, measured_on, split, digest)
-    interval = drop_interval(readable, before[1], found, engine.spec.num_classes)
-    confidence = compare_confidence(before[1], found)
-    reference_metrics = coco_metrics(readable, before[1], engine.spec)
-    return Accuracy(reference_metrics, metrics, measured_on, split, digest, interval, confidence)
+        rows.append(_golden_row(check))
+        if not check.passed:
+            failed.append(f"on its golden pictures the scores differ by {100 * check.distance:.0f} %")
+    if arguments.data is not None:
+        data["accuracy"] = _measure(engine, arguments.data, arguments.split)
+        rows.append(_accuracy_row(engine, data["accuracy"]))
+        if data["accuracy"]["passed"] is False:
+            failed.append(
+                f"it has {100 * data['accuracy']['AP']:.1f} AP here and had {100 * data['accuracy']['proven_AP']:.1f}"
+            )
+    text = table(rows)
+    if check is not None:
+        text += f"\n\nproven on {check.proven_on.text()}\nthis is   {check.here.text()}"
+    if arguments.layers:
+        comparison = compare_engine_layers(engine, arguments.against, arguments.reference)
+        data["layers"] = comparison.to_dict()
+        text += "\n\n" + _report_layers(engine, comparison, arguments.output)
+    advice = "" if arguments.layers else "; --layers shows in which layer it parts"
+    failure = AccuracyGateFailed(
+        f"{engine.path} is not on this machine what was proven: {' and '.join(failed)}; build it again with python -m "
+        f"edge_effdet.build_engine{advice}."
+    )
+    return Result(text, data, failure if failed else None)
 
 
-def compare_confidence(before: Sequence[Detections], after: Sequence[Detections]) -> dict[str, Any]:
-    """How scores are spread before and after: INT8 may keep the order, and so the AP, and flatten what a threshold sees.
+def _golden_row(check: Check) -> tuple[str, ...]:
+    difference, allowed = f"{100 * check.distance:.1f} %", f"{100 * check.tolerance:.0f} %"
+    return (
+        "golden pictures",
+        "the reference",
+        "their scores",
+        difference,
+        allowed,
+        "passed" if check.passed else "FAILED",
+    )
 
-    Returns:
-        ``edges`` of the bins; detections a bin, ``reference`` and ``built``; ``mean_top_score`` of both, over the images with a
-        detection above 0.05; ``flattened``: whether it fell below ``FLATTENED`` of what it was.
-    """
-    edges = np.round(np.linspace(0.05, 1, 20), 2)
-    scores = [[found.scores[found.scores >= edges[0]] for found in every] for every in (before, after)]
-    counts = [np.histogram(np.concatenate(every), edges)[0].tolist() for every in scores]
-    tops = [np.mean([own.max() for own in every if len(own)] or [0.0]) for every in scores]
+
+def _measure(engine: Engine, data: Path, split: str | None) -> dict[str, Any]:
+    proven = engine.record["accuracy"] or {}
+    dataset = match_classes(read_dataset(data), engine.spec)
+    wanted = split or (proven.get("split") if proven.get("split") in dataset.splits else None)
+    chosen, samples = dataset.choose_split(wanted, SPLIT_ORDER)
+    logger.info("measuring AP on %d images of %s (split %s)", len(samples), data, chosen)
+    metrics = evaluate_engine(engine, samples)
+    same = samples_sha256(samples) == proven.get("data_sha256")
     return {
-        "edges": edges.tolist(),
-        "reference": counts[0],
-        "built": counts[1],
-        "mean_top_score": {"reference": float(tops[0]), "built": float(tops[1])},
-        "flattened": bool(tops[1] < FLATTENED * tops[0]),
+        "AP": metrics.AP,
+        "split": chosen,
+        "images": metrics.images,
+        "proven_AP": proven["AP"] if same else None,
+        "passed": 100 * (proven["AP"] - metrics.AP) <= DEFAULT_BUDGET if same else None,
     }
 
 
-def graph_as_engine(graph: Graph) -> Engine:
-    """A graph run by onnxruntime, as it is."""
-    return Engine(graph.path, graph.spec, "onnxruntime", graph.precision, {"engine_sha256": graph.sha256})
+def _accuracy_row(engine: Engine, measured: dict[str, Any]) -> tuple[str, ...]:
+    name = f"AP, {measured['images']} images ({measured['split']})"
+    here = f"{100 * measured['AP']:.1f}"
+    if measured["proven_AP"] is None:
+        return name, "other images" if engine.record["accuracy"] else "not measured", here, "-", "-", "not compared"
+    drop = 100 * (measured["proven_AP"] - measured["AP"])
+    verdict = "passed" if measured["passed"] else "FAILED"
+    return name, f"{100 * measured['proven_AP']:.1f}", here, f"{-drop:+.2f}", f"{-DEFAULT_BUDGET:+g}", verdict
 
 
-def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
-    """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing; and ``arithmetic``, in
-    which type it was computed, where the runner tells.
+def _report_layers(engine: Engine, comparison: LayerComparison, output: Path | None) -> str:
+    from edge_effdet.quant.layer_report import draw_layers, layer_table
 
-    The engines take turns of a few runs, so that what else the machine does falls on all of them alike. Turns of one
-    run would not do: the threads of one engine spin into the run of the next and add a third to its time.
-    """
-    if not engines:
-        return []
-    with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(get_backend(engine.backend).load(engine)) for engine in engines]
-        feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
-        times: list[list[float]] = [[] for _ in engines]
-        for _ in range(ROUNDS):
-            for runner, feed, own in zip(runners, feeds, times, strict=True):
-                time.sleep(PAUSE_SECONDS)
-                for run in range(WARM_UP_RUNS + TIMED_RUNS):
-                    started = time.perf_counter()
-                    runner.run(feed)
-                    if run >= WARM_UP_RUNS:
-                        own.append(1000 * (time.perf_counter() - started))
-    medians, p90s = np.percentile(times, (50, 90), axis=1)
-    return [
-        {
-            "median_ms": float(median),
-            "p90_ms": float(p90),
-            "runs": ROUNDS * TIMED_RUNS,
-            "batch": len(feed["images"]),
-            "arithmetic": getattr(runner, "arithmetic", None),
-        }
-        for median, p90, feed, runner in zip(medians, p90s, feeds, runners, strict=True)
-    ]
+    text = layer_table(comparison)
+    if output is not None:
+        write_json(output / "layers.json", comparison.to_dict())
+        draw_layers(comparison, output / "layers.png", engine.path.name)
+        text += f"\n\nwritten to {output}: layers.json, layers.png"
+    return text
 
 
-def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
-    """A sheet of a few annotated pictures: the ones with most objects."""
-    from edge_effdet.drawing import contact_sheet, draw_detections, save_picture
-
-    richest = sorted(samples, key=lambda sample: (-len(sample.boxes), sample.image_id))[:PICTURES]
-    pictures = []
-    with get_backend(engine.backend).load(engine) as runner:
-        for _, image in readable_images(richest):
-            found = detect_image(runner, image, engine.spec, PICTURE_THRESHOLD)
-            pictures.append(draw_detections(image, found, engine.spec))
-    if pictures:
-        save_picture(path, contact_sheet(pictures, columns=2))
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_verb(make_argument_parser(), _run, argv)
 
 
-def cpu_has_vnni(cpuinfo: Path | None = None) -> bool:
-    """Whether the processor multiplies INT8 in one instruction (x86 VNNI, Arm dot product); False where it cannot tell."""
-    flags = cpu_flags() if cpuinfo is None else cpu_flags(cpuinfo)
-    return not flags.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.artifacts import Engine, Graph, write_json
+from edge_effdet.backends.arithmetic import FULL_RANGE
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.build_engine import compile_engine
 from edge_effdet.data.dataset import Dataset, match_classes, read_dataset
@@ -52,3 +53,11 @@ def bccd_int8_graph(bccd_graph: Graph, bccd_dataset: Dataset) -> Graph:
     """INT8 with the rest in FP32, calibrated on 32 training images."""
     images = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 32, seed=0)
     return quantize_graph(bccd_graph, images, QuantizeOptions(), bccd_graph.path.with_name("bccd.int8.onnx"))
+
+
+@pytest.fixture(scope="session")
+def bccd_full_range_graph(bccd_graph: Graph, bccd_dataset: Dataset) -> Graph:
+    """INT8 with weight codes up to 127, which is exact only where products are added in 32 bits."""
+    images = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 16, seed=0)
+    options = QuantizeOptions(weight_codes=FULL_RANGE, rounding="nearest")
+    return quantize_graph(bccd_graph, images, options, bccd_graph.path.with_name("bccd.127.onnx"))

@@ -18,8 +18,8 @@ from edge_effdet.backends.base import CompileOptions
 from edge_effdet.data.dataset import Dataset
 from edge_effdet.evaluate import evaluate_engine
 from edge_effdet.images import image_size
+from edge_effdet.measure import cpu_has_vnni, graph_as_engine
 from edge_effdet.quant.calibration import CalibrationImages
-from edge_effdet.verify import cpu_has_vnni, graph_as_engine
 from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT
 

@@ -10,13 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_effdet import build_engine
+from edge_effdet import build_engine, summary
 from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
 from edge_effdet.backends.base import Available, CompileOptions
-from edge_effdet.errors import GraphError, UsageError
+from edge_effdet.errors import AccuracyGateFailed, GraphError, UsageError
 from edge_effdet.graph.efficient_nms import PLUGIN
 from edge_effdet.graph.model import save_graph
 from edge_effdet.quantize import QuantizeOptions
+from edge_effdet.race import Race
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt-rtx"])
@@ -50,7 +51,7 @@ def test_the_plugin_is_not_raced(tmp_path, capsys):
 def test_a_cpu_that_gains_nothing_by_int8_is_told_of(
     tmp_path, monkeypatch, backend, milliseconds, vnni, race, said, advised
 ):
-    monkeypatch.setattr(build_engine, "cpu_has_vnni", lambda: vnni)
+    monkeypatch.setattr(summary, "cpu_has_vnni", lambda: vnni)
     record = {"reference": {"latency": {"median_ms": 10.0}}, "latency": {"median_ms": milliseconds}}
     engine = Engine(
         tmp_path / "x.onnx",
@@ -59,7 +60,7 @@ def test_a_cpu_that_gains_nothing_by_int8_is_told_of(
         "int8",
         record | ({"race": {}} if race else {}),
     )
-    text = "".join(build_engine._speed_remark(engine))
+    text = "".join(summary._speed_remark(engine))
     assert ("check of accuracy" in text) == said
     assert ("--backend fastest finds out" in text) == advised
     assert ("has no VNNI" in text) == (said and not vnni)
@@ -71,11 +72,13 @@ def test_a_draft_that_cannot_be_made_is_raced_in_fp32(tmp_path, monkeypatch, cap
 
     raced = []
     monkeypatch.setattr(build_engine, "draft_int8", fail)
+    monkeypatch.setattr(build_engine, "photographs", lambda job: [])
     monkeypatch.setattr(
-        build_engine, "race_backends", lambda graph, options, draft: raced.append(draft("onnxruntime") is graph)
+        build_engine, "race_backends", lambda graph, options, draft, **_: raced.append(draft("onnxruntime") is graph)
     )
     arguments = build_engine.make_argument_parser().parse_args(["--int8"])
-    build_engine._race(arguments, object(), object(), CompileOptions())
+    job = build_engine.BuildJob(name="tiny", graph=save_detector(tmp_path), output=tmp_path, images=object())
+    build_engine._race(arguments, job, "int8")
     assert raced == [True]
     assert "raced in FP32, since no draft in INT8 could be made: silu_71" in caplog.text
 
@@ -123,9 +126,8 @@ def save_detector(folder):
 
 def build(tmp_path, nms, backend="tensorrt"):
     graph = save_detector(tmp_path)
-    return build_engine.build_engine(
-        "tiny", graph, "fp32", backend, CompileOptions(), QuantizeOptions(), None, None, tmp_path / "engines", nms
-    )
+    job = build_engine.BuildJob(name="tiny", graph=graph, output=tmp_path / "engines", nms=nms)
+    return build_engine.build_engine(job, "fp32", backend, QuantizeOptions())
 
 
 def test_the_function_refuses_it_too(tmp_path):
@@ -137,7 +139,8 @@ def test_the_function_refuses_it_too(tmp_path):
 def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypatch, nms):
     """A backend that stands for TensorRT: its engine is the graph that it was given."""
     simulated = types.SimpleNamespace(SUFFIX=".engine", compile=lambda graph, options: graph.path.read_bytes())
-    monkeypatch.setattr(build_engine, "get_backend", lambda name: simulated)
+    real = build_engine.get_backend
+    monkeypatch.setattr(build_engine, "get_backend", lambda name: simulated if name == "tensorrt" else real(name))
     monkeypatch.setattr(build_engine, "require", lambda name: Available("10.3.0", "Orin (SM 87)", runs_here=False))
     engine = build(tmp_path, nms)
     compiled = onnx.load(str(engine.path))
@@ -146,3 +149,79 @@ def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypat
     assert record["nms"] == nms
     assert record["parents"]["compiled_graph"] == file_sha256(engine.path)
     assert record["rewrites"].get("efficient_nms", 0) == (nms == "efficientnms")
+    # It never ran, so what it must find on its target is what its graph finds here.
+    assert record["golden"]["fingerprint"]["backend"] == "onnxruntime" and "agreement" not in record
+    assert record["golden"]["kind"] == "drawn" and list(record)[-1] == "golden"
+
+
+class Tries:
+    """Stands for ``build_engine`` and the race: engines whose AP drops are given, by precision and backend."""
+
+    def __init__(self, monkeypatch, tmp_path, drops, orders):
+        self.drops, self.orders, self.built = drops, orders, []
+        self.folder = tmp_path
+        monkeypatch.setattr(build_engine, "build_engine", self.build)
+        monkeypatch.setattr(build_engine, "_race", self.race)
+
+    def race(self, arguments, job, precision):
+        order = self.orders[precision]
+        if not order:
+            raise AccuracyGateFailed("No backend here finds what the FP32 graph finds")
+        return Race(order[0], order, (), {})
+
+    def build(self, job, precision, backend, quantizing, race=None, lowered=None):
+        self.built.append((precision, backend))
+        accuracy = {"drop": self.drops[precision, backend], "drop_interval": None}
+        record = {"accuracy": accuracy, "golden": {}, "engine_sha256": "ab" * 32}
+        record["gate"] = build_engine.judge(record, job.budget).to_dict()
+        return Engine(self.folder / f"x.{precision}.onnx", job.graph.spec, backend, precision, record)
+
+
+DROPS = {
+    ("int8", "fast"): 12.0, ("int8", "slow"): 0.1, ("int8", "bad"): 5.0,
+    ("fp16", "fast"): 2.0, ("fp16", "slow"): 0.1, ("fp32", "slow"): 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "orders", "tried"),
+    [
+        ("", {"int8": ("fast", "slow")}, [("int8", "fast"), ("int8", "slow")]),
+        ("--max-ap-drop none", {"int8": ("fast", "slow")}, [("int8", "fast")]),
+        ("--max-ap-drop 20", {"int8": ("fast", "slow")}, [("int8", "fast")]),
+        ("--fall-back", {"int8": ("fast", "bad"), "fp16": ("slow",)}, [("int8", "fast"), ("int8", "bad"), ("fp16", "slow")]),
+        ("--fall-back", {"int8": (), "fp16": ("slow",)}, [("fp16", "slow")]),
+        ("--fall-back", {"int8": (), "fp16": ("fast",), "fp32": ("slow",)}, [("fp16", "fast"), ("fp32", "slow")]),
+    ],
+)  # fmt: skip
+def test_the_next_is_tried_before_the_build_gives_up(tmp_path, monkeypatch, words, orders, tried):
+    tries = Tries(monkeypatch, tmp_path, DROPS, orders)
+    arguments = build_engine.make_argument_parser().parse_args(["--int8", *words.split()])
+    gate = build_engine.options_from(build_engine.GateOptions, arguments)
+    job = build_engine.BuildJob(
+        name="x", graph=save_detector(tmp_path), output=tmp_path, budget=build_engine.parse_budget(gate.max_ap_drop)
+    )
+    engine = build_engine._build_within_budget(job, arguments, "", gate)
+    assert tries.built == tried
+    assert (engine.precision, engine.backend) == tried[-1]
+    before = engine.record["gate"].get("tried_before", [])
+    assert len(before) == len(tried) - 1 + (orders["int8"] == ())
+    remarks = "".join(summary._gate_remarks(engine))
+    assert ("in place of what was not right" in remarks) == bool(before)
+
+
+@pytest.mark.parametrize("orders", [{"int8": ("fast", "bad")}, {"int8": ()}])
+def test_a_build_that_finds_none_within_the_budget_says_what_each_lost(tmp_path, monkeypatch, orders):
+    Tries(monkeypatch, tmp_path, DROPS, orders)
+    arguments = build_engine.make_argument_parser().parse_args(["--int8"])
+    gate = build_engine.options_from(build_engine.GateOptions, arguments)
+    job = build_engine.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
+    with pytest.raises(AccuracyGateFailed) as failed:
+        build_engine._build_within_budget(job, arguments, "", gate)
+    said = str(failed.value)
+    if orders["int8"]:
+        assert "x.int8.onnx was built and is kept, but it is not within the budget" in said
+        assert "INT8 by fast: it loses 12.00" in said and "INT8 by bad: it loses 5.00" in said
+    else:
+        assert said.startswith("No engine was built (No backend here finds")
+    assert "--max-ap-drop" in said

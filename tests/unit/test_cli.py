@@ -20,6 +20,7 @@ from PIL import Image
 from edge_effdet import __main__ as program
 from edge_effdet.artifacts import ModelSpec, Size, engine_json_path, file_sha256, write_json
 from edge_effdet.backends import base
+from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.cli import (
     INTERRUPTED,
     Result,
@@ -107,6 +108,7 @@ def write_record(path, **changes):
         "backend": "onnxruntime",
         "precision": "fp32",
         "engine_sha256": file_sha256(path),
+        "golden": {"kind": "none", "fingerprint": machine_fingerprint("onnxruntime").to_dict()},
     }
     write_json(engine_json_path(path), record | changes)
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.backends.base import LoadOptions, TensorSpec, load_runner
-from edge_effdet.detect import detect_image, feeds_for_image
+from edge_effdet.detect import detect_image
 from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import DataError, EngineError, UsageError
+from edge_effdet.preprocess import feeds_for_image
 from tests.unit.test_predict import BrightBoxRunner
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))

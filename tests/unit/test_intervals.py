@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from edge_effdet.artifacts import Detections, ModelSpec
 from edge_effdet.data.dataset import Sample
 from edge_effdet.intervals import average_precision, drop_interval, match_detections
+from edge_effdet.measure import compare_confidence
 from edge_effdet.metrics import coco_metrics
-from edge_effdet.verify import compare_confidence
 
 SPEC = ModelSpec("tiny", (64, 64), ("bar", "disc"), (1, 2))
 

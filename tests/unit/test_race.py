@@ -12,7 +12,8 @@ import pytest
 from edge_effdet import race
 from edge_effdet.artifacts import Graph, ModelSpec
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
-from edge_effdet.errors import BackendUnavailable, GraphError
+from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, GraphError
+from edge_effdet.golden import find_best
 from edge_effdet.race import race_backends
 from tests.unit.test_predict import BrightBoxRunner
 
@@ -22,8 +23,9 @@ SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
 class FakeBackend:
     SUFFIX = ".fake"
 
-    def __init__(self, answer=None, seconds=0.0, refuses=False):
+    def __init__(self, answer=None, seconds=0.0, refuses=False, score=0.8):
         self.answer, self.seconds, self.refuses = answer or Available("1", "nowhere"), seconds, refuses
+        self.score = score
 
     def probe(self):
         return self.answer
@@ -35,7 +37,7 @@ class FakeBackend:
 
     def load(self, engine):
         assert engine.path.read_bytes() == b"engine"
-        runner = BrightBoxRunner(64)
+        runner = BrightBoxRunner(64, score=self.score)
         find = runner.run
 
         def run(feeds):
@@ -51,12 +53,43 @@ def graph(tmp_path: Path) -> Graph:
     return Graph(tmp_path / "graph.onnx", SPEC, "optimized", "fp32", {}, {}, {}, "ab" * 32)
 
 
-def race_of(backends, graph, monkeypatch, draft=None):
-    import edge_effdet.verify
+def race_of(backends, graph, monkeypatch, draft=None, pictures=(), found=0.8):
+    import edge_effdet.measure
 
-    for module in (race, edge_effdet.verify):
+    for module in (race, edge_effdet.measure):
         monkeypatch.setattr(module, "get_backend", backends.__getitem__)
-    return race_backends(graph, CompileOptions(), tuple(backends), draft)
+    exact = BrightBoxRunner(64, score=found)
+    monkeypatch.setattr(
+        race, "find_in_graph", lambda graph, pictures: [find_best(exact, graph.spec, each) for each in pictures]
+    )
+    return race_backends(graph, CompileOptions(), tuple(backends), draft, pictures)
+
+
+def bright(x):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:40, x : x + 24] = 255
+    return image
+
+
+def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, monkeypatch):
+    backends = {"slow": FakeBackend(seconds=0.005), "wrong": FakeBackend(score=0.4), "near": FakeBackend(score=0.75)}
+    result = race_of(backends, graph, monkeypatch, pictures=[bright(4), bright(20)])
+    assert result.order == ("near", "slow")
+    rows = {row["backend"]: row for row in result.rows}
+    assert "median_ms" not in rows["wrong"]
+    assert (
+        "computes something else here: its scores differ from those of the FP32 graph by 50 % on 2 pictures"
+        in (rows["wrong"]["skipped"])
+    )
+    assert rows["near"]["agreement"]["right"] and rows["near"]["agreement"]["distance"] == pytest.approx(
+        0.0625, abs=1e-3
+    )
+    assert "; wrong: it computes something else here" in result.text()
+
+
+def test_a_race_that_all_lose_by_what_they_find_is_no_missing_backend(graph, monkeypatch):
+    with pytest.raises(AccuracyGateFailed, match=r"No backend here finds what the FP32 graph finds \(wrong: .* 50 %"):
+        race_of({"wrong": FakeBackend(score=0.4)}, graph, monkeypatch, pictures=[bright(4)])
 
 
 def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):

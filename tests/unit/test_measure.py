@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_effdet.verify import cpu_has_vnni
+from edge_effdet.measure import cpu_has_vnni
 
 
 @pytest.mark.parametrize(

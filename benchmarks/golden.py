@@ -1,0 +1,119 @@
+"""How surely the golden check tells an engine that saturates from one that is exact, on photographs and on drawn pictures.
+
+python -m benchmarks.golden --checkpoint tests/assets/bccd_lite0.safetensors --data ../shared/data/bccd --name bccd
+
+On a processor without VNNI, OpenVINO saturates with weights within 127 and is exact within 63, so both sides are measured; elsewhere
+both are exact. Distances are those of three pictures at a time (``golden.detection_distance``); the largest of the exact ones and the
+smallest of the others bound the tolerance from below and from above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import _export, _images
+from benchmarks.machine import save_result
+from edge_effdet.artifacts import Detections, Graph
+from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
+from edge_effdet.backends.base import get_backend
+from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.data.dataset import readable_images
+from edge_effdet.golden import PICTURES, TOLERANCES, detection_distance, draw_pictures, find_best
+from edge_effdet.measure import find_in_graph, graph_as_engine
+from edge_effdet.preprocess import letterbox
+from edge_effdet.quantize import QuantizeOptions, quantize_graph
+from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
+
+GROUPS = 8
+"""Of ``PICTURES`` pictures each."""
+
+
+def distances(one: Sequence[Detections], other: Sequence[Detections]) -> list[float]:
+    """Of each group of pictures."""
+    return [
+        detection_distance(one[start : start + PICTURES], other[start : start + PICTURES])
+        for start in range(0, len(one) - PICTURES + 1, PICTURES)
+    ]
+
+
+def measure(graph: Graph, quantized: dict[int, Graph], pictures: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """One row a kind of pictures and a largest weight code."""
+    rows = []
+    for kind, images in pictures.items():
+        reference = find_in_graph(graph, images)
+        for code, each in quantized.items():
+            exact = find_in_graph(each, images)
+            with get_backend("openvino").load(replace(graph_as_engine(each), backend="openvino")) as runner:
+                found = [find_best(runner, graph.spec, image) for image in images]
+            saturates = code > int8_arithmetic("openvino").exact_weight_codes
+            rows.append(
+                {
+                    "pictures": kind,
+                    "weight_codes": code,
+                    "saturates": saturates,
+                    "exact_from_fp32": distances(reference, exact),
+                    "openvino_from_fp32": distances(reference, found),
+                    "openvino_from_exact": distances(exact, found),
+                }
+            )
+    return rows
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        work = Path(folder)
+        graph = _export(arguments.checkpoint or quickstart_checkpoint(), work)
+        images, _ = _images((arguments.data or quickstart_scenes(work)).resolve(), graph, 64)
+        quantized = {
+            code: quantize_graph(
+                graph, images, QuantizeOptions(weight_codes=code, keep_high=arguments.keep_high), work / f"{code}.onnx"
+            )
+            for code in (EXACT_EVERYWHERE, FULL_RANGE)
+        }
+        samples = images.first(GROUPS * PICTURES).samples
+        spec = graph.spec
+        pictures = {
+            "photographs": [
+                letterbox(image, spec.image_size, spec.preprocess)[0] for _, image in readable_images(samples)
+            ],
+            "drawn": draw_pictures(spec.image_size, GROUPS * PICTURES),
+        }
+        rows = measure(graph, quantized, pictures)
+    result = {"checkpoint_sha256": graph.parents["checkpoint"], "tolerance": TOLERANCES["int8"], "rows": rows}
+    saved = save_result(f"golden-{arguments.name}", result)
+    header = ("pictures", "weight codes", "saturates", "exact to FP32", "OpenVINO to FP32", "OpenVINO to exact")
+    lines = [header, *(_cells(row) for row in rows)]
+    return Result(f"{table(lines)}\n\n{saved}", result)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    spans = (
+        f"{min(row[key]):.3f} to {max(row[key]):.3f}"
+        for key in ("exact_from_fp32", "openvino_from_fp32", "openvino_from_exact")
+    )
+    return row["pictures"], str(row["weight_codes"]), "yes" if row["saturates"] else "no", *spans
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "benchmarks",
+        "How surely the golden check tells wrong from right.",
+        "python -m benchmarks.golden --name quickstart",
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="default: the shipped model")
+    parser.add_argument("--data", type=Path, metavar="D", help="calibrates and is looked at; default: its scenes")
+    parser.add_argument("--keep-high", default="", metavar="P", help="convolutions that stay high")
+    parser.add_argument("--name", required=True, help="of the result file")
+    return run_verb(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The accuracy gate: whether an engine may lose the AP that it loses, decided by how surely that is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge_effdet.errors import UsageError
+
+DEFAULT_BUDGET = 1.0
+"""Points of AP that may be lost where nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be lost.
+
+    Attributes:
+        points: of AP; None for no limit.
+        asked: whether the user said so, or it is the default.
+    """
+
+    points: float | None = DEFAULT_BUDGET
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of an engine.
+
+    Attributes:
+        passed: whether the engine may be used; True where there was nothing to judge.
+        decided_by: ``agreement`` (with the FP32 graph on calibration pictures), ``drop``, ``interval`` (of the drop), ``no limit``, or
+            ``nothing`` where there was nothing to judge.
+        max_ap_drop: the budget; None for no limit.
+        budget_was: ``asked`` or ``default``.
+        text: a clause for people.
+    """
+
+    passed: bool
+    decided_by: str
+    max_ap_drop: float | None
+    budget_was: str
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_budget(text: str | None) -> Budget:
+    """``1.5`` or ``none``, or None for the default.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text is None:
+        return Budget()
+    if text.strip().lower() == "none":
+        return Budget(None, asked=True)
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not math.isfinite(points):
+        raise UsageError(f"--max-ap-drop {text} is neither a number of points nor none; write 1.0, for example.")
+    return Budget(points, asked=True)
+
+
+def judge(record: Mapping[str, Any], budget: Budget) -> Verdict:
+    """Judge what was measured of an engine.
+
+    A drop within the budget passes. One above it fails where its whole interval (95 %, ``accuracy.drop_interval``) is above it too. Where
+    the interval straddles the budget, these images cannot tell, and the engine passes with a remark. Where no labels were given, an
+    engine that finds other objects in calibration pictures than the FP32 graph fails: that needs no labels.
+
+    Args:
+        record: of the engine; its ``accuracy`` and ``agreement`` are looked at.
+        budget: what may be lost.
+    """
+    accuracy: Mapping[str, Any] = record.get("accuracy") or {}
+    agreement: Mapping[str, Any] = record.get("agreement") or {}
+    drop, interval = accuracy.get("drop"), accuracy.get("drop_interval")
+    limit = budget.points
+
+    def verdict(passed: bool, decided_by: str, text: str) -> Verdict:
+        return Verdict(passed, decided_by, limit, "asked" if budget.asked else "default", text)
+
+    measured = "no AP was measured against FP32" if drop is None else f"it loses {drop:.2f} points of AP"
+    if limit is None:
+        return verdict(True, "no limit", f"{measured}, and --max-ap-drop none lets any engine pass")
+    if drop is not None and drop > limit:
+        low, high = interval or (drop, drop)
+        known = f"{drop:.2f} points of AP (95 %: {low:+.2f} to {high:+.2f}), and {limit:g} are allowed"
+        if not low <= limit:
+            return verdict(False, "interval", f"it loses {known}")
+        return verdict(
+            True,
+            "interval",
+            f"it loses {known}: so few images cannot tell whether that is too much, so judge it on more with --eval-data",
+        )
+    if drop is not None:
+        return verdict(True, "drop", f"{measured}, and {limit:g} are allowed")
+    if agreement and agreement["distance"] > agreement["allowed"]:
+        return verdict(
+            False,
+            "agreement",
+            f"on {agreement['pictures']} calibration pictures its scores differ from those of {agreement['reference']} by "
+            f"{100 * agreement['distance']:.0f} %, and {100 * agreement['allowed']:.0f} % are allowed",
+        )
+    if agreement:
+        return verdict(True, "agreement", f"{measured}, and it finds what {agreement['reference']} finds")
+    return verdict(True, "nothing", f"{measured}, so nothing was judged")
