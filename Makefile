@@ -11,7 +11,7 @@ OUTPUT ?= runs/quickstart
 .PHONY: engine test slow lint clean
 
 engine: $(VENV)/.export
-	$(RUN) -m edge_effdet.build_engine --int8 --backend fastest --output $(OUTPUT)
+	$(RUN) -m edge_effdet.build_engine --int8 --backend fastest --fall-back --output $(OUTPUT)
 
 test: $(VENV)/.dev lint
 	$(RUN) -m pytest

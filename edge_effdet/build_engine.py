@@ -179,11 +179,13 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
     """
     import onnx_ir as ir
 
-    from edge_effdet.quant.proof import prove_precision
+    from edge_effdet.quant.account import compile_with_account, prove_engine
 
     available = require(backend)
-    content = get_backend(backend).compile(graph, options)
-    proof = prove_precision(ir.load(str(graph.path)))
+    content, account = compile_with_account(graph, backend, options)
+    proof = prove_engine(ir.load(str(graph.path)), account)
+    if proof.warning is not None:
+        logger.warning("%s", proof.warning)
     with atomic_output(path) as temporary:
         temporary.write_bytes(content)
     target = options.target or getattr(get_backend(backend), "DEFAULT_TARGET", available.device)

@@ -51,14 +51,14 @@ TOLERANCES: Mapping[str, float] = {"fp32": 0.02, "fp16": 0.1, "int8": 0.1}
 """The distance (``detection_distance``) that still counts as the same, by the engine's precision.
 
 FP32 differs by the order of its sums: less than 0.001 between onnxruntime and OpenVINO. FP16 may be computed in BF16, which keeps 8
-bits. In INT8 two runtimes that compute exactly round a few activations to neighbouring codes. OpenVINO and onnxruntime are 0.01 to 0.06
+bits. In INT8 two runtimes that compute exactly round a few activations to neighbouring codes. OpenVINO and onnxruntime are 0.01 to 0.05
 apart on three detectors (lite0 and D0 of BCCD, lite0 of the shipped scenes; three pictures at a time), and an OpenVINO that saturates
-0.23 to 0.63 on photographs and 0.14 to 0.40 on drawn pictures (AMD EPYC without VNNI)."""
+0.22 to 0.60 on photographs and 0.14 to 0.50 on drawn pictures (``benchmarks/golden.py``, AMD EPYC without VNNI)."""
 
 FROM_REFERENCE = 0.15
 """The distance from the FP32 graph, on three calibration pictures, above which an engine is wrong and not only rounded.
 
-INT8 that is computed exactly is 0.02 to 0.09 away on the detectors named above, and one that saturates 0.24 to 0.65."""
+INT8 that is computed exactly is 0.03 to 0.10 away on the detectors named above, and one that saturates 0.21 to 0.61."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,8 @@ class Backend(Protocol):
 
     A backend in ``THREADED`` takes ``LoadOptions`` in ``load`` too. A runner whose ``run`` may be called by several threads at
     once says so with a class attribute ``concurrent = True``, and one that computes a graph in another type than the graph's, because
-    of the processor that it finds, with an attribute ``arithmetic``.
+    of the processor that it finds, with an attribute ``arithmetic``. One that can tell what it built offers ``compile_with_account`` or
+    ``write_optimized``: see ``engine_account``.
     """
 
     SUFFIX: str

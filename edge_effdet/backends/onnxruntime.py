@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 SUFFIX = ".onnx"
 
 UNWANTED_OPTIMIZERS = ["WeightBiasQuantization"]
-"""It rounds the bias of an INT8 convolution to steps of input scale times weight scale, where the graph, and TensorRT, keep it in
-FP32. Steps are coarse where a filter's weights are large: on a lite0 for blood cells it adds two thirds to the error of a layer."""
+"""It turns the bias of an INT8 convolution into INT32, and that lets the convolution be fused into a kernel which, without VNNI,
+saturates where weights exceed 7 bits: a lite0 with weights within 127 fell from 26.4 to 16.5 AP. Rounding the bias by itself costs next to
+nothing. Without it, and with ``session.x64quantprecision``, a graph of any origin is computed as it is written."""
 
 _PROVIDER = "CPUExecutionProvider"
 LOG_ERRORS = 3
@@ -115,7 +116,8 @@ def _session(path: Path, loading: LoadOptions, optimized: Path | None = None) ->
     options.log_severity_level = LOG_ERRORS
     options.intra_op_num_threads = loading.threads_or_share()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if loading.spinning else "0")
-    # Without VNNI it would multiply U8 by S8, whose sums saturate; with this it multiplies U8 by U8, which is slower and exact.
+    # Without VNNI it would multiply U8 by S8, whose sums saturate beyond 7 bits of weights; with this it multiplies U8 by U8, which is
+    # exact, and as fast as far as 7 bits.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(str(path), options, providers=[_PROVIDER], disabled_optimizers=UNWANTED_OPTIMIZERS)
 

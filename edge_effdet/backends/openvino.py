@@ -19,6 +19,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.engine_account import EngineAccount, widest
 from edge_effdet.backends.openvino_cache import PRECISION, identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.errors import EngineError, GraphError
@@ -28,6 +29,10 @@ SUFFIX = ".onnx"
 _DEVICE = "CPU"
 _HALVES = {"FP16": "f16", "BF16": "bf16"}
 """What a processor is capable of, the better first, and OpenVINO's name of the type."""
+
+_TOLD = ("layerType", "originalLayersNames", "runtimePrecision")
+_PRECISIONS = {"i8": "int8", "u8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
+"""Of the tensor that a layer of the execution graph takes."""
 
 
 def probe() -> Available | Unavailable:
@@ -50,13 +55,22 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         UsageError: a target was given; this backend has none.
         GraphError: OpenVINO refuses the graph.
     """
+    return compile_with_account(graph, options)[0]
+
+
+def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, EngineAccount]:
+    """``compile``, and the account of what was compiled."""
+    import openvino
+
     refuse_target("openvino", options)
     content = graph.path.read_bytes()
     try:
-        _compiled(graph.path, LoadOptions())
+        model, _ = _compiled(graph.path, LoadOptions())
     except RuntimeError as error:
         raise GraphError(f"OpenVINO refuses {graph.path} ({_last_line(error)}); export it again.") from error
-    return content
+    # The version goes on with the build's number and branch.
+    version = openvino.__version__.partition("-")[0]
+    return content, EngineAccount(f"OpenVINO's execution graph {version}", layer_precisions(model))
 
 
 def load(engine: Engine, options: LoadOptions | None = None) -> OpenVinoRunner:
@@ -126,6 +140,24 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
     if cache is not None:
         save_compiled(compiled, precision, cache, belongs_to)
     return compiled, False
+
+
+def layer_precisions(model: Any) -> dict[str, str]:
+    """In which precision a compiled model's convolutions run, by the ONNX nodes that each of them computes.
+
+    OpenVINO names what computes an output of the graph after that output, so a convolution that does is not among them.
+    """
+    found: dict[str, str] = {}
+    for layer in model.get_runtime_model().get_ops():
+        told = {key: layer.get_rt_info()[key].astype(str) for key in _TOLD}
+        precision = _PRECISIONS.get(told["runtimePrecision"])
+        if "Convolution" not in told["layerType"] or precision is None:
+            continue
+        for name in told["originalLayersNames"].split(","):
+            # The bias of a convolution is a layer of its own for OpenVINO, which takes over the node's name.
+            node = name.removesuffix("/WithoutBiases")
+            found[node] = widest([precision, found.get(node, precision)])
+    return found
 
 
 def _arithmetic(core: Any, model: Any) -> str:

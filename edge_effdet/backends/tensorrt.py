@@ -15,7 +15,9 @@ from typing import Any
 from edge_effdet.artifacts import Engine, Graph, atomic_output
 from edge_effdet.backends import cuda
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.backends.tensorrt_engine import RunnerOptions
+from edge_effdet.backends.tensorrt_layers import convolution_precisions, layers_from_json, layers_from_log
 from edge_effdet.backends.tensorrt_library import (
     Flavor,
     find_module,
@@ -58,6 +60,11 @@ def probe() -> Available | Unavailable:
 def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
     """Build an engine for this machine's GPU. See ``compile_graph``."""
     return compile_graph(FLAVOR, graph, options)
+
+
+def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, EngineAccount | None]:
+    """``compile``, and what TensorRT tells of the engine's layers."""
+    return compile_graph_with_account(FLAVOR, graph, options)
 
 
 def load(engine: Engine, options: RunnerOptions | None = None) -> TensorRTRunner:
@@ -111,6 +118,8 @@ def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> byte
     if network.num_outputs == 0:
         raise GraphError(f"{graph.path} is not an ONNX graph with outputs; export the graph again.")
     config = builder.create_builder_config()
+    # Without it TensorRT tells no more of a layer than its name. An engine differs in one byte.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_mib > 0:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     _set_targets(flavor, trt, config, targets)
@@ -124,6 +133,16 @@ def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> byte
         with atomic_output(options.timing_cache) as temporary:
             temporary.write_bytes(bytes(cache.serialize()))
     return bytes(serialized)
+
+
+def compile_graph_with_account(
+    flavor: Flavor, graph: Graph, options: CompileOptions
+) -> tuple[bytes, EngineAccount | None]:
+    """``compile_graph``, and what TensorRT tells of the engine's layers; None where it does not tell."""
+    content = compile_graph(flavor, graph, options)
+    trt = require_module(flavor)
+    # The log still holds what the builder said of this engine.
+    return content, _read_account(flavor, trt, get_log(trt), content)
 
 
 def parse_target(flavor: Flavor, trt: Any, target: str) -> tuple[str, ...]:
@@ -212,6 +231,25 @@ def _attach_timing_cache(config: Any, path: Path, log: Any) -> Any:
             "and build again."
         )
     return cache
+
+
+def _read_account(flavor: Flavor, trt: Any, log: Any, content: bytes) -> EngineAccount | None:
+    """From the builder's log, or from the engine itself where it belongs to this machine's GPU."""
+    source = "builder log"
+    precisions = convolution_precisions(layers_from_log([text for _, text in log.messages.copy()]))
+    if not precisions and not flavor.default_target:
+        source = "engine inspector"
+        precisions = convolution_precisions(layers_from_json(_inspect(flavor, trt, log, content)))
+    return EngineAccount(f"{flavor.title}'s {source} {trt.__version__}", precisions) if precisions else None
+
+
+def _inspect(flavor: Flavor, trt: Any, log: Any, content: bytes) -> str:
+    """JSON of an engine's layers; of none where the runtime does not read back what was built."""
+    runtime = start(flavor, log, trt.Runtime)
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        return "{}"
+    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _describe_parser_error(flavor: Flavor, path: Path, parser: Any) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends import tensorrt
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.backends.tensorrt_engine import RunnerOptions
 from edge_effdet.backends.tensorrt_library import Flavor
 from edge_effdet.backends.tensorrt_runner import TensorRTRunner
@@ -41,6 +42,11 @@ def probe() -> Available | Unavailable:
 def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
     """Build an engine for ``options.target``. See ``tensorrt.compile_graph``."""
     return tensorrt.compile_graph(FLAVOR, graph, options)
+
+
+def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, EngineAccount | None]:
+    """``compile``, and what the builder logged of the engine's layers; no GPU is needed."""
+    return tensorrt.compile_graph_with_account(FLAVOR, graph, options)
 
 
 def load(engine: Engine, options: RunnerOptions | None = None) -> TensorRTRunner:

@@ -43,7 +43,7 @@ def test_int8_keeps_its_accuracy_and_proves_it(built: Path):
     assert record["accuracy"]["reference_AP50"] >= 0.75
     assert record["accuracy"]["drop"] <= 1.5
     assert record["accuracy"]["measured_on"] == "engine" and record["engine_verified"]
-    assert record["proof"]["int8_mac_fraction"] == 1.0
+    assert record["proof"]["graph_int8_mac_fraction"] == 1.0 and record["proof"]["counted_on"] == "engine"
     assert record["proof"]["layers_kept_high_precision"] == []
     low, high = record["accuracy"]["drop_interval"]
     assert low < record["accuracy"]["drop"] < high

@@ -50,6 +50,6 @@ def test_int8_is_raced_as_int8(bccd_graph: Graph, bccd: Path, tmp_path: Path, ca
     timed = {row["backend"]: row["median_ms"] for row in race["backends"] if "median_ms" in row}
     assert {"onnxruntime", "openvino"} <= set(timed)
     assert record["backend"] == race["winner"] == min(timed, key=lambda name: timed[name])
-    assert record["proof"]["int8_mac_fraction"] == 1.0
+    assert record["proof"]["graph_int8_mac_fraction"] == 1.0
     # The drafts that were raced are gone.
     assert {path.name for path in (tmp_path / "graphs").iterdir()} == {"x.int8.onnx"}

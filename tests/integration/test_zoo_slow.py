@@ -97,7 +97,7 @@ def test_a_search_brings_d0_within_its_budget(bccd: Path, tmp_path: Path):
     # The budget is kept on val; on other images the drop may differ by their noise.
     assert build_engine.main(arguments.split()) in (0, 4)
     record = json.loads((tmp_path / "d0.int8.onnx.json").read_text())
-    assert record["proof"]["int8_mac_fraction"] >= 0.9
+    assert record["proof"]["graph_int8_mac_fraction"] >= 0.9
     assert record["accuracy"]["drop"] <= 1.5
     steps = json.loads((tmp_path / "graphs" / "d0.int8.onnx.search.json").read_text())
     assert len(steps["noise"]) == 194 and len(steps["alone"]) == 8 and steps["judged"]["0"] > 0.5

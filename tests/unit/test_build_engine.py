@@ -16,6 +16,7 @@ from edge_effdet.backends.base import Available, CompileOptions
 from edge_effdet.errors import AccuracyGateFailed, GraphError, UsageError
 from edge_effdet.graph.efficient_nms import PLUGIN
 from edge_effdet.graph.model import save_graph
+from edge_effdet.quant import account
 from edge_effdet.quantize import QuantizeOptions
 from edge_effdet.race import Race
 
@@ -140,7 +141,8 @@ def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypat
     """A backend that stands for TensorRT: its engine is the graph that it was given."""
     simulated = types.SimpleNamespace(SUFFIX=".engine", compile=lambda graph, options: graph.path.read_bytes())
     real = build_engine.get_backend
-    monkeypatch.setattr(build_engine, "get_backend", lambda name: simulated if name == "tensorrt" else real(name))
+    for module in (build_engine, account):
+        monkeypatch.setattr(module, "get_backend", lambda name: simulated if name == "tensorrt" else real(name))
     monkeypatch.setattr(build_engine, "require", lambda name: Available("10.3.0", "Orin (SM 87)", runs_here=False))
     engine = build(tmp_path, nms)
     compiled = onnx.load(str(engine.path))
@@ -149,6 +151,8 @@ def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypat
     assert record["nms"] == nms
     assert record["parents"]["compiled_graph"] == file_sha256(engine.path)
     assert record["rewrites"].get("efficient_nms", 0) == (nms == "efficientnms")
+    # It tells nothing of its layers, so the graph was counted.
+    assert record["proof"]["counted_on"] == "graph" and record["proof"]["source"] is None
     # It never ran, so what it must find on its target is what its graph finds here.
     assert record["golden"]["fingerprint"]["backend"] == "onnxruntime" and "agreement" not in record
     assert record["golden"]["kind"] == "drawn" and list(record)[-1] == "golden"
