@@ -29,18 +29,21 @@ from edge_effdet.artifacts import Graph, file_sha256
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE
 from edge_effdet.backends.base import Available, get_backend
 from edge_effdet.cli import Result, make_parser, run_verb, table
-from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
-from edge_effdet.evaluate import detect_samples, run_over_samples
-from edge_effdet.export import ExportOptions, export_network, load_source
+from edge_effdet.data.base import Sample, match_classes, samples_sha256
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.evaluation.accuracy import graph_as_engine
+from edge_effdet.evaluation.intervals import drop_interval
+from edge_effdet.evaluation.metrics import coco_metrics
+from edge_effdet.evaluation.run import detect_samples, run_over_samples
+from edge_effdet.graph.export import ExportOptions, export_network, load_source
 from edge_effdet.graph.model import load_graph
-from edge_effdet.images import read_image
-from edge_effdet.intervals import drop_interval
-from edge_effdet.measure import graph_as_engine, measure_latency
-from edge_effdet.metrics import coco_metrics
-from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
+from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.proof import prove_precision
-from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
+from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_graph
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
+from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.latency import measure_latency
 
 OURS = "INT8, ours"
 TO_127 = ", weights to 127"
@@ -65,7 +68,7 @@ def peer(quantize: Callable[..., object], **options: Any) -> Quantize:
 
 
 WAYS: dict[str, Quantize] = {
-    "FP16": lambda graph, _, __, path: convert_graph_to_half(graph, path),
+    "FP16": lambda graph, _, __, path: convert_to_fp16(graph, path),
     OURS: ours(),
     FULL: ours(weight_codes=FULL_RANGE),
     "INT8, ours, max": ours(method="max"),

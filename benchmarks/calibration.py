@@ -22,10 +22,12 @@ from benchmarks.machine import save_result
 from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph
 from edge_effdet.cli import Result, make_parser, run_verb, table
-from edge_effdet.data.dataset import match_classes, read_dataset
-from edge_effdet.export import ExportOptions, export_network, load_source
+from edge_effdet.data.base import match_classes
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.graph.export import ExportOptions, export_network, load_source
 from edge_effdet.graph.model import load_graph, load_model
-from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
+from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.int8 import make_recipe
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.ranges import METHODS

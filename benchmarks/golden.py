@@ -25,12 +25,12 @@ from edge_effdet.artifacts import Detections, Graph
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
 from edge_effdet.backends.base import get_backend
 from edge_effdet.cli import Result, make_parser, run_verb, table
-from edge_effdet.data.dataset import readable_images
-from edge_effdet.golden import PICTURES, TOLERANCES, detection_distance, draw_pictures, find_best
-from edge_effdet.measure import find_in_graph, graph_as_engine
-from edge_effdet.preprocess import letterbox
-from edge_effdet.quantize import QuantizeOptions, quantize_graph
+from edge_effdet.data.base import readable_images
+from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine
+from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
+from edge_effdet.runtime.golden import PICTURES, TOLERANCES, detection_distance, draw_pictures, find_best
+from edge_effdet.runtime.preprocess import letterbox
 
 GROUPS = 8
 """Of ``PICTURES`` pictures each."""

@@ -6,7 +6,7 @@ python -m benchmarks.gpu_check --parts floor backends --backends torch tensorrt 
 ``benchmarks/gpu_check.sh`` does the same on a bare machine with Python and torch: it makes an environment first. The parts:
 
 - ``floor``: bandwidth, matrix rates of each precision, an empty kernel.
-- ``cuda``: ``tests/gpu``, the buffers, streams, events and CUDA graphs of ``edge_effdet.backends.cuda``.
+- ``cuda``: ``tests/gpu``, the buffers, streams, events and CUDA graphs of ``edge_effdet.backends.tensorrt.cuda``.
 - ``backends``: torch eager and compiled, onnxruntime on CUDA, TensorRT and TensorRT-RTX against the CPU, and timed in turns.
 - ``dense``: depthwise + pointwise against dense convolutions, and whether the cost model chooses right.
 - ``training``: steps in BF16, ours plain and compiled, against a plain effdet loop.

@@ -12,12 +12,14 @@ import numpy as np
 
 from benchmarks.graph_subjects import Skipped
 from edge_effdet.artifacts import Engine, Graph, file_sha256
-from edge_effdet.backends import onnxruntime_cuda, tensorrt, tensorrt_rtx
+from edge_effdet.backends import onnxruntime_cuda
 from edge_effdet.backends.base import Available, CompileOptions, Unavailable
-from edge_effdet.backends.tensorrt_engine import RunnerOptions
-from edge_effdet.backends.tensorrt_library import Flavor
-from edge_effdet.backends.tensorrt_runner import TensorRTRunner
-from edge_effdet.graph.efficient_nms import attach_efficient_nms
+from edge_effdet.backends.tensorrt import builder as tensorrt
+from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
+from edge_effdet.backends.tensorrt.engine import RunnerOptions
+from edge_effdet.backends.tensorrt.library import Flavor
+from edge_effdet.backends.tensorrt.runner import TensorRTRunner
+from edge_effdet.graph.rules.efficient_nms import attach_efficient_nms
 
 FLAVORS: Mapping[str, Flavor] = {"tensorrt": tensorrt.FLAVOR, "tensorrt-rtx": tensorrt_rtx.FLAVOR}
 

@@ -43,8 +43,8 @@ from benchmarks.gpu_check_torch import find_gpu, measure_floor, open_torch, time
 from benchmarks.graph_subjects import Skipped, Subject, attempt
 from benchmarks.latency import summarize_times, time_in_turns
 from edge_effdet.artifacts import Graph, write_json
-from edge_effdet.backends import cuda
 from edge_effdet.backends.base import Unavailable
+from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.graph.report import make_report
 from edge_effdet.graph.targets import TARGETS, Rates, Target
 

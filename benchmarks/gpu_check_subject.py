@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.graph_subjects import Subject, read_subject
 from edge_effdet.artifacts import Graph, ModelSpec, Size
 from edge_effdet.errors import EdgeEffDetError
-from edge_effdet.postprocess import detections_from_outputs
+from edge_effdet.runtime.postprocess import detections_from_outputs
 
 if TYPE_CHECKING:
     from edge_effdet.graph.cost import Decision, SeparablePair
@@ -63,7 +63,7 @@ def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, tar
     Raises:
         EdgeEffDetError: the graph could not be made; its own message went to stderr.
     """
-    from edge_effdet.export import ExportOptions, export_network
+    from edge_effdet.graph.export import ExportOptions, export_network
     from edge_effdet.graph.model import load_graph
 
     path = work / f"{fusion}.{precision}.onnx"
@@ -89,8 +89,9 @@ def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, tar
 
 def read_pictures(spec: ModelSpec, count: int, work: Path) -> np.ndarray:
     """Letterboxed test scenes, uint8 [count, 3, H, W]."""
-    from edge_effdet.data.dataset import read_dataset, readable_images
-    from edge_effdet.preprocess import letterbox
+    from edge_effdet.data.base import readable_images
+    from edge_effdet.data.registry import read_dataset
+    from edge_effdet.runtime.preprocess import letterbox
 
     _, samples = read_dataset(_scenes(work)).choose_split("test", ())
     canvases = [
@@ -160,7 +161,7 @@ def suppress(outputs: Outputs, size: Size, kept: int = COMPARED) -> Outputs:
 
 def collect_pairs(subject: Subject) -> list[SeparablePair]:
     """The network's depthwise-separable pairs, one of each shape, in the order of the graph."""
-    from edge_effdet.export import ExportOptions, trace_network
+    from edge_effdet.graph.export import ExportOptions, trace_network
     from edge_effdet.graph.optimize import optimize_model
 
     found: dict[tuple[object, ...], SeparablePair] = {}

@@ -40,7 +40,7 @@ from benchmarks.training import run_module
 from edge_effdet.artifacts import Detections
 from edge_effdet.cli import Result, make_parser, run_verb
 from edge_effdet.errors import EdgeEffDetError
-from edge_effdet.export import ExportOptions, export_network
+from edge_effdet.graph.export import ExportOptions, export_network
 
 if TYPE_CHECKING:
     import onnx
@@ -210,8 +210,8 @@ def compare_end_to_end(subject: Subject, threads: int, rounds: int, work: Path) 
     import torch
 
     from benchmarks.peers.effdet_predict import make_predictor
-    from edge_effdet.postprocess import detections_from_outputs
-    from edge_effdet.preprocess import images_to_batch, letterbox
+    from edge_effdet.runtime.postprocess import detections_from_outputs
+    from edge_effdet.runtime.preprocess import images_to_batch, letterbox
 
     spec = subject.spec
     graph = export_network(subject.network, spec, {}, work / "detections.onnx", ExportOptions()).graph

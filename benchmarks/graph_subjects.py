@@ -12,7 +12,7 @@ from benchmarks.peers.simplifiers import SIMPLIFIERS
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.cli import parse_size
 from edge_effdet.errors import first_line
-from edge_effdet.export import ExportOptions, export_network, load_source, trace_network
+from edge_effdet.graph.export import ExportOptions, export_network, load_source, trace_network
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import write_json
-from edge_effdet.measure import cpu_has_vnni
+from edge_effdet.backends.arithmetic import cpu_has_vnni
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (

@@ -34,16 +34,17 @@ from benchmarks.runner_process import measure_cold_start, measure_growth, measur
 from benchmarks.runner_tables import describe_runner
 from edge_effdet.artifacts import Engine, write_json
 from edge_effdet.backends.base import CompileOptions
-from edge_effdet.build_engine import compile_engine
+from edge_effdet.building.engine import compile_engine
 from edge_effdet.cli import Result, make_parser, progress, run_verb
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.data.synthetic import write_scenes
-from edge_effdet.detector import DetectOptions, Detector
-from edge_effdet.export import ExportOptions, export_network
-from edge_effdet.pipeline import Pipeline, PipelineOptions, loading_for
-from edge_effdet.quant.calibration import FEWEST_IMAGES, load_calibration_images
-from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, draft_int8
-from edge_effdet.sources import ImageFiles
+from edge_effdet.graph.export import ExportOptions, export_network
+from edge_effdet.quant.calibration import FEWEST_IMAGES
+from edge_effdet.quant.choose import load_calibration_images
+from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, draft_int8
+from edge_effdet.runtime.detector import DetectOptions, Detector
+from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, loading_for
+from edge_effdet.runtime.sources import ImageFiles
 
 logger = logging.getLogger("edge_effdet.benchmarks.runner")
 
@@ -87,7 +88,7 @@ def make_engines(subject: Subject, work: Path) -> dict[str, Engine]:
     images = load_calibration_images(read_dataset(scenes).all_samples(), subject.spec, FEWEST_IMAGES, seed=0)
     graphs = {
         **dict.fromkeys(BACKENDS, graph),
-        HALF: convert_graph_to_half(graph, work / "ours.fp16.onnx"),
+        HALF: convert_to_fp16(graph, work / "ours.fp16.onnx"),
         INT8: draft_int8(graph, images, QuantizeOptions(), work / "ours.int8.onnx"),
     }
     engines = {}

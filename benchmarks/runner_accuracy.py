@@ -26,15 +26,16 @@ from benchmarks.latency import positive
 from benchmarks.machine import save_result
 from edge_effdet.artifacts import Detections, write_json
 from edge_effdet.backends.base import CompileOptions
-from edge_effdet.build_engine import compile_engine
+from edge_effdet.building.engine import compile_engine
 from edge_effdet.cli import Result, make_parser, progress, run_verb, table
-from edge_effdet.data.dataset import Sample, match_classes, read_dataset, samples_sha256
-from edge_effdet.detector import DetectOptions, Detector
-from edge_effdet.evaluate import SCORE_FLOOR, SPLIT_ORDER
-from edge_effdet.export import ExportOptions, export_network
-from edge_effdet.images import read_image
-from edge_effdet.metrics import coco_metrics
-from edge_effdet.nms import NMS_KINDS
+from edge_effdet.data.base import Sample, match_classes, samples_sha256
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.evaluation.metrics import coco_metrics
+from edge_effdet.evaluation.run import SCORE_FLOOR, SPLIT_ORDER
+from edge_effdet.graph.export import ExportOptions, export_network
+from edge_effdet.runtime.detector import DetectOptions, Detector
+from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.nms import NMS_KINDS
 
 DEFAULT = "as it is"
 JPEG_QUALITY = 95

@@ -20,10 +20,10 @@ from typing import Any
 
 from edge_effdet.artifacts import Detections, load_engine
 from edge_effdet.backends.runtime_cache import SUFFIX
-from edge_effdet.detector import Detector
 from edge_effdet.errors import EdgeEffDetError
-from edge_effdet.pipeline import Pipeline, PipelineOptions, loading_for
-from edge_effdet.sources import ImageFiles
+from edge_effdet.runtime.detector import Detector
+from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, loading_for
+from edge_effdet.runtime.sources import ImageFiles
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_IMAGES = 500

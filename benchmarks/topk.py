@@ -21,7 +21,7 @@ from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
 from benchmarks.latency import Run, open_onnxruntime, open_openvino, positive, summarize_times, time_in_turns
 from benchmarks.machine import save_result
 from edge_effdet.cli import Result, make_parser, run_verb, table
-from edge_effdet.export import ExportOptions, export_network
+from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.models import detector
 
 logger = logging.getLogger("edge_effdet.benchmarks.topk")

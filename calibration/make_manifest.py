@@ -17,10 +17,11 @@ from typing import Any
 
 from edge_effdet.artifacts import ModelSpec, write_json
 from edge_effdet.cli import Result, make_parser, run_verb
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.graph.model import load_graph
-from edge_effdet.quant.calibration import CHOICES, load_calibration_images, manifest_record
+from edge_effdet.quant.calibration import CHOICES, manifest_record
+from edge_effdet.quant.choose import load_calibration_images
 
 
 def make_manifest(

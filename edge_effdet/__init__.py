@@ -7,41 +7,78 @@ torch nor a runtime.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # What type checkers read; the table below is what runs, and a test holds the two together.
+    from edge_effdet.artifacts import AnchorSpec as AnchorSpec
+    from edge_effdet.artifacts import Checkpoint as Checkpoint
+    from edge_effdet.artifacts import Detections as Detections
+    from edge_effdet.artifacts import Engine as Engine
+    from edge_effdet.artifacts import Graph as Graph
+    from edge_effdet.artifacts import ModelSpec as ModelSpec
+    from edge_effdet.artifacts import PreprocessSpec as PreprocessSpec
+    from edge_effdet.artifacts import load_engine as load_engine
+    from edge_effdet.backends.base import get_backend as get_backend
+    from edge_effdet.building.chain import build as build
+    from edge_effdet.building.options import BuildConfig as BuildConfig
+    from edge_effdet.building.verify import verify_engine as verify_engine
+    from edge_effdet.data.check import check_dataset as check_dataset
+    from edge_effdet.data.registry import read_dataset as read_dataset
+    from edge_effdet.errors import EdgeEffDetError as EdgeEffDetError
+    from edge_effdet.evaluation.ensemble import fuse_detections as fuse_detections
+    from edge_effdet.evaluation.members import predict_image as predict_image
+    from edge_effdet.evaluation.run import evaluate_engine as evaluate_engine
+    from edge_effdet.graph.export import export_network as export_network
+    from edge_effdet.quant.stage import convert_to_fp16 as convert_to_fp16
+    from edge_effdet.quant.stage import quantize_graph as quantize_graph
+    from edge_effdet.runtime.detector import DetectOptions as DetectOptions
+    from edge_effdet.runtime.detector import Detector as Detector
+    from edge_effdet.runtime.detector import detect_image as detect_image
+    from edge_effdet.runtime.pipeline import Pipeline as Pipeline
+    from edge_effdet.runtime.sources import open_source as open_source
+    from edge_effdet.training.options import TrainOptions as TrainOptions
+    from edge_effdet.training.stage import train_detector as train_detector
 
 _HOMES = {
     "AnchorSpec": "artifacts",
+    "BuildConfig": "building.options",
     "Checkpoint": "artifacts",
+    "DetectOptions": "runtime.detector",
     "Detections": "artifacts",
-    "DetectOptions": "detector",
-    "Detector": "detector",
+    "Detector": "runtime.detector",
     "EdgeEffDetError": "errors",
     "Engine": "artifacts",
     "Graph": "artifacts",
     "ModelSpec": "artifacts",
-    "Pipeline": "pipeline",
+    "Pipeline": "runtime.pipeline",
     "PreprocessSpec": "artifacts",
     "TrainOptions": "training.options",
     "check_dataset": "data.check",
-    "convert_graph_to_half": "quantize",
-    "detect_image": "detect",
-    "evaluate_engine": "evaluate",
-    "export_network": "export",
-    "fuse_detections": "ensemble",
+    "convert_to_fp16": "quant.stage",
+    "detect_image": "runtime.detector",
+    "evaluate_engine": "evaluation.run",
+    "export_network": "graph.export",
+    "fuse_detections": "evaluation.ensemble",
     "get_backend": "backends.base",
     "load_engine": "artifacts",
-    "open_source": "sources",
-    "predict_image": "predict",
-    "quantize_graph": "quantize",
-    "read_dataset": "data.dataset",
-    "train_detector": "train",
+    "build": "building.chain",
+    "open_source": "runtime.sources",
+    "predict_image": "evaluation.members",
+    "quantize_graph": "quant.stage",
+    "read_dataset": "data.registry",
+    "train_detector": "training.stage",
+    "verify_engine": "building.verify",
 }
+"""Where each public name is defined."""
 
-# One table and not two, which the linters cannot see through.
-__all__ = [*_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("edge-effdet")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -37,11 +37,6 @@ class Result:
     failure: EdgeEffDetError | None = None
 
 
-def option(default: Any = MISSING, *, help: str, choices: Sequence[str] | None = None) -> Any:  # noqa: A002
-    """A dataclass field that ``add_options`` turns into a flag."""
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
 def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
     """Add one ``--flag`` a field of each dataclass, with the field's type, default and help."""
     for cls in classes:

@@ -6,278 +6,34 @@ An engine is judged by the very file that is deployed; checkpoints run in torch,
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edge_effdet.artifacts import Detections, Engine, ModelSpec, load_engine, require_writable, write_json, write_text
-from edge_effdet.backends.base import Runner, get_backend, require
-from edge_effdet.cli import Result, add_options, make_parser, options_from, progress, run_verb, table
-from edge_effdet.confusion import (
-    IOU_THRESHOLD,
-    SCORE_THRESHOLD,
-    ConfusionView,
-    confusion_matrix,
-    confusion_table,
-    count_errors,
-    most_confused_with,
-    save_confusion_picture,
-    view_confusion,
-)
-from edge_effdet.data.dataset import (
-    Dataset,
-    Sample,
-    match_classes,
-    read_dataset,
-    readable_images,
-    samples_sha256,
-)
-from edge_effdet.errors import DataError, UsageError
-from edge_effdet.golden import require_same_results
-from edge_effdet.images import read_image
-from edge_effdet.metrics import CocoMetrics, coco_metrics
-from edge_effdet.predict import (
+from edge_effdet.artifacts import ModelSpec, load_engine, require_writable
+from edge_effdet.backends.base import get_backend, require
+from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
+from edge_effdet.data.base import Sample, match_classes, samples_sha256
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.errors import UsageError
+from edge_effdet.evaluation.members import (
     InferenceOptions,
     Member,
     check_options,
-    chunks,
     describe_checkpoints,
     load_members,
-    predict_images,
 )
+from edge_effdet.evaluation.report import coco_result_list, evaluation_text, own_category_ids, write_evaluation
+from edge_effdet.evaluation.run import FOLD_SPLIT_ORDER, SPLIT_ORDER, Evaluation, evaluate_members
+from edge_effdet.runtime.golden import require_same_results
 
 logger = logging.getLogger("edge_effdet.evaluate")
 
-SPLIT_ORDER = ("test", "val")
-FOLD_SPLIT_ORDER = ("val",)
-SCORE_FLOOR = 0.001
-"""Detections below it are not counted: they cannot change AP by a visible amount and cost most of the suppression."""
 
 PICTURES = 24
-SHEET_PICTURES, SHEET_COLUMNS, SHEET_WIDTH, SHEET_GAP = 6, 2, 900, 16
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a detector found in labelled pictures, and what that is worth.
-
-    Attributes:
-        samples: the pictures that could be decoded.
-        detections: one entry a picture, down to ``SCORE_FLOOR``.
-        spec: names the classes.
-        metrics: COCO's.
-        confusion: over all pictures, int64 [C + 1, C + 1]; see ``confusion_matrix``.
-        errors: boxes missed, made up and misnamed in each picture.
-    """
-
-    samples: Sequence[Sample]
-    detections: Sequence[Detections]
-    spec: ModelSpec
-    metrics: CocoMetrics
-    confusion: np.ndarray
-    errors: Sequence[tuple[int, int, int]]
-
-
-def evaluate_engine(engine: Engine, samples: Sequence[Sample]) -> CocoMetrics:
-    """Run an engine over samples, whose class ids are those of its spec, and compare with their boxes."""
-    readable, detections = detect_samples(engine, samples)
-    return coco_metrics(readable, detections, engine.spec)
-
-
-def detect_samples(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], list[Detections]]:
-    """The samples that could be decoded, and what an engine found in each."""
-    require(engine.backend)
-    with get_backend(engine.backend).load(engine) as runner:
-        return run_over_samples(runner, samples, engine.spec)
-
-
-def evaluate_members(
-    members: Sequence[Member], samples: Sequence[Sample], options: InferenceOptions, label: str = "evaluating"
-) -> Evaluation:
-    """Run models over samples, whose class ids are those of their spec, and compare with their boxes."""
-    spec = members[0].spec
-    readable, detections = run_members_over_samples(members, samples, options, label)
-    metrics = coco_metrics(readable, detections, spec)
-    confusion = np.zeros((spec.num_classes + 1, spec.num_classes + 1), np.int64)
-    errors: list[tuple[int, int, int]] = []
-    for sample, found in zip(readable, detections, strict=True):
-        matrix = confusion_matrix([sample], [found], spec.num_classes)
-        confusion += matrix
-        errors.append(count_errors(matrix))
-    return Evaluation(readable, detections, spec, metrics, confusion, errors)
-
-
-def run_over_samples(
-    runner: Runner, samples: Sequence[Sample], spec: ModelSpec, label: str = "evaluating", batch_size: int = 1
-) -> tuple[list[Sample], list[Detections]]:
-    """The samples that could be decoded, and what the runner found in each.
-
-    Raises:
-        DataError: none could be decoded.
-    """
-    return run_members_over_samples([Member(runner, spec)], samples, InferenceOptions(batch_size=batch_size), label)
-
-
-def run_members_over_samples(
-    members: Sequence[Member], samples: Sequence[Sample], options: InferenceOptions, label: str = "evaluating"
-) -> tuple[list[Sample], list[Detections]]:
-    """As ``run_over_samples``, with models and views fused.
-
-    Raises:
-        DataError: none could be decoded.
-    """
-    readable: list[Sample] = []
-    detections: list[Detections] = []
-    for chunk in chunks(progress(readable_images(samples), len(samples), label), options.batch_size):
-        readable += [sample for sample, _ in chunk]
-        detections += predict_images(members, [image for _, image in chunk], SCORE_FLOOR, options)
-    if not readable:
-        raise DataError("None of the images can be decoded; check the files.")
-    return readable, detections
-
-
-def evaluation_text(evaluation: Evaluation) -> str:
-    """For people: points, 100 times the AP; then each class that has boxes, with what goes wrong in it."""
-    metrics, matrix, class_names = evaluation.metrics, evaluation.confusion, evaluation.spec.class_names
-
-    def points(value: float) -> str:
-        return "-" if value != value else f"{100 * value:.1f}"
-
-    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-    summary = table([("images", *names), (str(metrics.images), *(points(getattr(metrics, name)) for name in names))])
-    rows = [("class", "boxes", "AP", "AP50", "missed", "false", "most confused with")]
-    for class_id, name in enumerate(class_names):
-        if name not in metrics.per_class:
-            continue
-        confused = most_confused_with(matrix, class_id)
-        rows.append(
-            (
-                name,
-                str(metrics.boxes_per_class[name]),
-                points(metrics.per_class[name]),
-                points(metrics.per_class_AP50[name]),
-                str(matrix[class_id, -1]),
-                str(matrix[-1, class_id]),
-                f"{class_names[confused[0]]} ({confused[1]})" if confused else "-",
-            )
-        )
-    counted = f"missed, false, confused: at a score of {SCORE_THRESHOLD:g} and an IoU of {IOU_THRESHOLD:g}"
-    return f"{summary}\n\n{table(rows)}\n{counted}"
-
-
-def write_evaluation(
-    evaluation: Evaluation, data: Mapping[str, Any], results: Sequence[Mapping[str, Any]], folder: Path, pictures: int
-) -> None:
-    """Write metrics.json, detections.json, the confusion matrix and pictures, the worst first.
-
-    Args:
-        evaluation: what to write about.
-        data: what ``--json`` prints.
-        results: a COCO result list.
-        folder: made where it is missing.
-        pictures: at most so many.
-    """
-    matrix, spec = evaluation.confusion, evaluation.spec
-    view = view_confusion(matrix, spec.class_names)
-    # A line a detection: there are a hundred in each picture.
-    write_text(folder / "detections.json", "[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n")
-    write_text(folder / "confusion.txt", confusion_table(view) + "\n")
-    save_confusion_picture(folder / "confusion.png", view, _confusion_title(view, evaluation))
-    written = _write_pictures(evaluation, folder, pictures)
-    confusion = {"classes": [*spec.class_names], "counts": matrix.tolist()}
-    write_json(folder / "metrics.json", {**data, "confusion": confusion, "pictures": written})
-
-
-def rank_worst(evaluation: Evaluation) -> list[int]:
-    """Indices of the pictures by the number of boxes missed, made up or misnamed, most first; ties as they stand."""
-    return sorted(range(len(evaluation.samples)), key=lambda index: -sum(evaluation.errors[index]))
-
-
-def coco_result_list(evaluation: Evaluation, own_ids: Mapping[int, int], numbers: bool) -> list[dict[str, Any]]:
-    """Detections as COCO's tools take them, with the data set's own ids.
-
-    Args:
-        evaluation: what was found.
-        own_ids: the data set's category id of each class id; detections of other classes are left out.
-        numbers: whether image ids that are digits are numbers there, as in a COCO file.
-    """
-    rows: list[dict[str, Any]] = []
-    for sample, found in zip(evaluation.samples, evaluation.detections, strict=True):
-        image_id = int(sample.image_id) if numbers and sample.image_id.isdecimal() else sample.image_id
-        for box, score, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids, strict=True):
-            if int(class_id) not in own_ids:
-                continue
-            x_min, y_min, x_max, y_max = box
-            bbox = [round(value, 3) for value in (x_min, y_min, x_max - x_min, y_max - y_min)]
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "category_id": own_ids[int(class_id)],
-                    "bbox": bbox,
-                    "score": round(score, 6),
-                }
-            )
-    return rows
-
-
-def own_category_ids(original: Dataset, matched: Dataset) -> dict[int, int]:
-    """The data set's own category id of each of the model's class ids, from the data set before and after ``match_classes``.
-
-    Classes of the model that the data set does not have are missing.
-    """
-    by_name = {name.casefold(): index for index, name in enumerate(matched.class_names)}
-    by_name |= {name: index for index, name in enumerate(matched.class_names)}
-    ids: dict[int, int] = {}
-    for name, number in zip(original.class_names, original.category_ids, strict=True):
-        index = by_name.get(name, by_name.get(name.casefold()))
-        if index is not None:
-            ids[index] = number
-    # What the boxes say goes before names: classes may have been matched by their ids.
-    for before, after in zip(original.all_samples(), matched.all_samples(), strict=True):
-        for own, index in zip(before.class_ids.tolist(), after.class_ids.tolist(), strict=True):
-            ids[index] = original.category_ids[own]
-    return ids
-
-
-def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[dict[str, Any]]:
-    """The worst pictures with truth and predictions, and a sheet of the first of them; what ``metrics.json`` says of each."""
-    from edge_effdet.drawing import contact_sheet, draw_comparison, save_picture
-
-    written: list[dict[str, Any]] = []
-    sheet: list[np.ndarray] = []
-    for rank, index in enumerate(rank_worst(evaluation)[:limit], start=1):
-        sample = evaluation.samples[index]
-        found = evaluation.detections[index].above(SCORE_THRESHOLD)
-        missed, false, confused = evaluation.errors[index]
-        caption = f"{sample.path.name}: {missed} missed, {false} false, {confused} confused, at a score of {SCORE_THRESHOLD:g}"
-        labels = [
-            evaluation.spec.class_names[class_id] + (" (ignored)" if ignored else "")
-            for class_id, ignored in zip(sample.class_ids.tolist(), sample.ignore, strict=True)
-        ]
-        picture = draw_comparison(read_image(sample.path), sample.boxes, labels, found, evaluation.spec, caption)
-        file = f"pictures/{rank:03}_{sample.path.stem}.jpg"
-        save_picture(folder / file, picture)
-        if len(sheet) < SHEET_PICTURES:
-            sheet.append(np.pad(picture, ((0, SHEET_GAP), (0, SHEET_GAP), (0, 0)), constant_values=255))
-        errors = {"missed": missed, "false": false, "confused": confused}
-        written.append({"file": file, "image_id": sample.image_id, **errors})
-    if sheet:
-        tallest = max(picture.shape[0] / picture.shape[1] for picture in sheet)
-        cell = (min(SHEET_WIDTH, round(SHEET_WIDTH * tallest)), SHEET_WIDTH)
-        save_picture(folder / "worst.png", contact_sheet(sheet, min(SHEET_COLUMNS, len(sheet)), cell))
-    return written
-
-
-def _confusion_title(view: ConfusionView, evaluation: Evaluation) -> str:
-    text = f"{len(evaluation.samples)} images, score ≥ {SCORE_THRESHOLD:g}, IoU ≥ {IOU_THRESHOLD:g}"
-    hidden = len(evaluation.metrics.per_class) - view.named
-    return f"{text}\nthe most confused classes; {hidden} more are summed up" if hidden > 0 else text
 
 
 def make_argument_parser() -> argparse.ArgumentParser:

@@ -12,87 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import Engine, file_sha256, load_engine, require_writable, write_json
-from edge_effdet.backends.base import BACKENDS, get_backend, require
+from edge_effdet.artifacts import Engine, load_engine, require_writable, write_json
+from edge_effdet.backends.base import BACKENDS
 from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.building.gate import DEFAULT_BUDGET
+from edge_effdet.building.verify import compare_engine_layers, verify_engine
 from edge_effdet.cli import Result, make_parser, run_verb, table
-from edge_effdet.data.dataset import match_classes, read_dataset, samples_sha256
-from edge_effdet.errors import AccuracyGateFailed, MissingDependency, UsageError
-from edge_effdet.evaluate import SPLIT_ORDER, evaluate_engine
-from edge_effdet.gate import DEFAULT_BUDGET
-from edge_effdet.golden import Check, check_engine, draw_pictures, read_golden
-from edge_effdet.preprocess import images_to_batch
+from edge_effdet.data.base import match_classes, samples_sha256
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.errors import AccuracyGateFailed, UsageError
+from edge_effdet.evaluation.run import SPLIT_ORDER, evaluate_engine
+from edge_effdet.runtime.golden import Check
 
 if TYPE_CHECKING:
-    from edge_effdet.artifacts import Graph
     from edge_effdet.quant.layers import LayerComparison
 
 logger = logging.getLogger("edge_effdet.verify")
 
 HEADER: tuple[str, ...] = ("check", "where it was proven", "on this machine", "difference", "allowed", "")
-
-
-def verify_engine(engine: Engine) -> Check | None:
-    """Run an engine's golden check on this machine; None where it carries no golden pictures.
-
-    Raises:
-        BackendUnavailable: its backend does not work here.
-        EngineError: it does not load, or its golden pictures are damaged.
-    """
-    golden = read_golden(engine)
-    if golden is None:
-        return None
-    require(engine.backend)
-    with get_backend(engine.backend).load(engine) as runner:
-        return check_engine(runner, engine, golden)
-
-
-def find_graph(engine: Engine, sha256: str | None) -> Graph | None:
-    """The graph with this hash beside the engine, where ``build_engine`` leaves it: the engine's file, or one in ``graphs``."""
-    from edge_effdet.graph.model import load_graph
-
-    folder = engine.path.parent
-    for path in (engine.path, *sorted((folder / "graphs").glob("*.onnx")), *sorted(folder.glob("*.onnx"))):
-        if path.suffix == ".onnx" and file_sha256(path) == sha256:
-            return load_graph(path)
-    return None
-
-
-def compare_engine_layers(engine: Engine, against: str | None = None, reference: Path | None = None) -> LayerComparison:
-    """Compare the engine's layers on its golden pictures, or on drawn ones, with its graph's and with the FP32 graph's.
-
-    Args:
-        engine: built by ``build_engine``, with its folder ``graphs`` beside it.
-        against: another backend to compare with.
-        reference: the FP32 graph; None to find it beside the engine.
-
-    Raises:
-        UsageError: the graph that the engine was compiled from is not beside it.
-        BackendUnavailable: a backend cannot run here.
-        MissingDependency: the packages that read graphs are not installed.
-    """
-    try:
-        from edge_effdet.graph.model import load_graph
-        from edge_effdet.quant.layers import compare_layers
-    except ModuleNotFoundError as error:
-        raise MissingDependency("onnx", "export", "to compare layers") from error
-
-    parents = engine.record["parents"]
-    graph = find_graph(engine, parents.get("compiled_graph"))
-    if graph is None:
-        raise UsageError(
-            f"The graph that {engine.path} was compiled from is not beside it, so its layers cannot be looked at; copy the folder "
-            "graphs of the build along."
-        )
-    source = load_graph(reference) if reference is not None else find_graph(engine, parents.get("graph"))
-    if source is None and engine.precision != "fp32":
-        logger.warning(
-            "the FP32 graph is not beside %s, so nothing is said about what rounding costs; give --reference",
-            engine.path,
-        )
-    golden = read_golden(engine)
-    images = golden.images() if golden is not None else draw_pictures(engine.spec.image_size, 3)
-    return compare_layers(graph, engine.backend, [images_to_batch([image]) for image in images], source, against)
 
 
 def make_argument_parser() -> argparse.ArgumentParser:

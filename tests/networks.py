@@ -10,7 +10,7 @@ import torch
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
-from edge_effdet.export import Export, ExportOptions, export_network
+from edge_effdet.graph.export import Export, ExportOptions, export_network
 from edge_effdet.models.bifpn import is_edge_weight
 from edge_effdet.models.detector import Detector
 from edge_effdet.models.zoo import create_network

@@ -39,13 +39,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_effdet.artifacts import Checkpoint, ModelSpec, write_text
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb, size_argument
-from edge_effdet.data.dataset import Sample, read_dataset, samples_sha256
+from edge_effdet.cli import Result, add_options, make_parser, options_from, progress, run_verb, size_argument
+from edge_effdet.data.base import Sample, samples_sha256
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import UsageError
-from edge_effdet.metrics import coco_ground_truth
+from edge_effdet.evaluation.metrics import coco_ground_truth
 from edge_effdet.models.checkpoint import save_checkpoint
 from edge_effdet.models.pretrained import backbone_source, load_imagenet_backbone
 from edge_effdet.models.zoo import create_network, effdet_config, model_spec
+from edge_effdet.options import option
 
 if TYPE_CHECKING:
     import torch

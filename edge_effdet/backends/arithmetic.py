@@ -96,3 +96,8 @@ def int8_arithmetic(backend: str, flags: Collection[str] | None = None, family: 
 def portable_weight_codes(backend: str) -> int:
     """The largest code of a weight that is exact on every processor on which the backend runs."""
     return FULL_RANGE if backend in GPU_BACKENDS else EXACT_EVERYWHERE
+
+
+def cpu_has_vnni() -> bool:
+    """Whether this processor multiplies and adds INT8 in one instruction (x86 VNNI, Arm dot product)."""
+    return int8_arithmetic("openvino").dot_products

@@ -19,8 +19,8 @@ BACKENDS = {
     "onnxruntime": "edge_effdet.backends.onnxruntime",
     "onnxruntime-cuda": "edge_effdet.backends.onnxruntime_cuda",
     "openvino": "edge_effdet.backends.openvino",
-    "tensorrt": "edge_effdet.backends.tensorrt",
-    "tensorrt-rtx": "edge_effdet.backends.tensorrt_rtx",
+    "tensorrt": "edge_effdet.backends.tensorrt.builder",
+    "tensorrt-rtx": "edge_effdet.backends.tensorrt.rtx",
 }
 THREADED = ("onnxruntime", "openvino")
 """Those whose ``load`` takes ``LoadOptions`` as a second argument."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_effdet.artifacts import Size
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, run_verb
+from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
 from edge_effdet.data.check import check_dataset, report_text
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.options import option
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import numpy as np
 from edge_effdet.artifacts import AnchorSpec, Size, file_sha256
 from edge_effdet.cli import progress, table
 from edge_effdet.data.anchors import AnchorAdvice, anchor_bases, best_levels, suggest_anchors
-from edge_effdet.data.dataset import PROBLEM_KINDS, Dataset, Problem, Sample, unreadable_image
+from edge_effdet.data.base import PROBLEM_KINDS, Dataset, Problem, Sample, unreadable_image
 from edge_effdet.errors import DataError
-from edge_effdet.images import read_image
-from edge_effdet.preprocess import letterbox_size
+from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.preprocess import letterbox_size
 
 SHOWN_A_KIND = 20
 SMALL_SHARE = 0.2

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.data.dataset import (
+from edge_effdet.data.base import (
     Dataset,
     Problem,
     Sample,
@@ -26,7 +26,7 @@ from edge_effdet.data.dataset import (
     with_unique_ids,
 )
 from edge_effdet.errors import DataError
-from edge_effdet.images import image_size
+from edge_effdet.runtime.images import image_size
 
 _HEAD_BYTES = 1 << 16
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")

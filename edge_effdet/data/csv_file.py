@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_effdet.data.dataset import (
+from edge_effdet.data.base import (
     Dataset,
     Problem,
     Sample,
@@ -26,7 +26,7 @@ from edge_effdet.data.dataset import (
     with_unique_ids,
 )
 from edge_effdet.errors import DataError
-from edge_effdet.images import IMAGE_SUFFIXES, image_size
+from edge_effdet.runtime.images import IMAGE_SUFFIXES, image_size
 
 HEADER = "image_id,x_min,y_min,x_max,y_max,label[,fold]"
 

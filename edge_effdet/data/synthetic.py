@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from edge_effdet.artifacts import Size, write_json
-from edge_effdet.cli import Result, add_options, make_parser, option, options_from, progress, run_verb
+from edge_effdet.cli import Result, add_options, make_parser, options_from, progress, run_verb
 from edge_effdet.data.synthetic_shapes import CLASS_NAMES, Patch, clutter_patch, object_patch
-from edge_effdet.drawing import save_picture
 from edge_effdet.errors import DataError, MissingDependency, UsageError
+from edge_effdet.options import option
+from edge_effdet.runtime.drawing import save_picture
 
 MIN_VISIBLE = 0.3
 """The part of an object's area that stays visible, after the picture's edge and all that lies over it."""

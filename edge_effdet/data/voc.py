@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from edge_effdet.data.dataset import Dataset, Problem, Sample, hold_out, make_sample, unreadable_image
+from edge_effdet.data.base import Dataset, Problem, Sample, hold_out, make_sample, unreadable_image
 from edge_effdet.errors import DataError, first_line
-from edge_effdet.images import IMAGE_SUFFIXES, image_size
+from edge_effdet.runtime.images import IMAGE_SUFFIXES, image_size
 
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "xml", "xmls")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.data.dataset import (
+from edge_effdet.data.base import (
     Dataset,
     Problem,
     Sample,
@@ -23,7 +23,7 @@ from edge_effdet.data.dataset import (
     with_unique_ids,
 )
 from edge_effdet.errors import DataError, MissingDependency, first_line
-from edge_effdet.images import IMAGE_SUFFIXES, image_size
+from edge_effdet.runtime.images import IMAGE_SUFFIXES, image_size
 
 FILE_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 

@@ -219,8 +219,8 @@ def _layer_us(operations: float, rate: float, numbers: float, target: Target, pr
 
 
 def _present_backend(target: Target) -> str | None:
-    from edge_effdet.backends import cuda
     from edge_effdet.backends.base import Available, get_backend
+    from edge_effdet.backends.tensorrt import cuda
 
     name = "onnxruntime" if target.compute_capability is None else "tensorrt"
     if not isinstance(get_backend(name).probe(), Available):

@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from edge_effdet.graph.absorb_fusion_weights import AbsorbFusionWeights
 from edge_effdet.graph.cost import Decision, SeparablePair
-from edge_effdet.graph.fold_batchnorm import FoldBatchNorm
-from edge_effdet.graph.fold_fusion_weights import FoldFusionWeights
-from edge_effdet.graph.fold_pixel_scale import FoldPixelScale
-from edge_effdet.graph.fold_pool_padding import FoldPoolPadding
-from edge_effdet.graph.fuse_separable import FuseSeparable
-from edge_effdet.graph.resize_by_scale import ResizeByScale
 from edge_effdet.graph.rule import Rule, RuleReport, apply_rule
+from edge_effdet.graph.rules.absorb_fusion_weights import AbsorbFusionWeights
+from edge_effdet.graph.rules.fold_batchnorm import FoldBatchNorm
+from edge_effdet.graph.rules.fold_fusion_weights import FoldFusionWeights
+from edge_effdet.graph.rules.fold_pixel_scale import FoldPixelScale
+from edge_effdet.graph.rules.fold_pool_padding import FoldPoolPadding
+from edge_effdet.graph.rules.fuse_separable import FuseSeparable
+from edge_effdet.graph.rules.resize_by_scale import ResizeByScale
 
 RULES: tuple[type[Rule], ...] = (
     FoldBatchNorm,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE
-from edge_effdet.cli import option
 from edge_effdet.errors import UsageError
+from edge_effdet.options import option
 from edge_effdet.quant.ranges import METHODS as RANGE_METHODS
 from edge_effdet.quant.rounding import METHODS as ROUNDING_METHODS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Int8Options:
     method: str = option("percentile", help="how a range is chosen from what was seen", choices=tuple(RANGE_METHODS))
     equalize: bool = option(True, help="bring the channels of a tensor to like ranges first, where that is exact")
@@ -25,8 +25,13 @@ class Int8Options:
     )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.weight_codes <= FULL_RANGE:
-            raise UsageError(
-                f"Weight codes of up to {self.weight_codes} make no sense in INT8; give {EXACT_EVERYWHERE}, which is exact on every "
-                f"processor, or {FULL_RANGE}."
-            )
+        check_weight_codes(self.weight_codes)
+
+
+def check_weight_codes(largest: int) -> None:
+    """Raises UsageError for a largest code that INT8 does not have."""
+    if not 1 <= largest <= FULL_RANGE:
+        raise UsageError(
+            f"Weight codes of up to {largest} make no sense in INT8; give {EXACT_EVERYWHERE}, which is exact on every processor, or "
+            f"{FULL_RANGE}."
+        )

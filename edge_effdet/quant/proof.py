@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edge_effdet.errors import GraphError
-from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
+from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.quant.placement import is_final
 from edge_effdet.quant.precision import is_quantized
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edge_effdet.artifacts import Graph
 from edge_effdet.backends.onnxruntime import UNWANTED_OPTIMIZERS
 from edge_effdet.cli import progress
-from edge_effdet.data.dataset import Sample, readable_images
+from edge_effdet.data.base import Sample, readable_images
 from edge_effdet.errors import GraphError
 from edge_effdet.graph.model import INPUT_NAME
 from edge_effdet.quant.calibration import CalibrationImages, letterboxed

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from edge_effdet.artifacts import Graph, write_json
-from edge_effdet.data.dataset import manifest_sha256
+from edge_effdet.data.base import manifest_sha256
 from edge_effdet.errors import InputError
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.ranges import choose_range

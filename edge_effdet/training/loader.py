@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.data.dataset import Sample
+from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
-from edge_effdet.images import read_image
-from edge_effdet.preprocess import letterbox
+from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.preprocess import letterbox
 from edge_effdet.training.augment import Labelled, augment_sample
 from edge_effdet.training.options import TrainOptions
 

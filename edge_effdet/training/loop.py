@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from edge_effdet.artifacts import Checkpoint, ModelSpec
-from edge_effdet.data.dataset import Sample
+from edge_effdet.data.base import Sample
 from edge_effdet.errors import CheckpointError, UsageError
 from edge_effdet.models.checkpoint import open_checkpoint, save_checkpoint
 from edge_effdet.training.loader import (

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import FUSIONS, ModelSpec, Size
-from edge_effdet.cli import option
 from edge_effdet.errors import UsageError
+from edge_effdet.options import option
 
 
 @dataclass(frozen=True, slots=True)

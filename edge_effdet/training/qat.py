@@ -21,10 +21,10 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.data.dataset import Sample, readable_images
+from edge_effdet.data.base import Sample, readable_images
 from edge_effdet.errors import DataError, MissingDependency
 from edge_effdet.models.detector import Detector
-from edge_effdet.preprocess import images_to_batch, letterbox
+from edge_effdet.runtime.preprocess import images_to_batch, letterbox
 
 logger = logging.getLogger("edge_effdet.train")
 

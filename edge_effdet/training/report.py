@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from edge_effdet.artifacts import ModelSpec, atomic_output, write_text
-from edge_effdet.data.dataset import Sample
-from edge_effdet.drawing import class_color, contact_sheet, save_picture
+from edge_effdet.data.base import Sample
+from edge_effdet.runtime.drawing import class_color, contact_sheet, save_picture
 from edge_effdet.training.loader import EpochBatches, TrainingImages
 from edge_effdet.training.options import TrainOptions
 

@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 
 from edge_effdet.artifacts import Detections, ModelSpec
 from edge_effdet.cli import progress
-from edge_effdet.data.dataset import Sample
+from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
-from edge_effdet.evaluate import SCORE_FLOOR
-from edge_effdet.metrics import CocoMetrics, coco_metrics
-from edge_effdet.postprocess import detections_from_outputs
+from edge_effdet.evaluation.metrics import CocoMetrics, coco_metrics
+from edge_effdet.evaluation.run import SCORE_FLOOR
+from edge_effdet.runtime.postprocess import detections_from_outputs
 from edge_effdet.training.loader import validation_loader
 from edge_effdet.training.options import TrainOptions
 from edge_effdet.training.trainer import Trainer

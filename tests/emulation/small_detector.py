@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet.artifacts import Graph, ModelSpec, file_sha256
 from edge_effdet.backends.base import Runner, TensorSpec
-from edge_effdet.golden import draw_pictures
+from edge_effdet.runtime.golden import draw_pictures
 
 SIZE = 64
 GRID = 8

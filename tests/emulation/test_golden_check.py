@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
-from edge_effdet.data.dataset import match_classes, read_dataset
-from edge_effdet.export import ExportOptions, export_network, load_source
-from edge_effdet.golden import TOLERANCES
+from edge_effdet.data.base import match_classes
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.graph.export import ExportOptions, export_network, load_source
 from edge_effdet.models.zoo import create_network
-from edge_effdet.quant.calibration import load_calibration_images
-from edge_effdet.quantize import QuantizeOptions, quantize_graph
+from edge_effdet.quant.choose import load_calibration_images
+from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
+from edge_effdet.runtime.golden import TOLERANCES
 from tests.emulation.engines import write_engine
 
 BCCD_CHECKPOINT = Path(__file__).parents[1] / "assets" / "bccd_lite0.safetensors"

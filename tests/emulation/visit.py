@@ -18,9 +18,9 @@ from edge_effdet.backends.arithmetic import int8_arithmetic
 from edge_effdet.backends.base import LoadOptions, load_runner
 from edge_effdet.backends.cores import cpu_flags
 from edge_effdet.backends.fingerprint import machine_fingerprint
-from edge_effdet.detector import Detector
 from edge_effdet.errors import EngineError
-from edge_effdet.golden import check_engine, read_golden
+from edge_effdet.runtime.detector import Detector
+from edge_effdet.runtime.golden import check_engine, read_golden
 
 # Emulated threads wait for each other by spinning.
 LOADING = LoadOptions(threads=1, spinning=False)

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from edge_effdet.backends import cuda
 from edge_effdet.backends.base import Unavailable
+from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.errors import BackendUnavailable
 
 GPU = cuda.probe_gpu()

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Engine, ModelSpec
-from edge_effdet.backends import cuda, tensorrt_rtx
-from edge_effdet.backends.tensorrt_engine import RunnerOptions
-from edge_effdet.backends.tensorrt_runner import TensorRTRunner
+from edge_effdet.backends.tensorrt import cuda
+from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
+from edge_effdet.backends.tensorrt.engine import RunnerOptions
+from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.errors import InputError
-from tests.unit.backends.simulated_cuda import SimulatedContext, SimulatedEngine
-from tests.unit.backends.test_tensorrt_runner import TENSORRT, images_of
+from tests.unit.backends.tensorrt.simulated_cuda import SimulatedContext, SimulatedEngine
+from tests.unit.backends.tensorrt.test_runner import TENSORRT, images_of
 
 GPU = cuda.probe_gpu()
 if getattr(GPU, "name", "") != "simulated driver":

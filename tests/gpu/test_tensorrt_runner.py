@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Engine, Graph, ModelSpec, file_sha256
-from edge_effdet.backends import cuda, tensorrt, tensorrt_rtx
 from edge_effdet.backends.base import CompileOptions, Unavailable
-from edge_effdet.backends.tensorrt_engine import RunnerOptions
-from edge_effdet.backends.tensorrt_library import find_module
-from edge_effdet.backends.tensorrt_runner import TensorRTRunner
+from edge_effdet.backends.tensorrt import builder as tensorrt
+from edge_effdet.backends.tensorrt import cuda
+from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
+from edge_effdet.backends.tensorrt.engine import RunnerOptions
+from edge_effdet.backends.tensorrt.library import find_module
+from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.errors import EngineError, InputError
 
 GPU = cuda.probe_gpu()

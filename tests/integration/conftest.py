@@ -9,11 +9,12 @@ import pytest
 from edge_effdet.artifacts import Engine, Graph, write_json
 from edge_effdet.backends.arithmetic import FULL_RANGE
 from edge_effdet.backends.base import CompileOptions
-from edge_effdet.build_engine import compile_engine
-from edge_effdet.data.dataset import Dataset, match_classes, read_dataset
-from edge_effdet.export import ExportOptions, export_network, load_source
-from edge_effdet.quant.calibration import load_calibration_images
-from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
+from edge_effdet.building.engine import compile_engine
+from edge_effdet.data.base import Dataset, match_classes
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.graph.export import ExportOptions, export_network, load_source
+from edge_effdet.quant.choose import load_calibration_images
+from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_graph
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BCCD_CHECKPOINT = ASSETS / "bccd_lite0.safetensors"
@@ -45,7 +46,7 @@ def bccd_dataset(bccd: Path, bccd_graph: Graph) -> Dataset:
 
 @pytest.fixture(scope="session")
 def bccd_half_graph(bccd_graph: Graph) -> Graph:
-    return convert_graph_to_half(bccd_graph, bccd_graph.path.with_name("bccd.fp16.onnx"))
+    return convert_to_fp16(bccd_graph, bccd_graph.path.with_name("bccd.fp16.onnx"))
 
 
 @pytest.fixture(scope="session")

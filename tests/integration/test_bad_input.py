@@ -132,8 +132,8 @@ def test_unknown_model_backend_and_target(bccd_graph: Graph, tmp_path: Path, cap
 
 
 def test_a_backend_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from edge_effdet.backends import tensorrt
     from edge_effdet.backends.base import Available
+    from edge_effdet.backends.tensorrt import builder as tensorrt
 
     if isinstance(tensorrt.probe(), Available):
         pytest.skip("TensorRT is installed here")

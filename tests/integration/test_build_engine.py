@@ -13,13 +13,14 @@ import pytest
 
 from edge_effdet import build_engine, detect, evaluate
 from edge_effdet.artifacts import Graph, file_sha256, load_engine
-from edge_effdet.backends import openvino, tensorrt_rtx
+from edge_effdet.backends import openvino
 from edge_effdet.backends.base import CompileOptions
-from edge_effdet.data.dataset import Dataset
-from edge_effdet.evaluate import evaluate_engine
-from edge_effdet.images import image_size
-from edge_effdet.measure import graph_as_engine
+from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
+from edge_effdet.data.base import Dataset
+from edge_effdet.evaluation.accuracy import graph_as_engine
+from edge_effdet.evaluation.run import evaluate_engine
 from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.runtime.images import image_size
 from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT
 
@@ -241,8 +242,8 @@ def test_an_engine_that_cannot_run_here_says_so(
 def test_int8_graph_with_fp16_around_it_builds_and_detects_the_same(
     bccd_graph: Graph, bccd_int8_graph: Graph, bccd_dataset: Dataset, tmp_path: Path
 ):
-    from edge_effdet.quant.calibration import load_calibration_images
-    from edge_effdet.quantize import QuantizeOptions, quantize_graph
+    from edge_effdet.quant.choose import load_calibration_images
+    from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
 
     images: CalibrationImages = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 32, seed=0)
     mixed = quantize_graph(bccd_graph, images, QuantizeOptions(high_precision="fp16"), tmp_path / "mixed.onnx")

@@ -18,14 +18,15 @@ import pytest
 from PIL import Image
 
 from benchmarks.runner_process import measure_cold_start, measure_growth
-from edge_effdet import detect, sources
+from edge_effdet import detect
 from edge_effdet.artifacts import Engine
 from edge_effdet.backends.base import LoadOptions
-from edge_effdet.detector import DetectOptions, Detector
 from edge_effdet.errors import EngineError
-from edge_effdet.images import read_image
-from edge_effdet.nms import NMS_KINDS
-from tests.unit.test_sources import write_video
+from edge_effdet.runtime import sources
+from edge_effdet.runtime.detector import DetectOptions, Detector
+from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.nms import NMS_KINDS
+from tests.unit.runtime.test_sources import write_video
 
 ROOT = Path(__file__).parents[2]
 CELLS = 8

@@ -15,12 +15,12 @@ from PIL import Image
 
 from edge_effdet import export
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.graph.model import load_graph
 from edge_effdet.graph.targets import TARGETS
-from edge_effdet.quant.calibration import load_calibration_images
+from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.proof import prove_precision
-from edge_effdet.quantize import QuantizeOptions, quantize_graph
+from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
 from tests import tolerances
 
 MODEL = "--model tf_efficientdet_lite0 --image-size 128x160 --classes disc --raw"
@@ -116,6 +116,6 @@ def test_the_share_of_int8_is_counted_as_before_fusion(
 ):
     graph = load_graph(dense)
     images = load_calibration_images(read_dataset(tiny_voc).all_samples(), graph.spec, 8, seed=0)
-    quantized = quantize_graph(graph, images, QuantizeOptions("max", rounding="nearest"), tmp_path / "int8.onnx")
+    quantized = quantize_graph(graph, images, QuantizeOptions(method="max", rounding="nearest"), tmp_path / "int8.onnx")
     before, after = (prove_precision(ir.load(str(path))) for path in (kept[0], quantized.path))
     assert after.macs["int8"] == before.macs["fp32"] > 0

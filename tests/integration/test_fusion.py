@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from edge_effdet.export import ExportOptions
+from edge_effdet.graph.export import ExportOptions
 from edge_effdet.models.bifpn import is_edge_weight
 from edge_effdet.models.detector import Detector
 from edge_effdet.models.zoo import model_spec

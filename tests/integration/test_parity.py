@@ -9,11 +9,11 @@ from effdet import DetBenchPredict
 
 from edge_effdet.artifacts import Detections, Graph, ModelSpec
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
-from edge_effdet.data.dataset import Dataset, readable_images
-from edge_effdet.detect import detect_image
+from edge_effdet.data.base import Dataset, readable_images
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
-from edge_effdet.nms import iou_matrix
-from edge_effdet.preprocess import letterbox
+from edge_effdet.runtime.detector import detect_image
+from edge_effdet.runtime.nms import iou_matrix
+from edge_effdet.runtime.preprocess import letterbox
 from tests import tolerances
 from tests.integration.conftest import BCCD_CHECKPOINT
 

@@ -21,12 +21,12 @@ from edge_effdet.artifacts import Engine, Graph, file_sha256, load_engine, write
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
 from edge_effdet.backends.base import get_backend
 from edge_effdet.backends.fingerprint import Fingerprint
-from edge_effdet.data.dataset import Dataset, readable_images
-from edge_effdet.detector import Detector
+from edge_effdet.data.base import Dataset, readable_images
 from edge_effdet.errors import EngineError
-from edge_effdet.golden import TOLERANCES, detection_distance, find_best, make_golden
-from edge_effdet.measure import find_in_graph
-from edge_effdet.preprocess import letterbox
+from edge_effdet.evaluation.accuracy import find_in_graph
+from edge_effdet.runtime.detector import Detector
+from edge_effdet.runtime.golden import TOLERANCES, detection_distance, find_best, make_golden
+from edge_effdet.runtime.preprocess import letterbox
 
 SATURATES = int8_arithmetic("openvino").saturates
 WITH_VNNI = Fingerprint("openvino", "2026.4.1", "x86", ("avx2", "avx512_vnni", "avx512f"))

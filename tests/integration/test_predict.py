@@ -13,12 +13,12 @@ import torch
 
 from edge_effdet import evaluate, predict
 from edge_effdet.artifacts import Checkpoint
-from edge_effdet.backends.torch_eager import TorchRunner
-from edge_effdet.detect import detect_image
-from edge_effdet.images import read_image
+from edge_effdet.evaluation.members import InferenceOptions, load_members, predict_image, predict_images
 from edge_effdet.models.checkpoint import load_network, open_checkpoint, save_checkpoint
 from edge_effdet.models.detector import Detector
-from edge_effdet.predict import InferenceOptions, load_members, predict_image, predict_images
+from edge_effdet.models.runner import TorchRunner
+from edge_effdet.runtime.detector import detect_image
+from edge_effdet.runtime.images import read_image
 from tests.integration.conftest import BCCD_CHECKPOINT
 
 pytestmark = pytest.mark.data

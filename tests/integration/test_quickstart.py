@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from edge_effdet import build_engine, detect
-from edge_effdet.data.synthetic import CLASS_NAMES
-from edge_effdet.images import image_size
+from edge_effdet.data.synthetic_shapes import CLASS_NAMES
 from edge_effdet.models.checkpoint import open_checkpoint
 from edge_effdet.quickstart import SCENES, quickstart_checkpoint
+from edge_effdet.runtime.images import image_size
 
 
 @pytest.fixture(scope="module")

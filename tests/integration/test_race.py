@@ -10,7 +10,7 @@ import pytest
 from edge_effdet import build_engine
 from edge_effdet.artifacts import Graph
 from edge_effdet.backends.base import BACKENDS
-from edge_effdet.detector import Detector
+from edge_effdet.runtime.detector import Detector
 
 
 def test_the_winner_is_built_and_the_race_is_in_its_json(

@@ -10,14 +10,14 @@ import pytest
 
 from edge_effdet import build_engine
 from edge_effdet.artifacts import Graph
-from edge_effdet.backends import tensorrt_rtx
 from edge_effdet.backends.base import CompileOptions
-from edge_effdet.data.dataset import read_dataset
-from edge_effdet.export import ExportOptions, export_network
+from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.graph.model import load_model
 from edge_effdet.models.zoo import model_spec
-from edge_effdet.quant.calibration import load_calibration_images
-from edge_effdet.quantize import QuantizeOptions, convert_graph_to_half, quantize_graph
+from edge_effdet.quant.choose import load_calibration_images
+from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_graph
 from tests import tolerances
 from tests.integration.conftest import ASSETS
 from tests.networks import export_and_compare, random_network
@@ -78,11 +78,13 @@ def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_tensorrt_rtx_builds_without_a_gpu(precision: str, graph: Graph, data_root: Path, tmp_path: Path):
     built = graph
     if precision == "fp16":
-        built = convert_graph_to_half(graph, tmp_path / "fp16.onnx")
+        built = convert_to_fp16(graph, tmp_path / "fp16.onnx")
     elif precision == "int8":
         photos = read_dataset(data_root / "coco_val_open").all_samples()
         images = load_calibration_images(photos, graph.spec, 8, seed=0)
-        built = quantize_graph(graph, images, QuantizeOptions("max", high_precision="fp16"), tmp_path / "int8.onnx")
+        built = quantize_graph(
+            graph, images, QuantizeOptions(method="max", high_precision="fp16"), tmp_path / "int8.onnx"
+        )
     for target in ("86+89+120", "75") if graph.spec.name == f"{D}0" else ("89",):
         assert len(tensorrt_rtx.compile(built, CompileOptions(target=target))) > 5_000_000
 

@@ -26,7 +26,6 @@ from edge_effdet.cli import (
     Result,
     add_options,
     make_parser,
-    option,
     options_from,
     parse_size,
     progress,
@@ -45,6 +44,7 @@ from edge_effdet.errors import (
     MissingDependency,
     UsageError,
 )
+from edge_effdet.options import option
 
 VERBS = ("data", "train", "predict", "export", "quantize", "build_engine", "detect", "evaluate")
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Detections
-from edge_effdet.detect import run_through
 from edge_effdet.errors import DataError, InputError
-from edge_effdet.pipeline import Found, Progress
-from edge_effdet.sinks import video_name
-from edge_effdet.sources import Camera, Frame, ImageFiles
+from edge_effdet.runtime.pipeline import Found, Progress
+from edge_effdet.runtime.run import run_through
+from edge_effdet.runtime.sinks import video_name
+from edge_effdet.runtime.sources import Camera, Frame, ImageFiles
 
 
 class Recorder:

@@ -12,9 +12,11 @@ from PIL import Image
 
 from edge_effdet import evaluate
 from edge_effdet.artifacts import Detections, ModelSpec, engine_json_path, file_sha256, write_json
-from edge_effdet.data.dataset import Dataset, match_classes, read_dataset
-from edge_effdet.evaluate import Evaluation, coco_result_list, evaluation_text, own_category_ids, rank_worst
-from edge_effdet.metrics import CocoMetrics
+from edge_effdet.data.base import Dataset, match_classes
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.evaluation.metrics import CocoMetrics
+from edge_effdet.evaluation.report import coco_result_list, evaluation_text, own_category_ids, rank_worst
+from edge_effdet.evaluation.run import Evaluation
 
 FILES = {"metrics.json", "detections.json", "confusion.txt", "confusion.png", "worst.png"}
 SIX = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")

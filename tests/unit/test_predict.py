@@ -16,16 +16,10 @@ from edge_effdet import predict
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.backends.base import TensorSpec
 from edge_effdet.errors import DataError
-from edge_effdet.predict import (
-    InferenceOptions,
-    Member,
-    chunks,
-    picture_names,
-    predict_image,
-    predict_images,
-    readable_sources,
-    results_table,
-)
+from edge_effdet.evaluation.members import InferenceOptions, Member, chunks, predict_image, predict_images
+from edge_effdet.predict import readable_sources
+from edge_effdet.runtime.run import results_table
+from edge_effdet.runtime.sinks import picture_names
 
 
 class BrightBoxRunner:

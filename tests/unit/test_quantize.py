@@ -11,11 +11,11 @@ import pytest
 from edge_effdet.artifacts import Graph, ModelSpec
 from edge_effdet.errors import DataError, GraphError, UsageError
 from edge_effdet.quant.calibration import manifest_record
-from edge_effdet.quantize import (
+from edge_effdet.quant.stage import (
     CalibrationOptions,
     calibration_dataset,
     calibration_images_from,
-    convert_graph_to_half,
+    convert_to_fp16,
 )
 
 SPEC = ModelSpec("tiny", (64, 64), ("disc",), (1,))
@@ -28,7 +28,7 @@ def wrap(path, precision="fp32"):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_graph_that_is_converted_already_is_refused(tmp_path, precision):
     with pytest.raises(GraphError, match=rf"tiny\.onnx is {precision} already; give the FP32 graph"):
-        convert_graph_to_half(wrap(tmp_path / "tiny.onnx", precision), tmp_path / "out.onnx")
+        convert_to_fp16(wrap(tmp_path / "tiny.onnx", precision), tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from edge_effdet.backends import cuda
-from tests.unit.backends.simulated_cuda import SimulatedDriver, SimulatedEngine, SimulatedGraphs
+from edge_effdet.backends.tensorrt import cuda
+from tests.unit.backends.tensorrt.simulated_cuda import SimulatedDriver, SimulatedEngine, SimulatedGraphs
 
 
 @pytest.fixture

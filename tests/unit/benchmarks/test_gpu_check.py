@@ -225,7 +225,7 @@ def test_a_build_of_onnxruntime_without_cuda_is_not_timed():
 
 
 def test_rtx_is_tried_on_a_gpu_that_its_matrix_lacks(monkeypatch):
-    from edge_effdet.backends import cuda
+    from edge_effdet.backends.tensorrt import cuda
 
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(cuda, "probe_gpu", lambda: cuda.Gpu("NVIDIA H100", (9, 0)))

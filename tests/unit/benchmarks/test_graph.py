@@ -43,7 +43,7 @@ from benchmarks.peers.simplifiers import ONNXRUNTIME, SIMPLIFIERS
 from edge_effdet.artifacts import Detections
 from edge_effdet.errors import EdgeEffDetError, GraphError
 from edge_effdet.models.zoo import model_spec
-from edge_effdet.preprocess import letterbox
+from edge_effdet.runtime.preprocess import letterbox
 
 SIDE, CHANNELS = 16, 4
 

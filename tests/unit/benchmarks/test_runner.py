@@ -14,8 +14,8 @@ from benchmarks.runner import make_photo, split_time
 from benchmarks.runner_process import measure_cold_start, resident_mb
 from benchmarks.runner_tables import describe_runner
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.detector import Detector
 from edge_effdet.errors import EdgeEffDetError
+from edge_effdet.runtime.detector import Detector
 from tests.unit.test_predict import BrightBoxRunner
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))

@@ -28,7 +28,7 @@ from benchmarks.training import (
     time_steps,
 )
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
 from edge_effdet.models.zoo import model_spec

@@ -16,8 +16,9 @@ from edge_effdet import __main__ as program
 from edge_effdet.artifacts import AnchorSpec
 from edge_effdet.data.__main__ import main, make_argument_parser
 from edge_effdet.data.anchors import anchor_bases, best_levels, mean_best_iou, suggest_anchors
+from edge_effdet.data.base import Dataset, Problem, make_sample
 from edge_effdet.data.check import check_dataset, report_text
-from edge_effdet.data.dataset import Dataset, Problem, make_sample, read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError
 
 ANCHORS = AnchorSpec()

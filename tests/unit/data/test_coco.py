@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError
 
 CATEGORIES = [{"id": 7, "name": "disc"}, {"id": 3, "name": "bar"}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError
 
 HEADER = "image_id,x_min,y_min,x_max,y_max,label"

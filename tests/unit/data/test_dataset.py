@@ -11,20 +11,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.data.dataset import (
+from edge_effdet.data.base import (
     PROBLEM_KINDS,
     Dataset,
-    _similar_class_names,
     hold_out,
     make_sample,
     manifest_sha256,
     match_classes,
-    read_dataset,
     readable_images,
     samples_manifest,
     samples_sha256,
     split_in_name,
 )
+from edge_effdet.data.registry import _similar_class_names, read_dataset
 from edge_effdet.errors import DataError
 
 SPEC = ModelSpec("tiny", (64, 64), ("Red", "green", "blue"), (10, 20, 30))

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from edge_effdet.data import synthetic
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.data.synthetic import (
-    CLASS_NAMES,
     MIN_VISIBLE,
     PHOTOGRAPHS,
     SceneOptions,
@@ -22,6 +21,7 @@ from edge_effdet.data.synthetic import (
     visible_boxes,
     write_scenes,
 )
+from edge_effdet.data.synthetic_shapes import CLASS_NAMES
 from edge_effdet.errors import MissingDependency, UsageError
 
 SMALL = SceneOptions(image_size=(120, 160), max_side=100, max_objects=4)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edge_effdet.artifacts import PreprocessSpec
 from edge_effdet.data.transforms import MIN_VISIBLE_SIDE, flip_horizontally, flip_vertically, jitter_letterbox
-from edge_effdet.preprocess import letterbox
+from edge_effdet.runtime.preprocess import letterbox
 
 PREPROCESS = PreprocessSpec()
 SEED = st.integers(0, 2**32 - 1)

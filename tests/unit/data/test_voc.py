@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from edge_effdet.data import voc
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError
 
 BOX = (2, 3, 20, 30)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError, MissingDependency
 
 YAML = "train: images/train\nval: images/val\nnames: [bar, disc]\n"

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_effdet.artifacts import PRECISIONS
-from edge_effdet.backends import cuda
-from edge_effdet.backends import tensorrt as tensorrt_backend
 from edge_effdet.backends.base import Available
+from edge_effdet.backends.tensorrt import builder as tensorrt_backend
+from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.errors import BackendUnavailable, UsageError
 from edge_effdet.graph import cost
 from edge_effdet.graph.cost import (

@@ -11,11 +11,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edge_effdet.errors import GraphError
-from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.graph.report import Volume, count_nodes, make_report
 from edge_effdet.graph.report_picture import draw_report
 from edge_effdet.graph.report_text import COLUMNS, to_text
 from edge_effdet.graph.rule import RuleReport
+from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.quant.precision import convert_to_half
 
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.graph_subjects import random_network
-from edge_effdet.export import ExportOptions, export_network
+from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.models import detector
 from edge_effdet.models.detector import Detector, best_pairs
 from edge_effdet.models.zoo import model_spec
-from edge_effdet.quantize import convert_graph_to_half
+from edge_effdet.quant.stage import convert_to_fp16
 
 
 def logits_of(seed: int, batch: int, anchors: int, classes: int) -> torch.Tensor:
@@ -75,7 +75,7 @@ def test_two_steps_find_the_same_in_the_exported_graph(half: bool, tmp_path: Pat
     # 3069 anchors of 90 classes; 100 are chosen.
     graph = export_network(network, spec, {}, tmp_path / "two.onnx", ExportOptions(batch_size=2, top_k=100)).graph
     if half:
-        graph = convert_graph_to_half(graph, tmp_path / "half.onnx")
+        graph = convert_to_fp16(graph, tmp_path / "half.onnx")
     kinds = [node.op_type for node in onnx.load(graph.path).graph.node]
     assert kinds.count("TopK") == 2 and kinds.count("ReduceMax") == 1
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), np.uint8)

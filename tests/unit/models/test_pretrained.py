@@ -24,7 +24,7 @@ from edge_effdet.models.pretrained import (
     load_imagenet_backbone,
 )
 from edge_effdet.models.zoo import create_network, effdet_config, model_names, model_spec
-from edge_effdet.preprocess import letterbox
+from edge_effdet.runtime.preprocess import letterbox
 
 LITE0 = "tf_efficientnet_lite0"
 SPEC = model_spec("tf_efficientdet_lite0", ("disc",), image_size=(64, 64))

@@ -17,7 +17,7 @@ from edge_effdet.backends import openvino
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.errors import UsageError
-from edge_effdet.graph.fuse_separable import MACS_BEFORE_FUSION
+from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.quant import account
 from edge_effdet.quant.account import compile_with_account, prove_engine
 from edge_effdet.quant.precision import convert_to_half

@@ -10,17 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_effdet.artifacts import ModelSpec, file_sha256
-from edge_effdet.data.dataset import manifest_sha256, read_dataset
+from edge_effdet.data.base import manifest_sha256
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError, UsageError
-from edge_effdet.images import read_image
-from edge_effdet.preprocess import letterbox
-from edge_effdet.quant.calibration import (
-    FEWEST_IMAGES,
-    choose_samples,
-    load_calibration_images,
-    refuse_overlap,
-    spread_out,
-)
+from edge_effdet.quant.calibration import FEWEST_IMAGES, refuse_overlap
+from edge_effdet.quant.choose import choose_k_centers, choose_samples, load_calibration_images
+from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.preprocess import letterbox
 
 SPEC = ModelSpec("tiny", (64, 96), ("bar", "disc"), (1, 2))
 
@@ -127,7 +123,7 @@ def test_a_part_of_them_is_spread_over_all(samples):
 def test_k_centre_leaves_no_point_farther_than_twice_the_best_possible(seed, count):
     """Gonzalez's bound: every point is within the distance of the last one chosen to those before it."""
     points = np.random.default_rng(seed).normal(size=(12, 3))
-    chosen = spread_out(points, count, seed)
+    chosen = choose_k_centers(points, count, seed)
     assert len(set(chosen)) == count
     distances = np.linalg.norm(points[:, None] - points[chosen], axis=2)
     radius = distances.min(axis=1).max()

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from edge_effdet.artifacts import Graph, ModelSpec
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import GraphError, InputError, UsageError
 from edge_effdet.graph.model import save_graph
-from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
+from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.equalize import balancing_factors, equalize_channels, find_streams
 from edge_effdet.quant.int8 import apply_recipe, make_recipe
 from edge_effdet.quant.options import Int8Options
@@ -130,9 +131,9 @@ def test_balancing_gives_both_sides_the_same_share():
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        (Int8Options("max", equalize=False, rounding="nearest", quantize_sums=False), 0.03),
+        (Int8Options(method="max", equalize=False, rounding="nearest", quantize_sums=False), 0.03),
         (Int8Options(), 0.02),
-        (Int8Options("mse", correct_bias=True), 0.02),
+        (Int8Options(method="mse", correct_bias=True), 0.02),
     ],
 )
 def test_int8_is_close_and_stands_where_it_should(graph, images, options: Int8Options, limit: float, bench):
@@ -205,7 +206,7 @@ def test_the_same_inputs_give_the_same_bytes(graph, images):
 
 
 def test_a_table_is_used_again_and_refused_for_others(graph, images, tmp_path):
-    options = Int8Options("mse")
+    options = Int8Options(method="mse")
     recipe = make_recipe(graph, images, options)
     path = tmp_path / "table.json"
     save_table(recipe.table, path)

@@ -21,10 +21,11 @@ from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends import onnxruntime as onnxruntime_backend
 from edge_effdet.backends.arithmetic import int8_arithmetic
 from edge_effdet.backends.base import BACKENDS, Available
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import BackendUnavailable, GraphError, UsageError
 from edge_effdet.graph.model import save_graph
-from edge_effdet.quant.calibration import CalibrationImages, load_calibration_images
+from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.int8 import apply_recipe, make_recipe
 from edge_effdet.quant.layer_report import draw_layers, layer_table, verdict
 from edge_effdet.quant.layers import HIDDEN_DB, LIMITS_DB, LayerComparison, compare_layers

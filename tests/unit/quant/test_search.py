@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import AccuracyGateFailed, InputError
 from edge_effdet.graph.model import save_graph
-from edge_effdet.quant.calibration import load_calibration_images
+from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.int8 import Recipe, make_recipe
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.search import (

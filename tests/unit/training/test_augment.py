@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from edge_effdet.artifacts import PreprocessSpec
-from edge_effdet.nms import iou_matrix
+from edge_effdet.runtime.nms import iou_matrix
 from edge_effdet.training.augment import augment_sample, make_mosaic
 from edge_effdet.training.options import AffineOptions, AugmentOptions
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_effdet.data.dataset import Sample
+from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.training.loader import EpochBatches, TrainingImages, training_loader, validation_loader
@@ -104,7 +104,7 @@ def test_processes_validate_in_smaller_batches(samples):
 
 
 def test_a_validation_split_is_refused_at_once_where_no_labelled_image_can_be_decoded(samples):
-    from edge_effdet.train import _check_samples
+    from edge_effdet.training.stage import _check_samples
 
     _check_samples(samples[:3], samples[3:])
     none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.models.checkpoint import load_weights
 from edge_effdet.models.zoo import create_network, model_spec
 from edge_effdet.training.qat import insert_fake_quantizers, quantizer_ranges, without_quantizers

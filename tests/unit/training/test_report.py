@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_effdet.data.dataset import read_dataset
+from edge_effdet.data.registry import read_dataset
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.training.options import TrainOptions
 from edge_effdet.training.report import TensorBoardLog, draw_curves, draw_samples, write_metrics

@@ -1,0 +1,299 @@
+"""The chain, from a checkpoint or a graph to the engine that is proven and within its budget."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from os import PathLike
+from pathlib import Path
+
+from edge_effdet.artifacts import (
+    Engine,
+    Graph,
+    require_writable,
+    write_json,
+)
+from edge_effdet.backends.base import CompileOptions, choose_automatically, require
+from edge_effdet.building.engine import BuildJob, build_engine, lower_graph, lowered_path, photographs, require_nms
+from edge_effdet.building.gate import Budget, parse_budget
+from edge_effdet.building.options import BuildConfig, ExportChoices
+from edge_effdet.building.race import Race, race_backends
+from edge_effdet.data.base import Dataset, Sample, match_classes, samples_manifest
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.errors import AccuracyGateFailed, GraphError, MissingDependency, UsageError
+from edge_effdet.quant.calibration import refuse_overlap
+from edge_effdet.quant.stage import (
+    QuantizeOptions,
+    Search,
+    calibration_dataset,
+    calibration_images_from,
+    draft_int8,
+)
+
+logger = logging.getLogger("edge_effdet.build_engine")
+
+
+GATE_SPLIT_ORDER = ("val", "test")
+
+
+FALL_BACK = {"int8": ("fp16", "fp32"), "fp16": ("fp32",), "fp32": ()}
+
+
+def parse_batch_sizes(text: str) -> tuple[int, ...]:
+    """``1,8`` to (1, 8). Raises UsageError for anything but whole numbers; that they ascend, ``CompileOptions`` sees to."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError(f"--batch-sizes {text} are no whole numbers that ascend; write 1,8, for example.")
+    return tuple(map(int, words))
+
+
+def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> Engine:
+    """Build an engine and prove it: export, optimize, quantize, compile, measure, judge. All that ``build_engine`` does on the command
+    line.
+
+    >>> from edge_effdet import BuildConfig, Detector, build
+    >>> engine = build("runs/bccd/best.safetensors", BuildConfig(calibration_data="bccd", eval_data="bccd"))  # doctest: +SKIP
+    >>> found = Detector.load(engine)("photo.jpg")  # doctest: +SKIP
+
+    Args:
+        source: a checkpoint (.safetensors, or effdet's .pth with ``config.model``), an ONNX graph of ``export`` or ``quantize``, or None
+            for the shipped model and its scenes.
+        config: what to build, and of what.
+
+    Returns:
+        The engine, written into ``config.output`` with its JSON, and within the budget.
+
+    Raises:
+        UsageError: options that contradict each other or the source.
+        InputError: the source or the data cannot be used.
+        MissingDependency: the packages of the host side are not installed.
+        BackendUnavailable: the backend does not work here.
+        AccuracyGateFailed: no engine was within the budget; what was built is kept and named.
+    """
+    try:
+        import onnx_ir  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependency("onnx-ir", "export", "to build engines") from error
+
+    compiling = CompileOptions(
+        config.target, config.workspace_mib, config.timing_cache, parse_batch_sizes(config.batch_sizes)
+    )
+    fastest = config.backend == "fastest"
+    backend = "" if fastest else _choose_backend(config.backend)
+    require_nms(config.nms, config.backend if fastest else backend)
+    budget = parse_budget(config.max_ap_drop)
+    own_model = source is not None
+    if budget.asked and budget.points is not None and config.eval_data is None and own_model:
+        raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
+    if config.search and (budget.points is None or (config.eval_data is None and own_model)):
+        raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
+    require_writable(config.output)
+    name, graph = _source_graph(source, config)
+    _refuse_lowered(graph, config, budget)
+    if not own_model:
+        config = _complete_quickstart(config)
+    job = _prepare(name, graph, config, compiling, budget)
+    return _build_within_budget(job, config, backend)
+
+
+def _refuse_lowered(graph: Graph, config: BuildConfig, budget: Budget) -> None:
+    """Raises UsageError for a graph that cannot become what is wanted, or that has nothing to lose AP against."""
+    if graph.precision not in ("fp32", config.precision):
+        raise UsageError(
+            f"{graph.path} is {graph.precision} already, so it cannot become {config.precision}; give the FP32 graph."
+        )
+    if budget.asked and budget.points is not None and graph.precision != "fp32":
+        raise UsageError(
+            f"{graph.path} is {graph.precision} already, so there is no FP32 graph here to lose AP against; leave "
+            "--max-ap-drop out, or give the FP32 graph."
+        )
+
+
+def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOptions, budget: Budget) -> BuildJob:
+    """Read the images, and see that what calibrates does not judge."""
+    evaluation = images = None
+    dataset = read_dataset(Path(config.eval_data)) if config.eval_data is not None else None
+    if dataset is not None:
+        evaluation = match_classes(dataset, graph.spec).choose_split(config.split, GATE_SPLIT_ORDER)
+    if config.precision == "int8" and graph.precision == "fp32":
+        shared = dataset if config.calibration_data == config.eval_data else None
+        images = calibration_images_from(shared or calibration_dataset(config), config, graph)
+    manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
+    if evaluation is not None and manifest:
+        refuse_overlap(manifest, samples_manifest(evaluation[1]))
+    search = _search_options(config, budget, dataset, graph, evaluation)
+    if search is not None:
+        refuse_overlap(manifest, samples_manifest(search.samples))
+    return BuildJob(
+        name=name,
+        graph=graph,
+        output=Path(config.output),
+        images=images,
+        evaluation=evaluation,
+        compiling=compiling,
+        nms=config.nms,
+        calibration_table=config.calibration_table,
+        search=search,
+        golden=config.golden,
+        budget=budget,
+    )
+
+
+def _source_graph(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> tuple[str, Graph]:
+    """The name of what is built and its FP32 graph, exported unless it is given."""
+    from edge_effdet.graph.export import ExportOptions, export_network, load_source
+    from edge_effdet.graph.model import load_graph, require_detections
+
+    path = source.path if isinstance(source, Graph) else None if source is None else Path(source)
+    if path is not None and path.suffix == ".onnx":
+        exporting = [item.name for item in fields(ExportChoices)]
+        given = [f"--{name.replace('_', '-')}" for name in exporting if getattr(config, name) is not None]
+        if given:
+            raise UsageError(f"{given[0]} says how to export, and {path} is exported already; leave it out.")
+        graph = source if isinstance(source, Graph) else load_graph(path)
+        require_detections(graph)
+        return config.name or path.name.split(".")[0], graph
+    if path is None:
+        from edge_effdet.quickstart import quickstart_checkpoint
+
+        path = quickstart_checkpoint()
+    network, spec, parents = load_source(path, config.model, config.image_size, config.classes, fusion=config.fusion)
+    default = path.resolve().parent.name if path.stem in ("best", "last") else path.stem
+    name = config.name or default
+    logger.info("exporting %s", spec.name)
+    options = ExportOptions(
+        batch_size=1 if config.batch_size is None else config.batch_size,
+        fuse_separable=config.fuse_separable or "keep",
+        fuse_target=config.fuse_target,
+        fuse_precision=config.precision if config.fuse_separable == "auto" else None,
+    )
+    export = export_network(network, spec, parents, Path(config.output) / "graphs" / f"{name}.fp32.onnx", options)
+    return name, export.graph
+
+
+def _complete_quickstart(config: BuildConfig) -> BuildConfig:
+    from edge_effdet.quickstart import quickstart_scenes
+
+    scenes = None
+    if config.calibration_data is None:
+        scenes = quickstart_scenes(Path(config.output))
+        config = replace(config, calibration_data=scenes, calibration_split="calibration")
+    if config.eval_data is None:
+        # The model was chosen on its val scenes; test is the split that nothing has seen.
+        config = replace(config, eval_data=scenes or quickstart_scenes(Path(config.output)), split="test")
+    return config
+
+
+def _build_within_budget(job: BuildJob, config: BuildConfig, backend: str) -> Engine:
+    """The first engine that the gate lets pass: of the backends in the order of the race, then in the precisions to fall back to.
+
+    Raises:
+        AccuracyGateFailed: none passed.
+    """
+    from edge_effdet.graph.model import load_graph
+
+    failed: list[str] = []
+    lowered: dict[tuple[str, QuantizeOptions], Graph] = {}
+    engine: Engine | None = None
+    precisions = (config.precision, *(FALL_BACK[config.precision] if config.fall_back else ()))
+    for precision in precisions:
+        race, order = None, (backend,)
+        if not backend:
+            try:
+                race = _race(config, job, precision)
+            except AccuracyGateFailed as error:
+                failed.append(str(error))
+                continue
+            order = race.order
+            logger.info("%s", race.text())
+        for name in order:
+            if failed:
+                logger.warning("building %s with %s instead: %s", precision.upper(), name, failed[-1])
+            options = config.quantizing(name)
+            engine = build_engine(job, precision, name, options, race, lowered.get((precision, options)))
+            if engine.record["gate"]["passed"]:
+                return _with_history(engine, failed)
+            failed.append(f"{precision.upper()} by {name}: {engine.record['gate']['text']}")
+            if lowered_path(job, precision).is_file():
+                lowered[precision, options] = load_graph(lowered_path(job, precision))
+    remedy = "let --search find the layers that have to stay high"
+    if config.search:
+        remedy = f"give the search a smaller budget than the gate's (it kept its own on {config.search_split or 'val'})"
+    kept = f"{engine.path} was built and is kept, but it is not within the budget" if engine else "No engine was built"
+    raise AccuracyGateFailed(
+        f"{kept} ({'; '.join(failed)}); {remedy}, calibrate on more images, fine-tune with train --qat, use --fp16, or move the "
+        "budget with --max-ap-drop."
+    )
+
+
+def _with_history(engine: Engine, failed: Sequence[str]) -> Engine:
+    """Write into the record what was tried before and did not pass."""
+    if not failed:
+        return engine
+    engine = replace(engine, record={**engine.record, "gate": {**engine.record["gate"], "tried_before": list(failed)}})
+    record = dict(engine.record)
+    record["golden"] = record.pop("golden")
+    write_json(engine.json_path, record)
+    return engine
+
+
+def _race(config: BuildConfig, job: BuildJob, precision: str) -> Race:
+    """Race the backends with the graph in the precision that is to be built."""
+    graph, images, pictures = job.graph, job.images, photographs(job)
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        if precision == "fp16":
+            half = lower_graph(graph, "fp16", None, QuantizeOptions(), Path(folder) / "fp16.onnx")
+            return race_backends(half, job.compiling, pictures=pictures, reference=graph)
+        if precision == "fp32" or images is None:
+            return race_backends(graph, job.compiling, pictures=pictures)
+        drafts: dict[tuple[str, int], Graph] = {}
+
+        def draft(backend: str) -> Graph:
+            options = config.quantizing(backend)
+            key = (options.high_precision, options.weight_codes)
+            if key not in drafts:
+                path = Path(folder) / f"{options.high_precision}-{options.weight_codes}.onnx"
+                try:
+                    drafts[key] = draft_int8(graph, images, options, path)
+                except GraphError as error:
+                    # A tensor may be 0 on the draft's few images and not on all of them.
+                    logger.warning("%s is raced in FP32, since no draft in INT8 could be made: %s", backend, error)
+                    drafts[key] = graph
+            return drafts[key]
+
+        return race_backends(graph, job.compiling, draft=draft, pictures=pictures)
+
+
+def _search_options(
+    config: BuildConfig,
+    budget: Budget,
+    dataset: Dataset | None,
+    graph: Graph,
+    evaluation: tuple[str, Sequence[Sample]] | None,
+) -> Search | None:
+    """What a search is judged by: labelled images that the gate does not measure on, where the data has them."""
+    if not config.search:
+        return None
+    # Refused where they are missing, before anything was read.
+    assert budget.points is not None and dataset is not None and evaluation is not None
+    split, samples = match_classes(dataset, graph.spec).choose_split(config.search_split, ("val",))
+    if split in ("all", evaluation[0]):
+        logger.warning(
+            "the search is judged by the images of the gate (split %s), so that the gate's drop flatters; judge by --split test",
+            evaluation[0],
+        )
+        samples = evaluation[1]
+    logger.info("searching on %d images (split %s)", len(samples), split)
+    return Search(samples, budget.points, config.search_target)
+
+
+def _choose_backend(name: str) -> str:
+    if name != "auto":
+        require(name)
+        return name
+    chosen, passed_over = choose_automatically()
+    reason = f" ({'; '.join(passed_over)})" if passed_over else ""
+    logger.info("backend %s, chosen automatically%s", chosen, reason)
+    return chosen

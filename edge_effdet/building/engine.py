@@ -1,0 +1,283 @@
+"""One engine: lower, compile, measure, judge: ``(graph, options) -> Engine``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_effdet.artifacts import (
+    Engine,
+    Graph,
+    atomic_output,
+    engine_json_path,
+    file_sha256,
+    require_writable,
+    write_json,
+)
+from edge_effdet.backends.base import CompileOptions, get_backend, require
+from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.backends.runtime_cache import SUFFIX as RUNTIME_CACHE
+from edge_effdet.building.example import save_example
+from edge_effdet.building.gate import Budget, judge
+from edge_effdet.building.race import Race
+from edge_effdet.data.base import (
+    Sample,
+    readable_images,
+)
+from edge_effdet.errors import UsageError
+from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine, measure_accuracy
+from edge_effdet.quant.calibration import CalibrationImages
+from edge_effdet.quant.stage import (
+    QuantizeOptions,
+    Search,
+    convert_to_fp16,
+    quantize_graph,
+)
+from edge_effdet.runtime.golden import draw_pictures, find_best, make_golden, measure_agreement
+from edge_effdet.runtime.latency import measure_latency
+from edge_effdet.runtime.preprocess import letterbox
+
+logger = logging.getLogger("edge_effdet.build_engine")
+
+
+NMS_PLACES = ("host", "efficientnms")
+
+
+CANDIDATES = 8
+"""Pictures that are looked at, of which those with most objects become the golden ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildJob:
+    """What is built, whichever backend and precision it is tried with.
+
+    Attributes:
+        name: of the files.
+        graph: FP32, or already in the precision that is built.
+        output: a folder.
+        images: calibration images, for INT8 from an FP32 graph.
+        evaluation: the split's name and labelled samples to measure AP on, or None.
+        compiling: options for the compiler.
+        nms: one of ``NMS_PLACES``.
+        calibration_table, search: see ``quantize_graph``.
+        golden: one of ``golden.KINDS``.
+        budget: points of AP that may be lost.
+    """
+
+    name: str
+    graph: Graph
+    output: Path
+    images: CalibrationImages | None = None
+    evaluation: tuple[str, Sequence[Sample]] | None = None
+    compiling: CompileOptions = field(default_factory=CompileOptions)
+    nms: str = "host"
+    calibration_table: Path | None = None
+    search: Search | None = None
+    golden: str = "pictures"
+    budget: Budget = field(default_factory=Budget)
+
+
+def lower_graph(
+    graph: Graph,
+    precision: str,
+    images: CalibrationImages | None,
+    options: QuantizeOptions,
+    output: Path,
+    table: Path | None = None,
+    search: Search | None = None,
+) -> Graph:
+    """FP32 graph to the precision wanted; FP32 is returned as it is."""
+    if precision == "fp32" or graph.precision == precision:
+        return graph
+    if precision == "fp16":
+        return convert_to_fp16(graph, output)
+    assert images is not None
+    return quantize_graph(graph, images, options, output, table, search)
+
+
+def require_nms(nms: str, backend: str) -> None:
+    """Raises UsageError where the backend has no such suppression."""
+    if nms == "efficientnms" and backend != "tensorrt":
+        why = "and the fastest backend may be another" if backend == "fastest" else f"which {backend} does not have"
+        raise UsageError(
+            f"--nms efficientnms is a plugin of TensorRT, {why}; leave it out, and the boxes are suppressed on the host, or "
+            "give --backend tensorrt on a machine that has it."
+        )
+
+
+def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Path, nms: str = "host") -> Engine:
+    """Compile a graph, write the engine atomically, and describe it; the caller writes the JSON when it is complete.
+
+    Raises:
+        BackendUnavailable: the backend does not work here.
+        GraphError: it refuses the graph.
+    """
+    import onnx_ir as ir
+
+    from edge_effdet.quant.account import compile_with_account, prove_engine
+
+    available = require(backend)
+    content, account = compile_with_account(graph, backend, options)
+    proof = prove_engine(ir.load(str(graph.path)), account)
+    if proof.warning is not None:
+        logger.warning("%s", proof.warning)
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(content)
+    target = options.target or getattr(get_backend(backend), "DEFAULT_TARGET", available.device)
+    record = {
+        "format": 1,
+        "spec": graph.spec.to_dict(),
+        "engine": path.name,
+        "engine_sha256": file_sha256(path),
+        "backend": backend,
+        "backend_version": available.version,
+        "target": target,
+        "precision": graph.precision,
+        "nms": nms,
+        "proof": proof.to_dict(),
+        "calibration": dict(graph.calibration),
+        "accuracy": None,
+        "measured_on": None,
+        "engine_verified": False,
+        "latency": None,
+        "reference": None,
+        "rewrites": dict(graph.rewrites),
+        "parents": {**graph.parents, "compiled_graph": graph.sha256},
+        "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return Engine(path, graph.spec, backend, graph.precision, record)
+
+
+def build_engine(
+    job: BuildJob,
+    precision: str,
+    backend: str,
+    quantizing: QuantizeOptions,
+    race: Race | None = None,
+    lowered: Graph | None = None,
+) -> Engine:
+    """Lower, compile, measure, judge, and write ``<name>.<precision>.<ext>`` and its JSON into the job's folder.
+
+    Args:
+        job: what is built.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        backend: a name of ``backends.base.BACKENDS``.
+        quantizing: how INT8 is made.
+        race: why this backend, for the record.
+        lowered: the graph in this precision, where an earlier try with the same options made it already.
+
+    Returns:
+        The engine, whose record says under ``gate`` whether it may be used.
+    """
+    require_nms(job.nms, backend)
+    require_writable(job.output)
+    graph = job.graph
+    path = job.output / f"{job.name}.{precision}{get_backend(backend).SUFFIX}"
+    built = lowered or lower_graph(
+        graph, precision, job.images, quantizing, lowered_path(job, precision), job.calibration_table, job.search
+    )
+    compiled = built
+    if job.nms == "efficientnms":
+        from edge_effdet.graph.rules.efficient_nms import attach_efficient_nms
+
+        compiled = attach_efficient_nms(built, job.output / "graphs" / f"{job.name}.{precision}.efficientnms.onnx")
+    logger.info("compiling %s with %s", precision.upper(), backend)
+    # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
+    # an earlier engine without its own.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=job.output) as aside:
+        engine = compile_engine(compiled, backend, job.compiling, Path(aside) / path.name, job.nms)
+        engine = _verify(engine, job, built)
+        # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
+        engine_json_path(path).unlink(missing_ok=True)
+        # That of an earlier engine, which another backend would never replace, goes; that of this one comes along.
+        kept, cache = (each.with_name(path.name + RUNTIME_CACHE) for each in (engine.path, path))
+        cache.unlink(missing_ok=True)
+        os.replace(engine.path, path)
+        if kept.exists():
+            os.replace(kept, cache)
+    record = {**engine.record, "gate": judge(engine.record, job.budget).to_dict()}
+    if race is not None:
+        record["race"] = race.to_dict()
+    # The golden pictures are long, and a person reads from the top.
+    record["golden"] = record.pop("golden")
+    engine = replace(engine, path=path, record=record)
+    write_json(engine.json_path, engine.record)
+    if job.evaluation is not None:
+        shown = engine if require(backend).runs_here else graph_as_engine(built)
+        save_example(shown, job.evaluation[1], path.with_suffix(".jpg"))
+    return engine
+
+
+def lowered_path(job: BuildJob, precision: str) -> Path:
+    """Where the graph in this precision is kept."""
+    return job.output / "graphs" / f"{job.name}.{precision}.onnx"
+
+
+def _verify(engine: Engine, job: BuildJob, built: Graph) -> Engine:
+    """Fill in the parts of the record that are measured."""
+    changes: dict[str, Any] = {}
+    graph, evaluation = job.graph, job.evaluation
+    runs_here = require(engine.backend).runs_here
+    runner_backend = engine.backend if runs_here else "onnxruntime"
+    if evaluation is not None:
+        split, samples = evaluation
+        logger.info("measuring AP before and after on %d images (split %s)", len(samples), split)
+        accuracy = measure_accuracy(engine, graph, built, samples, split)
+        changes["accuracy"] = {**accuracy.to_dict(), "machine": machine_fingerprint(runner_backend).to_dict()}
+        changes["measured_on"] = accuracy.measured_on
+        changes["engine_verified"] = runs_here
+    image = _any_image(evaluation, engine)
+    timed = {"engine": engine} if runs_here else {}
+    if built.sha256 != graph.sha256:
+        timed["reference"] = graph_as_engine(graph)
+    latencies = dict(zip(timed, measure_latency(list(timed.values()), image), strict=True))
+    changes["latency"] = latencies.get("engine")
+    if "reference" in timed:
+        size = graph.path.stat().st_size
+        changes["reference"] = {"sha256": graph.sha256, "bytes": size, "latency": latencies["reference"]}
+    changes |= _look_at_pictures(engine, job, built, runs_here)
+    return replace(engine, record={**engine.record, **changes})
+
+
+def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bool) -> dict[str, Any]:
+    """Whether the engine finds what its graph finds, and the golden pictures that it carries to other machines."""
+    photos = photographs(job)
+    shown = engine if runs_here else graph_as_engine(built)
+    kind = job.golden if job.golden != "pictures" or photos else "drawn"
+    images = draw_pictures(engine.spec.image_size, CANDIDATES) if kind == "drawn" else photos
+    changes: dict[str, Any] = {}
+    with get_backend(shown.backend).load(shown) as runner:
+        found = [find_best(runner, engine.spec, picture) for picture in photos] if runs_here else []
+        fingerprint = machine_fingerprint(shown.backend)
+        changes["golden"] = make_golden(runner, engine.spec, images, kind, engine.precision, fingerprint)
+    if found:
+        title = "the FP32 graph" if job.graph.precision == "fp32" else "the same graph, computed exactly"
+        exact = find_in_graph(built, photos)
+        reference = find_in_graph(job.graph, photos) if job.graph.sha256 != built.sha256 else exact
+        changes["agreement"] = measure_agreement(reference, exact, found, title).to_dict()
+    return changes
+
+
+def photographs(job: BuildJob) -> list[np.ndarray]:
+    """A few calibration images, or else evaluation images, letterboxed: uint8 [H, W, 3] in the size of the network's input."""
+    if job.images is not None:
+        samples: Sequence[Sample] = job.images.first(CANDIDATES).samples
+    else:
+        samples = job.evaluation[1][:CANDIDATES] if job.evaluation is not None else ()
+    spec = job.graph.spec
+    return [letterbox(image, spec.image_size, spec.preprocess)[0] for _, image in readable_images(samples)]
+
+
+def _any_image(evaluation: tuple[str, Sequence[Sample]] | None, engine: Engine) -> np.ndarray:
+    for _, image in readable_images(evaluation[1] if evaluation else ()):
+        return image
+    # Latency does not depend on what the pixels show, but for NMS, which is not timed.
+    return np.full((*engine.spec.image_size, 3), engine.spec.preprocess.fill_color, np.uint8)

@@ -1,0 +1,394 @@
+"""The one Dataset type, and what every reader does: splits and folds, class matching, problems that are recorded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from edge_effdet.artifacts import ModelSpec, file_sha256, text_sha256
+from edge_effdet.errors import DataError
+from edge_effdet.runtime.images import read_image
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_FRACTION = 0.2
+HELD_OUT_SEED = 0
+
+PROBLEM_KINDS = {
+    "bad_row": "a row, an object or a file of annotations that cannot be understood: skipped",
+    "unknown_class": "a box of a class that is not in the list of classes: skipped",
+    "degenerate": "a box without area inside its image: skipped",
+    "not_finite": "a box with NaN or infinity for a number: skipped",
+    "outside": "a box that reaches more than 1 pixel beyond its image: clipped",
+    "duplicate": "a box that its image has already, of the same class: kept",
+    "missing_image": "an image that is named and not there: skipped",
+    "unreadable_image": "a file that is not an image, or a damaged one: skipped",
+    "class_names": "classes whose names differ only in case or spaces: kept apart",
+}
+"""What can be wrong in a data set, and what is done about it."""
+
+
+_OUTSIDE_PIXELS = 1.0
+_FOLD = re.compile(r"fold(\d+)")
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture and its truth.
+
+    Attributes:
+        image_id: unique in the data set.
+        path: the picture.
+        height, width: pixels, upright.
+        boxes: float32 [N, 4], xyxy in pixels, inside the picture and not degenerate.
+        class_ids: int64 [N], 0-based.
+        ignore: bool [N]: crowds and difficult boxes, left out of training and not counted in evaluation.
+    """
+
+    image_id: str
+    path: Path
+    height: int
+    width: int
+    boxes: np.ndarray
+    class_ids: np.ndarray
+    ignore: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong in a data set.
+
+    Attributes:
+        kind: a key of ``PROBLEM_KINDS``.
+        where: ``file:line`` of the annotation, or the image's path where it is the image that is broken.
+        text: what is wrong with it.
+    """
+
+    kind: str
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Samples with names for their classes.
+
+    Attributes:
+        root: the folder or file that was given.
+        kind: the reader: ``coco``, ``voc``, ``yolo`` or ``csv``.
+        class_names: 0-based.
+        category_ids: the data set's own ids.
+        splits: the samples of each split, by name.
+        notes: what a person should know of how it was read.
+        problems: what is wrong in it, in the order of the files.
+    """
+
+    root: Path
+    kind: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    splits: Mapping[str, tuple[Sample, ...]]
+    notes: tuple[str, ...] = field(default=())
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The numbers of the splits that are folds, ascending."""
+        return tuple(sorted(int(found[1]) for name in self.splits if (found := _FOLD.fullmatch(name))))
+
+    def with_fold(self, k: int) -> Dataset:
+        """The same data with fold ``k`` as ``val`` and all other folds as ``train``; a split like ``test`` stays.
+
+        Raises:
+            DataError: the data set has no folds, or none with this number, or no other.
+        """
+        folds = self.folds
+        if not folds:
+            raise DataError(
+                f"{self.root} has no folds, so there is no fold {k}: folds come from a CSV file with a column fold (a "
+                "number from 0 in each row) or from COCO files named instances_fold0.json and so on; add them or leave "
+                "--fold out."
+            )
+        if k not in folds:
+            raise DataError(f"{self.root} has no fold {k}; it has {', '.join(map(str, folds))}: give one of them.")
+        if folds == (k,):
+            raise DataError(f"{self.root} has no fold but {k}, so nothing is left to train on; give it a second fold.")
+        hidden = [name for name in ("train", "val") if name in self.splits]
+        notes = self.notes
+        if hidden:
+            notes += (f"{self.root}: the folds take the place of the split {' and '.join(hidden)}, which is not used.",)
+        splits = {
+            "train": tuple(sample for fold in folds if fold != k for sample in self.splits[f"fold{fold}"]),
+            "val": self.splits[f"fold{k}"],
+        }
+        others = {
+            name: samples for name, samples in self.splits.items() if name not in splits and not _FOLD.fullmatch(name)
+        }
+        return replace(self, splits={**splits, **others}, notes=notes)
+
+    def choose_split(self, wanted: str | None, defaults: Sequence[str]) -> tuple[str, tuple[Sample, ...]]:
+        """The split ``wanted``, or the first of ``defaults`` that exists, or all samples, which may be asked for as ``all``.
+
+        Raises:
+            DataError: ``wanted`` does not exist, or the split is empty.
+        """
+        if wanted in ("train", "val") and wanted not in self.splits and self.folds:
+            raise DataError(
+                f"{self.root} has no split {wanted!r} but the folds {', '.join(map(str, self.folds))}; give --fold K to "
+                "train on all folds but K and validate on K."
+            )
+        if wanted not in (None, "all", *self.splits):
+            raise DataError(
+                f"{self.root} has no split {wanted!r}; it has {', '.join(self.splits)}: name one of them with --split."
+            )
+        name = wanted or next((name for name in defaults if name in self.splits), "all")
+        samples = self.splits[name] if name in self.splits else self.all_samples()
+        if not samples:
+            raise DataError(f"The split {name!r} of {self.root} holds no usable image; choose another with --split.")
+        return name, samples
+
+    def all_samples(self) -> tuple[Sample, ...]:
+        by_id = {sample.image_id: sample for samples in self.splits.values() for sample in samples}
+        return tuple(by_id[image_id] for image_id in sorted(by_id))
+
+
+def make_sample(
+    image_id: str,
+    path: Path,
+    height: int,
+    width: int,
+    rows: Iterable[tuple[Sequence[float], int, bool]],
+    source: str | Callable[[int], str],
+    problems: list[Problem] | None = None,
+) -> Sample:
+    """Build a sample from rows of (xyxy box, class id, ignore), dropping what is no box.
+
+    A box is clipped to the picture; one without area or with a number that is not finite is skipped.
+
+    Args:
+        image_id, path, height, width: of the picture.
+        rows: the boxes.
+        source: where the rows stand, or a function that tells where row number N stands.
+        problems: takes what is wrong; without it, warnings are logged.
+    """
+    boxes: list[list[float]] = []
+    class_ids: list[int] = []
+    ignore: list[bool] = []
+    found: list[Problem] = []
+    seen: set[tuple[float, ...]] = set()
+    for position, (box, class_id, ignored) in enumerate(rows):
+        corners = [float(value) for value in box]
+        inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], width), min(corners[3], height))
+        # Rounded as they are stored, so that what has no area then is seen now.
+        clipped = [float(np.float32(value)) for value in inside]
+        fault = _box_fault(corners, clipped, height, width)
+        if fault is None and (class_id, *corners) in seen:
+            fault = ("duplicate", "the box {} stands there a second time")
+        seen.add((class_id, *corners))
+        if fault is not None:
+            kind, text = fault
+            where = source if isinstance(source, str) else source(position)
+            found.append(Problem(kind, where, text.format(f"[{' '.join(f'{value:g}' for value in corners)}]")))
+            if kind in ("degenerate", "not_finite"):
+                continue
+        boxes.append(clipped)
+        class_ids.append(class_id)
+        ignore.append(ignored)
+    if problems is not None:
+        problems.extend(found)
+    else:
+        for problem in found:
+            logger.warning("%s: %s", problem.where, problem.text)
+    return Sample(
+        image_id,
+        path,
+        height,
+        width,
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(class_ids, np.int64),
+        np.array(ignore, bool),
+    )
+
+
+def unreadable_image(path: Path, error: DataError) -> Problem:
+    """The problem of a picture that ``image_size`` or ``read_image`` refused."""
+    return Problem("unreadable_image", str(path), f"skipped, because it {str(error).removeprefix(f'{path} ')}")
+
+
+def _box_fault(corners: Sequence[float], clipped: Sequence[float], height: int, width: int) -> tuple[str, str] | None:
+    """The kind of a box's fault and a text with a place for the box."""
+    if not np.isfinite(corners).all():
+        return "not_finite", "skipped the box {}, whose numbers are not all finite"
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return "degenerate", f"skipped a degenerate box {{}} in an image {width} wide and {height} high"
+    beyond = max(abs(before - after) for before, after in zip(corners, clipped, strict=True))
+    if beyond > _OUTSIDE_PIXELS:
+        return (
+            "outside",
+            f"clipped the box {{}}, which reaches {beyond:g} pixels beyond its image of width {width} and height {height}",
+        )
+    return None
+
+
+def split_in_name(*names: str) -> str | None:
+    """``train``, ``val`` or ``test`` where one of the names tells it: ``instances_val2017``, ``valid``, ``training-set``."""
+    words = (word for name in names for word in re.findall(r"[a-z]+", name.lower()))
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
+
+
+def gather_splits(
+    parts: Iterable[tuple[str | None, tuple[Sample, ...]]], source: Path
+) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
+    """Join parts into splits by their names. Returns the splits and notes.
+
+    Parts without a name become the split ``all`` beside named ones, and are split by ``hold_out`` where there are none.
+    """
+    splits: dict[str, tuple[Sample, ...]] = {}
+    unnamed: tuple[Sample, ...] = ()
+    for name, samples in parts:
+        if name is None:
+            unnamed += samples
+        else:
+            splits[name] = splits.get(name, ()) + samples
+    if not unnamed:
+        return splits, ()
+    if splits:
+        return {**splits, "all": unnamed}, ()
+    splits, note = hold_out(unnamed, source)
+    return splits, (note,)
+
+
+def first_existing(paths: Iterable[Path]) -> Path | None:
+    """The first path where there is a file or a folder.
+
+    A damaged annotation holds names that no file can have, for which ``Path.exists`` raises an error.
+    """
+    return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110
+
+
+def with_unique_ids(parts: Sequence[tuple[Sample, ...]], base: Path) -> list[tuple[Sample, ...]]:
+    """The same parts, with the pictures' paths below ``base`` for ids where one id means two pictures."""
+    pictures: dict[str, set[Path]] = defaultdict(set)
+    for samples in parts:
+        for sample in samples:
+            pictures[sample.image_id].add(sample.path)
+    if all(len(paths) == 1 for paths in pictures.values()):
+        return list(parts)
+    return [
+        tuple(replace(sample, image_id=Path(os.path.relpath(sample.path, base)).as_posix()) for sample in samples)
+        for samples in parts
+    ]
+
+
+def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[Sample, ...]], str]:
+    """Split samples that come without a split file: a seeded fraction becomes ``val``. Returns the splits and a note."""
+    ordered = sorted(samples, key=lambda sample: sample.image_id)
+    count = max(1, round(len(ordered) * HELD_OUT_FRACTION)) if len(ordered) > 1 else 0
+    chosen = set(random.Random(HELD_OUT_SEED).sample(range(len(ordered)), count))
+    splits = {
+        "train": tuple(sample for index, sample in enumerate(ordered) if index not in chosen),
+        "val": tuple(sample for index, sample in enumerate(ordered) if index in chosen),
+    }
+    note = f"{source} names no splits: {count} of {len(ordered)} images, chosen with seed {HELD_OUT_SEED}, are held out as val."
+    return splits, note
+
+
+def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
+    """Renumber a data set's classes into those of a model: by name, then by id.
+
+    Classes of the data set without a box do not matter. The model may know more classes than the data set.
+
+    Raises:
+        DataError: a class with boxes that the model does not know; names it.
+    """
+    # Exact names go first: in a data set of letters "a" is not "A".
+    by_name = {name: index for index, name in enumerate(spec.class_names)}
+    by_folded_name = {name.casefold(): index for index, name in enumerate(spec.class_names)}
+    by_id = {number: index for index, number in enumerate(spec.category_ids)}
+    table = np.full(len(dataset.class_names), -1, np.int64)
+    named = [by_name.get(name, by_folded_name.get(name.casefold(), -1)) for name in dataset.class_names]
+    by_number = _ids_mean_the_same(dataset, spec, named)
+    for own, index in enumerate(named):
+        fallback = by_id.get(dataset.category_ids[own], -1) if by_number else -1
+        # A class that another one already has by its name is not given out twice.
+        table[own] = index if index >= 0 or fallback in named else fallback
+        if index < 0 <= table[own]:
+            number, name = dataset.category_ids[own], spec.class_names[fallback]
+            logger.info("class %r is taken for %r: both have the id %d", dataset.class_names[own], name, number)
+    used = sorted({int(own) for sample in dataset.all_samples() for own in np.unique(sample.class_ids)})
+    unknown = [dataset.class_names[own] for own in used if table[own] < 0]
+    if unknown:
+        raise DataError(
+            f"{dataset.root} has boxes of {', '.join(map(repr, unknown[:5]))}, which the model does not know "
+            f"(its {spec.num_classes} classes: {', '.join(spec.class_names[:10])}{'…' if spec.num_classes > 10 else ''}); "
+            "use the data set that the model was trained for, or rename the classes."
+        )
+    splits = {
+        name: tuple(replace(sample, class_ids=table[sample.class_ids]) for sample in samples)
+        for name, samples in dataset.splits.items()
+    }
+    return replace(dataset, class_names=spec.class_names, category_ids=spec.category_ids, splits=splits)
+
+
+def _ids_mean_the_same(dataset: Dataset, spec: ModelSpec, named: Sequence[int]) -> bool:
+    """Whether category ids may stand in for names that do not match.
+
+    Ids alone prove nothing: most data sets number their classes from 1, so blood cells would become balls. They are
+    trusted where some names match and each of those has the same id on both sides, or where names are only numbers.
+    """
+    agreeing = [spec.category_ids[index] == dataset.category_ids[own] for own, index in enumerate(named) if index >= 0]
+    if agreeing:
+        # Only a COCO file has ids of its own; those of the other formats are made up by their reader.
+        return dataset.kind == "coco" and all(agreeing)
+    return all(name.strip().isdigit() for name in dataset.class_names)
+
+
+def readable_images(samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Decode each sample's picture; one that cannot be decoded is skipped with a warning, and all are counted at the end."""
+    skipped = 0
+    for sample in samples:
+        try:
+            image = read_image(sample.path)
+        except DataError as error:
+            skipped += 1
+            logger.warning("skipped an image: %s", error)
+            continue
+        yield sample, image
+    if skipped:
+        logger.warning("%d image%s could not be decoded and were left out", skipped, "" if skipped == 1 else "s")
+
+
+def samples_manifest(samples: Sequence[Sample]) -> dict[str, str]:
+    """Image id to SHA-256 of the image file, sorted by id; missing files are left out."""
+    return {
+        sample.image_id: file_sha256(sample.path)
+        for sample in sorted(samples, key=lambda sample: sample.image_id)
+        if sample.path.is_file()
+    }
+
+
+def manifest_sha256(manifest: Mapping[str, str]) -> str:
+    return text_sha256(json.dumps(manifest, sort_keys=True))
+
+
+def samples_sha256(samples: Sequence[Sample]) -> str:
+    """One hash over the images and their boxes, so that an AP names the data it was measured on."""
+    truth = {sample.image_id: [sample.boxes.tolist(), sample.class_ids.tolist()] for sample in samples}
+    return text_sha256(json.dumps([samples_manifest(samples), truth], sort_keys=True))

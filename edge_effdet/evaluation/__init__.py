@@ -1,0 +1,1 @@
+"""How good detections are: COCO metrics, confusion, intervals, and pictures of what went wrong."""

@@ -1,0 +1,12 @@
+"""Fields of option dataclasses. A stage's options are such a dataclass; the command line makes its flags from them (``cli``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, field
+from typing import Any
+
+
+def option(default: Any = MISSING, *, help: str, choices: Sequence[str] | None = None) -> Any:  # noqa: A002
+    """A dataclass field with its help, which ``cli.add_options`` turns into a flag."""
+    return field(default=default, metadata={"help": help, "choices": choices})

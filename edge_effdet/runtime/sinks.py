@@ -1,0 +1,255 @@
+"""Where detections go: annotated pictures, an annotated video, JSON, JSON lines, COCO results. Each is written atomically.
+
+A sink that is closed has written what it was given, after an interruption too: its file then holds what was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from edge_effdet.artifacts import Detections, ModelSpec, atomic_output, write_json
+from edge_effdet.errors import InputError, MissingDependency, first_line
+from edge_effdet.runtime.pipeline import Found
+from edge_effdet.runtime.sources import Source
+
+logger = logging.getLogger("edge_effdet.runtime.sinks")
+
+RESULTS = ("auto", "json", "jsonl", "coco", "none")
+
+_MILLISECONDS = 1000
+_CAMERA_RATE = 25
+
+
+class Sink(Protocol):
+    """Takes what a pipeline found, one frame after the other; ``close`` completes what it writes."""
+
+    def write(self, found: Found) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class AnnotatedPictures:
+    """A JPEG a frame. Where one cannot be written, the run goes on: the next may fit, and the results are kept elsewhere.
+
+    Attributes:
+        written, failed: pictures that were written, and that could not be.
+    """
+
+    def __init__(self, folder: Path, names: Mapping[str, str], spec: ModelSpec) -> None:
+        """Take the folder and the file name of each frame."""
+        self._folder, self._names, self._spec = folder, names, spec
+        self.written = self.failed = 0
+
+    def write(self, found: Found) -> None:
+        from edge_effdet.runtime.drawing import save_annotated
+
+        if found.detections is None or found.image is None:
+            return
+        try:
+            path = self._folder / self._names[found.frame.name]
+            save_annotated(path, found.image, found.detections, self._spec)
+            self.written += 1
+        except InputError as error:
+            self.failed += 1
+            # Once: a full disk would fill the screen too.
+            if self.failed == 1:
+                logger.warning("%s", error)
+
+    def close(self) -> None:
+        """Raises InputError where a picture is missing: the run is over, and whoever started it must know."""
+        if self.failed:
+            raise InputError(
+                f"{self.failed} of {self.failed + self.written} annotated pictures could not be written into {self._folder}; is "
+                "the disk full? The results of all were kept."
+            )
+
+
+class AnnotatedVideo:
+    """A video with the frames' own times: H.264 where this FFmpeg has it, else MPEG-4."""
+
+    def __init__(self, path: Path, spec: ModelSpec, rate: float | None) -> None:
+        """Write nothing before the first frame, which says the size. Raises MissingDependency."""
+        try:
+            import av
+        except ModuleNotFoundError as error:
+            raise MissingDependency("av", "video", "to write a video") from error
+        self._av: Any = av
+        self._path, self._spec = path, spec
+        self._rate = Fraction(rate or _CAMERA_RATE).limit_denominator(1001)
+        self._open = contextlib.ExitStack()
+        self._container: Any = None
+        self._last = -1
+
+    def write(self, found: Found) -> None:
+        from edge_effdet.runtime.drawing import draw_detections
+
+        if found.detections is None or found.image is None:
+            return
+        picture = draw_detections(found.image, found.detections, self._spec)
+        with self._said():
+            if self._container is None:
+                self._container = self._start(picture)
+            # The sides of 4:2:0 video are even; a camera that came back may have another size.
+            frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p")
+            # Two frames never share a time.
+            self._last = max(self._last + 1, round(_MILLISECONDS * (found.frame.seconds or 0.0)))
+            frame.pts, frame.time_base = self._last, Fraction(1, _MILLISECONDS)
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        if self._container is None:
+            return
+        with self._open, self._said():
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+    def _start(self, picture: np.ndarray) -> Any:
+        temporary = self._open.enter_context(atomic_output(self._path))
+        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        container = self._av.open(str(temporary), "w", format="mp4")
+        self._stream = container.add_stream(codec, rate=self._rate)
+        self._stream.height, self._stream.width = (side + side % 2 for side in picture.shape[:2])
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _MILLISECONDS)
+        return container
+
+    @contextlib.contextmanager
+    def _said(self) -> Any:
+        try:
+            yield
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise InputError(f"Writing {self._path} failed ({first_line(error)}); is the disk full?") from error
+
+
+class JsonLines:
+    """A line a frame: for videos and cameras, whose number of frames has no limit. Without a path it prints them at once."""
+
+    def __init__(self, path: Path | None, spec: ModelSpec) -> None:
+        self._spec, self._path = spec, path
+        self._open = contextlib.ExitStack()
+        self._stream: IO[str] = sys.stdout if path is None else _open_text(self._open, path)
+
+    def write(self, found: Found) -> None:
+        row: dict[str, Any] = (
+            {"image": found.frame.name, "problem": found.problem}
+            if found.detections is None
+            else detections_to_json(found.frame.name, found.detections, self._spec)
+        )
+        if found.frame.seconds is not None:
+            row["seconds"] = round(found.frame.seconds, 3)
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        if self._path is None:
+            print(line, end="", flush=True)
+        else:
+            _write_text(self._stream, line, self._path)
+
+    def close(self) -> None:
+        self._open.close()
+
+
+class CocoResults:
+    """A COCO result list, for COCO's tools: the image id is the file's name without suffix, a number where it is one."""
+
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        self._spec, self._path = spec, path
+        self._open = contextlib.ExitStack()
+        self._stream = _open_text(self._open, path)
+        self._before = "["
+
+    def write(self, found: Found) -> None:
+        if found.detections is None:
+            return
+        stem = Path(found.frame.name).stem
+        image_id = int(stem) if stem.isdecimal() else stem
+        boxes = found.detections.boxes.astype(np.float64)
+        rows = zip(boxes.tolist(), found.detections.scores.tolist(), found.detections.class_ids.tolist(), strict=True)
+        for (x_min, y_min, x_max, y_max), score, class_id in rows:
+            row = {
+                "image_id": image_id,
+                "category_id": self._spec.category_ids[class_id],
+                "bbox": [round(value, 3) for value in (x_min, y_min, x_max - x_min, y_max - y_min)],
+                "score": round(score, 6),
+            }
+            _write_text(self._stream, f"{self._before}\n{json.dumps(row)}", self._path)
+            self._before = ","
+
+    def close(self) -> None:
+        with self._open:
+            _write_text(self._stream, "[]\n" if self._before == "[" else "\n]\n", self._path)
+
+
+class JsonObject:
+    """All results in one object, which memory holds: for files of pictures.
+
+    Attributes:
+        data: the object, as it will be written.
+    """
+
+    def __init__(self, path: Path | None, spec: ModelSpec, head: Mapping[str, Any]) -> None:
+        """Take the file, or None to write none, and what the object starts with."""
+        self._path, self._spec = path, spec
+        self.data: dict[str, Any] = {**head, "images": [], "skipped": []}
+
+    def write(self, found: Found) -> None:
+        if found.detections is None:
+            self.data["skipped"].append({"image": found.frame.name, "problem": found.problem})
+        else:
+            self.data["images"].append(detections_to_json(found.frame.name, found.detections, self._spec))
+
+    def close(self) -> None:
+        if self._path is not None and (self.data["images"] or self.data["skipped"]):
+            write_json(self._path, self.data)
+
+
+def detections_to_json(image: Path | str, detections: Detections, spec: ModelSpec) -> dict[str, Any]:
+    """One picture's detections for machines; boxes are xyxy in pixels of the original."""
+    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True)
+    return {
+        "image": str(image),
+        "detections": [
+            {
+                "box": [round(value, 2) for value in box],
+                "score": round(score, 4),
+                "class": spec.class_names[class_id],
+                "class_id": class_id,
+                "category_id": spec.category_ids[class_id],
+            }
+            for box, score, class_id in rows
+        ],
+    }
+
+
+def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each annotated picture; a.jpg and a.png are two pictures."""
+    stems = Counter(path.stem for path in sources)
+    return {path: f"{path.stem if stems[path.stem] == 1 else path.name}.jpg" for path in sources}
+
+
+def video_name(source: Source) -> str:
+    """A file name without suffix for what was found in a video or a camera's stream."""
+    stem = Path(source.name).stem if "://" not in source.name else source.name.split("://", 1)[1]
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem).strip("_.") or "camera"
+
+
+def _open_text(closing: contextlib.ExitStack, path: Path) -> IO[str]:
+    """A text file that takes its name when ``closing`` is closed."""
+    temporary = closing.enter_context(atomic_output(path))
+    return closing.enter_context(temporary.open("w", encoding="utf-8"))
+
+
+def _write_text(stream: IO[str], text: str, path: Path) -> None:
+    try:
+        stream.write(text)
+    except OSError as error:
+        raise InputError(f"Writing {path} failed: {error.strerror or error}; is the disk full?") from error

@@ -1,0 +1,234 @@
+"""Where boxes are suppressed: refused where the backend cannot, recorded where it can. TensorRT itself needs a GPU."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edge_effdet import build_engine
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
+from edge_effdet.backends.base import Available, CompileOptions
+from edge_effdet.building import chain, summary
+from edge_effdet.building import engine as engine_module
+from edge_effdet.building.gate import judge, parse_budget
+from edge_effdet.building.options import BuildConfig
+from edge_effdet.building.race import Race
+from edge_effdet.cli import options_from
+from edge_effdet.errors import AccuracyGateFailed, GraphError, UsageError
+from edge_effdet.graph.model import save_graph
+from edge_effdet.graph.rules.efficient_nms import PLUGIN
+from edge_effdet.quant import account
+from edge_effdet.quant.stage import QuantizeOptions
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt-rtx"])
+def test_only_tensorrt_has_the_plugin(tmp_path, capsys, backend):
+    words = ["--fp32", "--backend", backend, "--nms", "efficientnms", "--output", str(tmp_path / "engines")]
+    assert build_engine.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"plugin of TensorRT, which {backend} does not have; leave it out" in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "engines").exists()
+
+
+def test_the_plugin_is_not_raced(tmp_path, capsys):
+    words = ["--fp32", "--backend", "fastest", "--nms", "efficientnms", "--output", str(tmp_path / "engines")]
+    assert build_engine.main(words) == 2
+    assert "the fastest backend may be another; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "milliseconds", "vnni", "race", "said", "advised"),
+    [
+        ("onnxruntime", 9.0, True, False, False, False),
+        ("onnxruntime", 30.0, True, False, True, True),
+        ("onnxruntime", 30.0, True, True, True, False),
+        ("onnxruntime", 30.0, False, False, True, False),
+        ("openvino", 30.0, True, True, True, False),
+        ("openvino", 30.0, True, False, True, False),
+    ],
+)
+def test_a_cpu_that_gains_nothing_by_int8_is_told_of(
+    tmp_path, monkeypatch, backend, milliseconds, vnni, race, said, advised
+):
+    monkeypatch.setattr(summary, "cpu_has_vnni", lambda: vnni)
+    record = {"reference": {"latency": {"median_ms": 10.0}}, "latency": {"median_ms": milliseconds}}
+    engine = Engine(
+        tmp_path / "x.onnx",
+        ModelSpec("tiny", (16, 16), ("thing",), (1,)),
+        backend,
+        "int8",
+        record | ({"race": {}} if race else {}),
+    )
+    text = "".join(summary._speed_remark(engine))
+    assert ("check of accuracy" in text) == said
+    assert ("--backend fastest finds out" in text) == advised
+    assert ("has no VNNI" in text) == (said and not vnni)
+
+
+def test_a_draft_that_cannot_be_made_is_raced_in_fp32(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise GraphError("silu_71 was 0 everywhere")
+
+    raced = []
+    monkeypatch.setattr(chain, "draft_int8", fail)
+    monkeypatch.setattr(chain, "photographs", lambda job: [])
+    monkeypatch.setattr(
+        chain, "race_backends", lambda graph, options, draft, **_: raced.append(draft("onnxruntime") is graph)
+    )
+    job = engine_module.BuildJob(name="tiny", graph=save_detector(tmp_path), output=tmp_path, images=object())
+    chain._race(BuildConfig(), job, "int8")
+    assert raced == [True]
+    assert "raced in FP32, since no draft in INT8 could be made: silu_71" in caplog.text
+
+
+def test_batch_sizes_ascend(tmp_path, capsys):
+    assert chain.parse_batch_sizes("1") == (1,)
+    assert chain.parse_batch_sizes("1,4,16") == (1, 4, 16)
+    for text in ("0,8", "8,1", "4,4", "1,,8", "two", "-1", ""):
+        with pytest.raises(UsageError, match="whole numbers that ascend"):
+            CompileOptions(batch_sizes=chain.parse_batch_sizes(text))
+    words = ["--fp32", "--batch-sizes", "8,1", "--output", str(tmp_path / "engines")]
+    assert build_engine.main(words) == 2 and "write 1,8" in capsys.readouterr().err
+    assert not (tmp_path / "engines").exists()
+
+
+def save_detector(folder):
+    """A graph that finds the same two boxes in any picture, with a convolution for the proof to count."""
+    found = {
+        "boxes": (TensorProto.FLOAT, np.array([[[0, 0, 8, 8], [0, 0, 8, 7]]], np.float32)),
+        "scores": (TensorProto.FLOAT, np.array([[0.9, 0.6]], np.float32)),
+        "class_ids": (TensorProto.INT32, np.zeros((1, 2), np.int32)),
+    }
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+        for name, (_, array) in found.items()
+    ]
+    proto = helper.make_graph(
+        [
+            *nodes,
+            helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("Conv", ["x", "w"], ["y"]),
+        ],
+        "detector",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info(name, kind, array.shape) for name, (kind, array) in found.items()],
+        [numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")],
+        value_info=[helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 16, 16])],
+    )
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 18)])
+    spec = ModelSpec("tiny", (16, 16), ("thing",), (1,))
+    return save_graph(
+        model, folder / "tiny.onnx", spec=spec, stage="optimized", precision="fp32", rewrites={}, parents={}
+    )
+
+
+def build(tmp_path, nms, backend="tensorrt"):
+    graph = save_detector(tmp_path)
+    job = engine_module.BuildJob(name="tiny", graph=graph, output=tmp_path / "engines", nms=nms)
+    return engine_module.build_engine(job, "fp32", backend, QuantizeOptions())
+
+
+def test_the_function_refuses_it_too(tmp_path):
+    with pytest.raises(UsageError, match="plugin of TensorRT"):
+        build(tmp_path, "efficientnms", backend="onnxruntime")
+
+
+@pytest.mark.parametrize("nms", ["host", "efficientnms"])
+def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypatch, nms):
+    """A backend that stands for TensorRT: its engine is the graph that it was given."""
+    simulated = types.SimpleNamespace(SUFFIX=".engine", compile=lambda graph, options: graph.path.read_bytes())
+    real = engine_module.get_backend
+    for module in (engine_module, account):
+        monkeypatch.setattr(module, "get_backend", lambda name: simulated if name == "tensorrt" else real(name))
+    monkeypatch.setattr(engine_module, "require", lambda name: Available("10.3.0", "Orin (SM 87)", runs_here=False))
+    engine = build(tmp_path, nms)
+    compiled = onnx.load(str(engine.path))
+    assert [node.op_type for node in compiled.graph.node].count(PLUGIN) == (nms == "efficientnms")
+    record = json.loads(engine.json_path.read_text())
+    assert record["nms"] == nms
+    assert record["parents"]["compiled_graph"] == file_sha256(engine.path)
+    assert record["rewrites"].get("efficient_nms", 0) == (nms == "efficientnms")
+    # It tells nothing of its layers, so the graph was counted.
+    assert record["proof"]["counted_on"] == "graph" and record["proof"]["source"] is None
+    # It never ran, so what it must find on its target is what its graph finds here.
+    assert record["golden"]["fingerprint"]["backend"] == "onnxruntime" and "agreement" not in record
+    assert record["golden"]["kind"] == "drawn" and list(record)[-1] == "golden"
+
+
+class Tries:
+    """Stands for ``build_engine`` and the race: engines whose AP drops are given, by precision and backend."""
+
+    def __init__(self, monkeypatch, tmp_path, drops, orders):
+        self.drops, self.orders, self.built = drops, orders, []
+        self.folder = tmp_path
+        monkeypatch.setattr(chain, "build_engine", self.build)
+        monkeypatch.setattr(chain, "_race", self.race)
+
+    def race(self, config, job, precision):
+        order = self.orders[precision]
+        if not order:
+            raise AccuracyGateFailed("No backend here finds what the FP32 graph finds")
+        return Race(order[0], order, (), {})
+
+    def build(self, job, precision, backend, quantizing, race=None, lowered=None):
+        self.built.append((precision, backend))
+        accuracy = {"drop": self.drops[precision, backend], "drop_interval": None}
+        record = {"accuracy": accuracy, "golden": {}, "engine_sha256": "ab" * 32}
+        record["gate"] = judge(record, job.budget).to_dict()
+        return Engine(self.folder / f"x.{precision}.onnx", job.graph.spec, backend, precision, record)
+
+
+DROPS = {
+    ("int8", "fast"): 12.0, ("int8", "slow"): 0.1, ("int8", "bad"): 5.0,
+    ("fp16", "fast"): 2.0, ("fp16", "slow"): 0.1, ("fp32", "slow"): 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "orders", "tried"),
+    [
+        ("", {"int8": ("fast", "slow")}, [("int8", "fast"), ("int8", "slow")]),
+        ("--max-ap-drop none", {"int8": ("fast", "slow")}, [("int8", "fast")]),
+        ("--max-ap-drop 20", {"int8": ("fast", "slow")}, [("int8", "fast")]),
+        ("--fall-back", {"int8": ("fast", "bad"), "fp16": ("slow",)}, [("int8", "fast"), ("int8", "bad"), ("fp16", "slow")]),
+        ("--fall-back", {"int8": (), "fp16": ("slow",)}, [("fp16", "slow")]),
+        ("--fall-back", {"int8": (), "fp16": ("fast",), "fp32": ("slow",)}, [("fp16", "fast"), ("fp32", "slow")]),
+    ],
+)  # fmt: skip
+def test_the_next_is_tried_before_the_build_gives_up(tmp_path, monkeypatch, words, orders, tried):
+    tries = Tries(monkeypatch, tmp_path, DROPS, orders)
+    arguments = build_engine.make_argument_parser().parse_args(["--int8", *words.split()])
+    config = options_from(BuildConfig, arguments)
+    job = engine_module.BuildJob(
+        name="x", graph=save_detector(tmp_path), output=tmp_path, budget=parse_budget(config.max_ap_drop)
+    )
+    engine = chain._build_within_budget(job, config, "")
+    assert tries.built == tried
+    assert (engine.precision, engine.backend) == tried[-1]
+    before = engine.record["gate"].get("tried_before", [])
+    assert len(before) == len(tried) - 1 + (orders["int8"] == ())
+    remarks = "".join(summary._gate_remarks(engine))
+    assert ("in place of what was not right" in remarks) == bool(before)
+
+
+@pytest.mark.parametrize("orders", [{"int8": ("fast", "bad")}, {"int8": ()}])
+def test_a_build_that_finds_none_within_the_budget_says_what_each_lost(tmp_path, monkeypatch, orders):
+    Tries(monkeypatch, tmp_path, DROPS, orders)
+    config = BuildConfig()
+    job = engine_module.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
+    with pytest.raises(AccuracyGateFailed) as failed:
+        chain._build_within_budget(job, config, "")
+    said = str(failed.value)
+    if orders["int8"]:
+        assert "x.int8.onnx was built and is kept, but it is not within the budget" in said
+        assert "INT8 by fast: it loses 12.00" in said and "INT8 by bad: it loses 5.00" in said
+    else:
+        assert said.startswith("No engine was built (No backend here finds")
+    assert "--max-ap-drop" in said

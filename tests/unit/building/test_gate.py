@@ -1,0 +1,77 @@
+"""What the gate lets pass, and how it decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_effdet.building.gate import DEFAULT_BUDGET, Budget, judge, parse_budget
+from edge_effdet.errors import UsageError
+
+RIGHT = {"distance": 0.05, "allowed": 0.15, "pictures": 8, "reference": "the FP32 graph"}
+WRONG = {**RIGHT, "distance": 0.4}
+
+
+def record(drop, interval=None, agreement=None):
+    return {"accuracy": {"drop": drop, "drop_interval": interval}, "agreement": agreement}
+
+
+@pytest.mark.parametrize(
+    ("measured", "budget", "passed", "decided_by"),
+    [
+        (record(0.3, [-0.1, 0.7]), Budget(), True, "drop"),
+        (record(-0.3, [-0.8, 0.2]), Budget(), True, "drop"),
+        (record(1.0, [0.5, 1.5]), Budget(), True, "drop"),
+        # The whole interval is above the budget.
+        (record(11.95, [10.8, 13.0]), Budget(), False, "interval"),
+        (record(1.4, [1.1, 1.7]), Budget(), False, "interval"),
+        # It straddles the budget: so few images cannot tell.
+        (record(1.4, [0.6, 2.2]), Budget(), True, "interval"),
+        (record(1.4, [0.6, 2.2]), Budget(0.5, asked=True), False, "interval"),
+        (record(1.4), Budget(), False, "interval"),
+        (record(1.4, [float("nan"), float("nan")]), Budget(), False, "interval"),
+        (record(12.0, [11.0, 13.0]), Budget(None, asked=True), True, "no limit"),
+        (record(-0.5, [-0.9, -0.2]), Budget(-0.4, asked=True), True, "drop"),
+        # AP that was measured goes before agreement.
+        (record(0.3, [-0.1, 0.7], WRONG), Budget(), True, "drop"),
+        ({"accuracy": None, "agreement": WRONG}, Budget(), False, "agreement"),
+        ({"accuracy": None, "agreement": RIGHT}, Budget(), True, "agreement"),
+        (record(None, None, WRONG), Budget(), False, "agreement"),
+        ({"accuracy": None, "agreement": WRONG}, Budget(None, asked=True), True, "no limit"),
+        ({"accuracy": None}, Budget(), True, "nothing"),
+        ({}, Budget(), True, "nothing"),
+    ],
+)
+def test_verdict(measured, budget, passed, decided_by):
+    verdict = judge(measured, budget)
+    assert (verdict.passed, verdict.decided_by) == (passed, decided_by)
+    assert verdict.to_dict()["max_ap_drop"] == budget.points
+    assert verdict.budget_was == ("asked" if budget.asked else "default")
+
+
+def test_the_remark_says_how_sure_it_is():
+    text = judge(record(1.4, [0.6, 2.2]), Budget()).text
+    assert "1.40 points of AP (95 %: +0.60 to +2.20), and 1 are allowed" in text and "few images cannot tell" in text
+    assert (
+        "scores differ from those of the FP32 graph by 40 %, and 15 % are allowed"
+        in judge({"agreement": WRONG}, Budget()).text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        (None, Budget(DEFAULT_BUDGET, asked=False)),
+        ("1.5", Budget(1.5, asked=True)),
+        ("-0.5", Budget(-0.5, asked=True)),
+        ("none", Budget(None, asked=True)),
+        ("None", Budget(None, asked=True)),
+    ],
+)
+def test_budget(text, budget):
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize("text", ["much", "", "nan", "inf", "1,5"])
+def test_a_budget_that_is_no_number_is_refused(text):
+    with pytest.raises(UsageError, match="neither a number of points nor none"):
+        parse_budget(text)

@@ -1,0 +1,148 @@
+"""Which backend wins, and that one that fails does not end the race."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_effdet.artifacts import Graph, ModelSpec
+from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.building import race
+from edge_effdet.building.race import race_backends
+from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, GraphError
+from edge_effdet.runtime import latency
+from edge_effdet.runtime.golden import find_best
+from tests.unit.test_predict import BrightBoxRunner
+
+SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
+
+
+class FakeBackend:
+    SUFFIX = ".fake"
+
+    def __init__(self, answer=None, seconds=0.0, refuses=False, score=0.8):
+        self.answer, self.seconds, self.refuses = answer or Available("1", "nowhere"), seconds, refuses
+        self.score = score
+
+    def probe(self):
+        return self.answer
+
+    def compile(self, graph, options):
+        if self.refuses:
+            raise GraphError("it does not like the graph")
+        return b"engine"
+
+    def load(self, engine):
+        assert engine.path.read_bytes() == b"engine"
+        runner = BrightBoxRunner(64, score=self.score)
+        find = runner.run
+
+        def run(feeds):
+            time.sleep(self.seconds)
+            return find(feeds)
+
+        runner.run = run
+        return runner
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    return Graph(tmp_path / "graph.onnx", SPEC, "optimized", "fp32", {}, {}, {}, "ab" * 32)
+
+
+def race_of(backends, graph, monkeypatch, draft=None, pictures=(), found=0.8):
+    for module in (race, latency):
+        monkeypatch.setattr(module, "get_backend", backends.__getitem__)
+    exact = BrightBoxRunner(64, score=found)
+    monkeypatch.setattr(
+        race, "find_in_graph", lambda graph, pictures: [find_best(exact, graph.spec, each) for each in pictures]
+    )
+    return race_backends(graph, CompileOptions(), tuple(backends), draft, pictures)
+
+
+def bright(x):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:40, x : x + 24] = 255
+    return image
+
+
+def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, monkeypatch):
+    backends = {"slow": FakeBackend(seconds=0.005), "wrong": FakeBackend(score=0.4), "near": FakeBackend(score=0.75)}
+    result = race_of(backends, graph, monkeypatch, pictures=[bright(4), bright(20)])
+    assert result.order == ("near", "slow")
+    rows = {row["backend"]: row for row in result.rows}
+    assert "median_ms" not in rows["wrong"]
+    assert (
+        "computes something else here: its scores differ from those of the FP32 graph by 50 % on 2 pictures"
+        in (rows["wrong"]["skipped"])
+    )
+    assert rows["near"]["agreement"]["right"] and rows["near"]["agreement"]["distance"] == pytest.approx(
+        0.0625, abs=1e-3
+    )
+    assert "; wrong: it computes something else here" in result.text()
+
+
+def test_a_race_that_all_lose_by_what_they_find_is_no_missing_backend(graph, monkeypatch):
+    with pytest.raises(AccuracyGateFailed, match=r"No backend here finds what the FP32 graph finds \(wrong: .* 50 %"):
+        race_of({"wrong": FakeBackend(score=0.4)}, graph, monkeypatch, pictures=[bright(4)])
+
+
+def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
+    backends = {
+        "slow": FakeBackend(seconds=0.005),
+        "fast": FakeBackend(),
+        "broken": FakeBackend(refuses=True),
+        "missing": FakeBackend(Unavailable("it is not installed", "install it")),
+        "elsewhere": FakeBackend(Available("2", "a card", runs_here=False)),
+    }
+    result = race_of(backends, graph, monkeypatch)
+    assert result.winner == "fast"
+    assert result.text().startswith("backend fast is the fastest here (slow ")
+    record = result.to_dict()
+    assert record["graph"] == {"precision": "fp32", "sha256": "ab" * 32}
+    rows = {row["backend"]: row for row in record["backends"]}
+    assert list(rows) == list(backends)
+    assert rows["slow"]["median_ms"] > rows["fast"]["median_ms"]
+    assert rows["broken"]["skipped"] == "it does not like the graph"
+    assert rows["missing"]["skipped"] == "it is not installed"
+    assert "cannot run here" in rows["elsewhere"]["skipped"]
+
+
+def test_each_backend_may_run_a_draft_of_its_own(graph, monkeypatch, tmp_path):
+    backends = {"one": FakeBackend(), "other": FakeBackend(seconds=0.005)}
+    compiled = {}
+    for name, backend in backends.items():
+        backend.compile = lambda given, options, name=name: (compiled.update({name: given.path.name}), b"engine")[1]
+    drafts = {name: replace(graph, path=tmp_path / f"{name}.onnx", precision="int8") for name in backends}
+    # No draft could be made for it.
+    drafts["other"] = replace(drafts["other"], precision="fp32")
+    result = race_of(backends, graph, monkeypatch, drafts.__getitem__)
+    assert compiled == {"one": "one.onnx", "other": "other.onnx"}
+    assert result.graph == {"precision": "int8", "sha256": graph.sha256}
+    assert [row["precision"] for row in result.rows] == ["int8", "fp32"]
+
+
+def test_a_race_without_runners_is_an_error(graph, monkeypatch):
+    with pytest.raises(BackendUnavailable, match=r"broken: it does not like the graph.*edge-effdet\[ort\]"):
+        race_of({"broken": FakeBackend(refuses=True)}, graph, monkeypatch)
+
+
+def test_the_picture_that_is_raced_on_fits(graph, monkeypatch):
+    seen = []
+    backend = FakeBackend()
+    load = backend.load
+
+    def watched(engine):
+        runner = load(engine)
+        find = runner.run
+        runner.run = lambda feeds: (seen.append(feeds["images"].shape), find(feeds))[1]
+        return runner
+
+    backend.load = watched
+    race_of({"one": backend}, graph, monkeypatch)
+    assert set(seen) == {(1, 3, 64, 64)}
+    assert np.prod(seen[0]) > 0

@@ -1,0 +1,189 @@
+"""DICOM pictures: windows, colours, frames, and files that are broken. The files are written here, a few by pydicom's makers."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_effdet.errors import DataError, MissingDependency
+from edge_effdet.runtime.images import image_size, read_image
+
+pydicom = pytest.importorskip("pydicom")
+
+
+def save(path, pixels, photometric="MONOCHROME2", bits=None, **elements):
+    """Write stored values, [height, width] or [height, width, 3] or [frames, height, width], uncompressed."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    colour = photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+    shape = pixels.shape if colour or pixels.ndim == 2 else pixels.shape[1:]
+    data.Rows, data.Columns = shape[:2]
+    data.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        data.PlanarConfiguration = 0
+    elif pixels.ndim == 3:
+        data.NumberOfFrames = len(pixels)
+    data.PhotometricInterpretation = photometric
+    data.BitsAllocated = 8 * pixels.dtype.itemsize
+    data.BitsStored = bits or data.BitsAllocated
+    data.HighBit = data.BitsStored - 1
+    data.PixelRepresentation = int(pixels.dtype.kind == "i")
+    for name, value in elements.items():
+        setattr(data, name, value)
+    data.PixelData = pixels.tobytes()
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def grey_of(path):
+    image = read_image(path)
+    assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
+    assert image.flags.c_contiguous
+    assert (image == image[..., :1]).all()
+    return image[..., 0].tolist()
+
+
+def test_without_a_window_the_values_are_stretched_over_their_range(tmp_path):
+    path = save(tmp_path / "a.dcm", np.array([[100, 200, 600], [350, 100, 100]], np.uint16))
+    assert grey_of(path) == [[0, 51, 255], [128, 0, 0]]
+    assert image_size(path) == (2, 3)
+
+
+def test_one_value_is_black(tmp_path):
+    assert grey_of(save(tmp_path / "a.dicom", np.full((2, 2), 7, np.uint8))) == [[0, 0], [0, 0]]
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    path = save(tmp_path / "a.DCM", np.array([[0, 51, 255]], np.uint8), "MONOCHROME1")
+    assert grey_of(path) == [[255, 204, 0]]
+
+
+def test_the_window_counts_in_rescaled_values(tmp_path):
+    """Hounsfield units: stored 0 is -1024; the window 50 ± 100 of C.11.2.1.2.1 goes from -50 to 149."""
+    stored = np.array([[0, 974, 1024, 1173, 3000]], np.int16)
+    window = {"WindowCenter": 50, "WindowWidth": 200, "RescaleIntercept": -1024, "RescaleSlope": 1}
+    assert grey_of(save(tmp_path / "a.dcm", stored, **window)) == [[0, 0, 64, 255, 255]]
+
+
+def test_the_window_agrees_with_pydicom(tmp_path):
+    from pydicom import dcmread
+    from pydicom.pixels import apply_modality_lut, apply_windowing
+
+    stored = np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16)
+    for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        window = {"WindowCenter": [40.5, 3], "WindowWidth": [300, 4], "VOILUTFunction": function}
+        path = save(tmp_path / "a.dcm", stored, bits=12, RescaleIntercept=-1000, RescaleSlope=0.5, **window)
+        header = dcmread(path)
+        values = apply_windowing(apply_modality_lut(header.pixel_array, header), header)
+        # It maps to the range of the rescaled values, -1000 to 1047.5.
+        expected = np.rint((values + 1000) / 2047.5 * 255)
+        np.testing.assert_allclose(grey_of(path), expected, atol=1)
+
+
+def test_a_window_without_width_is_none(tmp_path):
+    path = save(tmp_path / "a.dcm", np.array([[10, 20]], np.uint8), WindowCenter=15, WindowWidth=0)
+    assert grey_of(path) == [[0, 255]]
+
+
+def test_a_table_of_values_goes_before_the_window(tmp_path):
+    from pydicom.dataset import Dataset
+
+    table = Dataset()
+    table.add_new("LUTDescriptor", "US", [4, 0, 8])
+    table.add_new("LUTData", "US", [0, 10, 200, 255])
+    elements = {"VOILUTSequence": [table], "WindowCenter": 1, "WindowWidth": 2}
+    path = save(tmp_path / "a.dcm", np.array([[0, 1, 2, 3, 9]], np.uint8), **elements)
+    assert grey_of(path) == [[0, 10, 200, 255, 255]]
+
+
+def test_rgb_of_8_and_16_bits(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.dcm", pixels, "RGB")), pixels)
+    wide = pixels.astype(np.uint16) << 8
+    np.testing.assert_array_equal(read_image(save(tmp_path / "b.dcm", wide, "RGB")), pixels)
+    assert image_size(tmp_path / "b.dcm") == (4, 6)
+
+
+def test_ybr_becomes_rgb(tmp_path):
+    pixels = np.array([[[76, 85, 255], [128, 128, 128]]], np.uint8)
+    image = read_image(save(tmp_path / "a.dcm", pixels, "YBR_FULL"))
+    np.testing.assert_allclose(image, [[[254, 0, 0], [128, 128, 128]]], atol=2)
+
+
+def test_the_first_frame_is_taken_and_it_is_said_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    frames = np.stack([np.full((2, 3), value, np.uint8) for value in (0, 200)])
+    frames[0, 0, 0] = 10
+    path = save(tmp_path / "many.dcm", frames)
+    assert image_size(path) == (2, 3)
+    assert grey_of(path) == [[255, 0, 0], [0, 0, 0]]
+    assert caplog.text.count("many.dcm holds 2 frames, of which the first is taken") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "examples_palette.dcm", "examples_ybr_color.dcm", "SC_rgb_rle_2frame.dcm"],
+)  # fmt: skip
+def test_files_of_real_devices(name):
+    path = Path(pydicom.__file__).parent / "data" / "test_files" / name
+    if not path.is_file():
+        pytest.skip(f"this pydicom does not carry {name}")
+    image = read_image(path)
+    assert (image.shape[:2], image.shape[2], image.dtype) == (image_size(path), 3, np.uint8)
+    assert image.std() > 10
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_missing_file_is_named(tmp_path, read):
+    with pytest.raises(DataError, match=r"no image at .*absent\.dcm"):
+        read(tmp_path / "absent.dcm")
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"words", "cannot be decoded as DICOM")])
+def test_a_file_that_is_no_dicom_is_named(tmp_path, read, content, message):
+    (tmp_path / "bad.dcm").write_bytes(content)
+    with pytest.raises(DataError, match=rf"bad\.dcm {message}.*; remove it or copy it again\.$"):
+        read(tmp_path / "bad.dcm")
+
+
+def test_a_truncated_file_has_a_size_and_no_pixels(tmp_path):
+    path = save(tmp_path / "cut.dcm", np.zeros((64, 64), np.uint16))
+    path.write_bytes(path.read_bytes()[:-4000])
+    assert image_size(path) == (64, 64)
+    with pytest.raises(DataError, match=r"cut\.dcm cannot be decoded as DICOM"):
+        read_image(path)
+
+
+def test_a_file_without_a_picture_is_named(tmp_path):
+    path = save(tmp_path / "report.dcm", np.zeros((2, 2), np.uint8))
+    header = pydicom.dcmread(path)
+    del header.Rows, header.Columns, header.PixelData
+    header.save_as(path)
+    for read in (read_image, image_size):
+        with pytest.raises(DataError, match=r"report\.dcm is a DICOM file without a picture"):
+            read(path)
+
+
+def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8))
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    for read in (read_image, image_size):
+        with pytest.raises(MissingDependency, match=r"pydicom is not installed.*edge-effdet\[dicom\]"):
+            read(path)
+
+
+def test_pydicom_is_not_loaded_before_it_is_needed():
+    code = "import sys, edge_effdet.runtime.images; print('pydicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

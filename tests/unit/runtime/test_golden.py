@@ -1,0 +1,272 @@
+"""The golden check: what it compares, when it runs, what it remembers, and that it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_effdet.artifacts import Detections, Engine, ModelSpec
+from edge_effdet.backends.fingerprint import Fingerprint
+from edge_effdet.errors import EngineError
+from edge_effdet.runtime import detector, golden
+from edge_effdet.runtime.golden import (
+    FROM_REFERENCE,
+    MOST_BYTES,
+    PICTURES,
+    check_engine,
+    detection_distance,
+    draw_pictures,
+    encode_picture,
+    make_golden,
+    measure_agreement,
+    read_golden,
+    require_same_results,
+    without_pictures,
+)
+from tests.unit.test_predict import BrightBoxRunner
+
+SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing", "other"), (1, 2))
+BUILT_ON = Fingerprint("openvino", "2026.4.1", "x86", ("avx2", "avx512_vnni"))
+HERE = Fingerprint("openvino", "2026.4.1", "x86", ("avx2",))
+
+
+def found(*rows):
+    """Detections of ``(x, score, class_id)``: boxes of 10 x 10 pixels."""
+    boxes = np.array([[x, 0, x + 10, 10] for x, _, _ in rows], np.float32).reshape(-1, 4)
+    return Detections(
+        boxes, np.array([score for _, score, _ in rows], np.float32), np.array([each for _, _, each in rows], np.int32)
+    )
+
+
+def pictures():
+    images = []
+    for x in (4, 12, 20, 28):
+        image = np.zeros((64, 64, 3), np.uint8)
+        image[8:40, x : x + 24] = 255
+        images.append(image)
+    return images
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    """Proven on a machine with VNNI, by a runner that finds one box with a score of 0.8."""
+    record = {"engine_sha256": "ab" * 32}
+    record["golden"] = make_golden(BrightBoxRunner(64, 1), SPEC, pictures(), "pictures", "int8", BUILT_ON)
+    return Engine(tmp_path / "a.int8.onnx", SPEC, "openvino", "int8", json.loads(json.dumps(record)))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Another kind of machine, and where it keeps its answers."""
+    monkeypatch.setattr(golden, "machine_fingerprint", lambda backend: HERE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "edge_effdet" / "golden"
+
+
+class Counted(BrightBoxRunner):
+    def run(self, feeds):
+        Counted.count += 1
+        return super().run(feeds)
+
+
+@pytest.fixture
+def runner() -> Counted:
+    Counted.count = 0
+    return Counted(64, 1)
+
+
+def test_distance():
+    one = [found((0, 0.8, 0), (30, 0.2, 1))]
+    assert detection_distance(one, one) == 0
+    assert detection_distance(one, [found((0, 0.7, 0), (30, 0.2, 1))]) == pytest.approx(0.1)
+    # Another class, or a box elsewhere, is not the same object.
+    assert detection_distance(one, [found((0, 0.8, 1), (30, 0.2, 1))]) == pytest.approx(0.8)
+    assert detection_distance(one, [found((6, 0.8, 0), (30, 0.2, 1))]) == pytest.approx(0.8)
+    assert detection_distance(one, [found()]) == 1
+    # What is made up counts as what is missed.
+    assert detection_distance([found((0, 0.8, 0))], [found((0, 0.8, 0), (30, 0.8, 0))]) == pytest.approx(0.5)
+    assert detection_distance([found()], [found()]) == 0
+    assert detection_distance([found()], [found((0, 0.5, 0))]) == 1
+
+
+def test_a_low_score_is_not_judged_more_mildly():
+    for scale in (1.0, 0.05):
+        near = [found((0, 0.9 * scale, 0))], [found((0, 0.45 * scale, 0))]
+        assert detection_distance(*near) == pytest.approx(0.5)
+
+
+def test_golden_pictures_travel_and_are_found_again(engine, here, runner):
+    read = read_golden(engine)
+    assert read is not None and len(read.pictures) == PICTURES and read.fingerprint == BUILT_ON
+    assert all(len(picture) <= MOST_BYTES for picture in read.pictures)
+    assert [image.shape for image in read.images()] == [(64, 64, 3)] * PICTURES
+    assert check_engine(runner, engine, read).distance < 0.01
+
+
+def test_pictures_of_any_content_stay_small():
+    noise = np.random.default_rng(0).integers(0, 256, (640, 640, 3), dtype=np.uint8)
+    assert len(encode_picture(noise)) <= 2 * MOST_BYTES
+    for picture in draw_pictures((512, 512), 2):
+        assert picture.shape == (512, 512, 3) and len(encode_picture(picture)) <= MOST_BYTES
+
+
+def test_drawn_pictures_are_the_same_everywhere():
+    first, again, other = draw_pictures((64, 96), 2), draw_pictures((64, 96), 2), draw_pictures((64, 96), 2, seed=1)
+    assert [np.array_equal(a, b) for a, b in zip(first, again, strict=True)] == [True, True]
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other[0])
+
+
+def test_it_runs_once_on_another_machine_and_is_remembered(engine, here, runner):
+    assert require_same_results(runner, engine).passed
+    assert Counted.count == PICTURES
+    again = require_same_results(runner, engine)
+    assert again.passed and again.from_cache and Counted.count == PICTURES
+    (answer,) = here.iterdir()
+    assert answer.parent.stat().st_mode & 0o077 == 0, "others can write what vouches for an engine"
+
+
+def test_it_does_not_run_where_the_engine_was_proven(engine, here, runner, monkeypatch):
+    monkeypatch.setattr(golden, "machine_fingerprint", lambda backend: BUILT_ON)
+    assert require_same_results(runner, engine) is None
+    assert Counted.count == 0 and not here.exists()
+
+
+def test_an_engine_that_finds_something_else_is_refused_each_time(engine, here):
+    wrong = BrightBoxRunner(64, 1, score=0.4)
+    for _ in range(2):
+        with pytest.raises(EngineError) as refused:
+            require_same_results(wrong, engine)
+    said = str(refused.value)
+    assert "the scores differ by 50 %, and 10 % are allowed" in said
+    assert "(x86 avx2 without VNNI with openvino 2026.4.1) than where it was proven (x86 avx2 with VNNI" in said
+    assert "INT8 sums saturate" in said and "verify --engine" in said and "--no-self-check" in said
+    assert not here.exists()
+
+
+def tamper(path: Path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_text("no JSON"),
+        lambda path: path.write_bytes(b"\xff\xfe"),
+        lambda path: path.write_text("[]"),
+        lambda path: tamper(path, distance=0.0),
+        lambda path: tamper(path, engine_sha256="cd" * 32),
+        lambda path: tamper(path, distance="none"),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
+def test_an_answer_that_was_tampered_with_is_not_believed(engine, here, runner, harm):
+    slightly = Counted(64, 1, score=0.78)
+    require_same_results(slightly, engine)
+    Counted.count = 0
+    (answer,) = here.iterdir()
+    harm(answer)
+    assert require_same_results(slightly, engine).passed
+    assert Counted.count == PICTURES
+
+
+def test_an_answer_of_another_user_is_not_believed(engine, here, runner, monkeypatch):
+    require_same_results(runner, engine)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert not require_same_results(runner, engine).from_cache
+
+
+def test_an_answer_of_other_golden_pictures_is_not_believed(engine, here, runner):
+    require_same_results(runner, engine)
+    other = make_golden(runner, SPEC, pictures()[:2], "pictures", "int8", BUILT_ON)
+    Counted.count = 0
+    assert not require_same_results(runner, replace(engine, record={**engine.record, "golden": other})).from_cache
+    assert Counted.count == 2
+
+
+@pytest.mark.parametrize("where", ["file", "no home"])
+def test_a_machine_that_cannot_keep_answers_checks_each_time(engine, here, runner, monkeypatch, tmp_path, where):
+    if where == "file":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    for _ in range(2):
+        assert not require_same_results(runner, engine).from_cache
+
+
+def test_an_engine_without_golden_pictures_is_loaded_with_one_warning(engine, here, runner, caplog):
+    bare = replace(engine, record={"engine_sha256": "ab" * 32})
+    assert require_same_results(runner, bare) is None
+    assert [record.getMessage().count("build it again") for record in caplog.records] == [1]
+
+
+def test_an_engine_built_with_none_warns_on_another_machine_only(engine, here, runner, caplog):
+    none = make_golden(runner, SPEC, [], "none", "int8", HERE)
+    assert require_same_results(runner, replace(engine, record={**engine.record, "golden": none})) is None
+    assert not caplog.records
+    elsewhere = make_golden(runner, SPEC, [], "none", "int8", BUILT_ON)
+    assert require_same_results(runner, replace(engine, record={**engine.record, "golden": elsewhere})) is None
+    assert "--golden none" in caplog.text and "another kind of machine" in caplog.text
+
+
+def test_an_engine_over_its_budget_is_named_at_each_load(engine, here, runner, caplog):
+    gate = {"passed": False, "text": "it loses 12.00 points of AP, and 1 are allowed"}
+    require_same_results(runner, replace(engine, record={**engine.record, "gate": gate}))
+    assert "not within its budget when it was built: it loses 12.00" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda raw: raw["pictures"][0].update(scores=[0.1]),
+        lambda raw: raw["pictures"][0].update(jpeg="????"),
+        lambda raw: raw.update(tolerance=10.0),
+        lambda raw: raw.update(pictures=[]),
+        lambda raw: raw.pop("fingerprint"),
+        lambda raw: raw.pop("sha256"),
+        lambda raw: raw.update(pictures=3),
+    ],
+)
+def test_golden_pictures_that_were_changed_are_refused(engine, here, runner, harm):
+    harm(engine.record["golden"])
+    with pytest.raises(EngineError, match=r"golden pictures in .*a\.int8\.onnx\.json are damaged"):
+        require_same_results(runner, engine)
+
+
+def test_what_is_printed_leaves_the_pictures_out(engine):
+    printed = without_pictures(engine.record)
+    assert "jpeg" not in json.dumps(printed) and "jpeg" in json.dumps(engine.record)
+    assert printed["golden"]["pictures"][0]["scores"] == engine.record["golden"]["pictures"][0]["scores"]
+    assert without_pictures({"a": 1}) == {"a": 1}
+
+
+def test_agreement_allows_what_rounding_alone_costs():
+    reference, rounded, wrong = [found((0, 0.8, 0))], [found((0, 0.7, 0))], [found((0, 0.5, 0))]
+    exact = measure_agreement(reference, rounded, rounded, "the FP32 graph")
+    assert (exact.right and exact.allowed == pytest.approx(2 * exact.distance)) or exact.allowed == FROM_REFERENCE
+    assert not measure_agreement(reference, rounded, wrong, "the FP32 graph").right
+    assert not measure_agreement(reference, reference, [found()], "the FP32 graph").right
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_the_detector_checks_when_it_loads(engine, here, monkeypatch, caplog, checked):
+    closed = []
+
+    class Wrong(BrightBoxRunner):
+        def __exit__(self, *_):
+            closed.append(True)
+
+    monkeypatch.setattr(detector, "load_runner", lambda engine, options: Wrong(64, 1, score=0.4))
+    if checked:
+        with pytest.raises(EngineError, match="finds other objects"):
+            detector.Detector.load(engine)
+        assert closed == [True]
+    else:
+        with detector.Detector.load(engine, self_check=False):
+            assert "without its golden check, as asked" in caplog.text

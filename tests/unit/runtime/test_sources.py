@@ -1,0 +1,226 @@
+"""Files, videos that break, and cameras that go away: a named pipe that a thread writes a video to stands for the camera."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_effdet.errors import BackendUnavailable, DataError
+from edge_effdet.runtime import sources
+from edge_effdet.runtime.sources import Camera, ImageFiles, VideoFile, find_images, open_source
+
+av = pytest.importorskip("av")
+
+FRAMES = 12
+
+
+def write_video(path: Path, codec: str = "mjpeg", frames: int = FRAMES, size: tuple[int, int] = (48, 64)) -> Path:
+    """Noise, which compresses to many bytes, and a brightness that tells which frame it is."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(frames):
+            pixels = rng.integers(0, 40, (*size, 3), dtype=np.uint8) + np.uint8(15 * number)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_folder_is_its_pictures_by_name(tmp_path: Path):
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    source = open_source(str(tmp_path))
+    assert isinstance(source, ImageFiles)
+    assert (source.total, source.live) == (2, False)
+    assert [Path(frame.name).name for frame in source] == ["a.jpg", "b.png"]
+    assert open_source(str(tmp_path / "a.jpg")).total == 1
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere", "There is no image or folder"), (".", "holds no images")])
+def test_what_is_not_there_is_named(tmp_path: Path, name, said):
+    with pytest.raises(DataError, match=said):
+        open_source(str(tmp_path / name))
+    with pytest.raises(DataError, match=said):
+        find_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mp4"])
+def test_a_video_is_its_frames_in_order(tmp_path: Path, suffix):
+    source = open_source(str(write_video(tmp_path / f"clip.{suffix}", "mjpeg" if suffix == "avi" else "mpeg4")))
+    assert isinstance(source, VideoFile)
+    assert (source.total, source.rate) == (FRAMES, 10)
+    frames = list(source)
+    assert [frame.name.rsplit("#")[1] for frame in frames] == [str(number) for number in range(FRAMES)]
+    assert [round(frame.seconds, 2) for frame in frames] == [round(0.1 * number, 2) for number in range(FRAMES)]
+    brightness = [frame.picture.mean() for frame in frames]
+    assert brightness == sorted(brightness)
+    assert frames[0].picture.shape == (48, 64, 3)
+    assert frames[0].picture.dtype == np.uint8
+
+
+def test_a_video_that_breaks_gives_what_came_before(tmp_path: Path, caplog):
+    path = write_video(tmp_path / "clip.avi")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    frames = list(open_source(str(path)))
+    assert 0 < len(frames) < FRAMES
+    assert f"clip.avi is damaged ({len(frames)}" not in caplog.text
+    assert f"{len(frames)} of {FRAMES} frames could be decoded" in caplog.text
+
+
+def test_a_video_with_a_hole_goes_on_behind_it(tmp_path: Path, caplog):
+    path = write_video(tmp_path / "clip.avi")
+    content = bytearray(path.read_bytes())
+    start = [place for place in range(len(content)) if content[place : place + 2] == b"\xff\xd8"][5]
+    content[start : start + 700] = bytes(700)
+    path.write_bytes(content)
+    frames = list(open_source(str(path)))
+    # FFmpeg decodes two at a time and gives neither.
+    assert FRAMES - 2 <= len(frames) < FRAMES
+    assert frames[-1].picture.mean() > 15 * (FRAMES - 1)
+    assert "clip.avi is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"\x00\x00\x00\x18ftypmp42"])
+def test_what_is_no_video_is_named(tmp_path: Path, content):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(DataError, match=r"clip\.mp4 is not a video"):
+        open_source(str(tmp_path / "clip.mp4"))
+
+
+def test_sound_alone_is_no_video(tmp_path: Path):
+    path = tmp_path / "sound.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        samples.rate = 8000
+        container.mux(stream.encode(samples))
+        container.mux(stream.encode(None))
+    with pytest.raises(DataError, match="only sound"):
+        open_source(str(path))
+
+
+def test_a_camera_that_goes_away_is_opened_again_and_given_up_at_last(tmp_path: Path, caplog):
+    content = write_video(tmp_path / "clip.ts", "mpeg2video").read_bytes()
+    pipe = tmp_path / "camera"
+    os.mkfifo(pipe)
+    cameras = 2
+
+    def send() -> None:
+        for _ in range(cameras):
+            with open(pipe, "wb") as stream:
+                stream.write(content)
+        pipe.unlink()
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    opened = open_source(str(pipe))
+    assert opened.live
+    camera = Camera("camera", opened._images, attempts=2, first_wait=0.01)
+    seen = []
+    with pytest.raises(DataError, match=r"camera went away .* 2 attempts .*; check its cable or address"):
+        seen.extend(frame.picture.shape for frame in camera)
+    sender.join(10)
+    assert len(seen) >= cameras * (FRAMES - 2)
+    assert set(seen) == {(48, 64, 3)}
+    assert "trying again in 0.0 s" in caplog.text
+
+
+def test_a_stream_over_the_network_ends_with_its_server(tmp_path: Path):
+    write_video(tmp_path / "door.ts", "mpeg2video")
+    write_video(tmp_path / "film.avi")
+    handler = functools.partial(QuietServer, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        opened = open_source(f"http://me:secret@127.0.0.1:{server.server_port}/door.ts")
+        assert "secret" not in opened.name
+        camera = Camera(opened.name, opened._images, attempts=1, first_wait=0.01)
+        frames = iter(camera)
+        # Twice as many as the stream holds: it was opened again.
+        seen = [next(frames).picture.shape for _ in range(2 * FRAMES)]
+        film = open_source(f"http://me:secret@127.0.0.1:{server.server_port}/film.avi?size=1")
+        assert (film.live, len(list(film))) == (False, FRAMES)
+        assert "secret" not in film.name
+        server.shutdown()
+    assert set(seen) == {(48, 64, 3)}
+    with pytest.raises(
+        DataError, match=r"The camera http://127\.0\.0\.1:\d+/door\.ts went away \(Connection refused\)"
+    ):
+        list(frames)
+
+
+class QuietServer(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def test_the_waits_grow_and_a_frame_starts_them_anew(monkeypatch):
+    waits: list[float] = []
+    opened = 0
+
+    def images():
+        nonlocal opened
+        opened += 1
+        if opened == 4:
+            yield np.zeros((2, 2, 3), np.uint8)
+        raise OSError("gone")
+
+    camera = Camera("camera", images, attempts=6, first_wait=1)
+    monkeypatch.setattr(camera._stopped, "wait", waits.append)
+    with pytest.raises(DataError, match="1 frames came before"):
+        list(camera)
+    assert waits == [1, 2, 4, 1, 2, 4, 8, 8, 8]
+
+
+def test_a_camera_that_is_stopped_ends_without_an_error():
+    camera = Camera("camera", lambda: iter([np.zeros((2, 2, 3), np.uint8)] * 9))
+    frames = iter(camera)
+    next(frames)
+    camera.stop()
+    assert list(frames) == []
+
+
+def test_a_gstreamer_pipeline_hands_its_frames_over(tmp_path: Path, monkeypatch):
+    """The program is a stand-in that writes what ``y4menc`` would; GStreamer itself is not here."""
+    clip = write_video(tmp_path / "clip.y4m", "rawvideo")
+    program = tmp_path / "gst-launch-1.0"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat {clip}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    camera = open_source("nvarguscamerasrc sensor-id=0 ! nvvidconv")
+    assert camera.live
+    assert camera.name == "nvarguscamerasrc sensor-id=0"
+    frames = iter(camera)
+    assert [next(frames).picture.shape for _ in range(FRAMES)] == [(48, 64, 3)] * FRAMES
+    camera.stop()
+    assert list(frames) == []
+    expected = "--quiet nvarguscamerasrc sensor-id=0 ! nvvidconv ! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
+    assert (tmp_path / "arguments").read_text().strip() == expected
+
+
+def test_a_gstreamer_pipeline_without_gstreamer(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendUnavailable, match=r"gst-launch-1\.0 is not installed"):
+        open_source("videotestsrc ! videoscale")
+
+
+def test_addresses_and_devices_are_cameras(tmp_path: Path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "_stream_opener", lambda *asked_for, **how: asked.append((*asked_for, how)))
+    camera = open_source("rtsp://user:secret@10.0.0.2/stream")
+    assert camera.live
+    # The name goes into logs and results; the password does not.
+    assert camera.name == "rtsp://10.0.0.2/stream"
+    assert open_source("/dev/null").live
+    assert asked == [("rtsp://user:secret@10.0.0.2/stream", {}), ("/dev/null", {"format": "v4l2"})]
