@@ -177,7 +177,7 @@ class Graph:
 
     Attributes:
         path: the file.
-        spec: travels on.
+        spec: the model's, unchanged from the checkpoint that the graph was made from.
         stage: ``optimized`` or ``quantized``.
         precision: ``fp32``, ``fp16`` or ``int8``.
         rewrites: how often each rule fired.
@@ -202,10 +202,10 @@ class Engine:
 
     Attributes:
         path: the file.
-        spec: travels on.
+        spec: the model's, unchanged from the graph that the engine was built from.
         backend: the name in ``backends.base.BACKENDS`` that made it and runs it.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        record: the whole JSON object; ``save_engine_record`` writes it.
+        record: the whole JSON object in the file beside the engine; ``load_engine`` reads it.
     """
 
     path: Path

@@ -79,7 +79,8 @@ def _run(arguments: argparse.Namespace) -> Result:
         engine = load_engine(arguments.engine)
         require(engine.backend)
         split, samples, own_ids, kind = _read_samples(arguments, engine.spec)
-        # What batches a dynamic engine takes is its builder's secret; one image always fits.
+        # An engine with a dynamic batch takes the batch sizes that it was built for, and its record does not name them; a batch of
+        # one image always fits.
         options = replace(options, batch_size=1)
         with get_backend(engine.backend).load(engine) as runner:
             if arguments.self_check:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, field
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 
 def option(default: Any = MISSING, *, help: str, choices: Sequence[str] | None = None) -> Any:  # noqa: A002
     """A dataclass field with its help, which ``cli.add_options`` turns into a flag."""
     return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@overload
+def as_path(given: Path | str) -> Path: ...
+
+
+@overload
+def as_path(given: Path | str | None) -> Path | None: ...
+
+
+def as_path(given: Path | str | None) -> Path | None:
+    """A path that a caller may give as text."""
+    return None if given is None else Path(given)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge_effdet.artifacts import require_writable
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
 from edge_effdet.errors import MissingDependency
+from edge_effdet.options import as_path
 from edge_effdet.quant.stage import (
     CalibrationOptions,
     QuantizeOptions,
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         calibration = options_from(CalibrationOptions, arguments)
         images = calibration_images_from(calibration_dataset(calibration), calibration, graph)
         options = options_from(QuantizeOptions, arguments)
-        result = quantize_graph(graph, images, options, arguments.output, calibration.calibration_table)
+        result = quantize_graph(graph, images, options, arguments.output, as_path(calibration.calibration_table))
     proof = prove_precision(ir.load(str(result.path)))
     share = ", ".join(
         f"{100 * proof.fraction(kind):.1f} % {kind.upper()}" for kind in ("int8", "fp16", "fp32") if proof.macs[kind]

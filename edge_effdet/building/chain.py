@@ -23,6 +23,7 @@ from edge_effdet.building.race import Race, race_backends
 from edge_effdet.data.base import Dataset, Sample, match_classes, samples_manifest
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import AccuracyGateFailed, GraphError, MissingDependency, UsageError
+from edge_effdet.options import as_path
 from edge_effdet.quant.calibration import refuse_overlap
 from edge_effdet.quant.stage import (
     QuantizeOptions,
@@ -78,7 +79,7 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
         raise MissingDependency("onnx-ir", "export", "to build engines") from error
 
     compiling = CompileOptions(
-        config.target, config.workspace_mib, config.timing_cache, parse_batch_sizes(config.batch_sizes)
+        config.target, config.workspace_mib, as_path(config.timing_cache), parse_batch_sizes(config.batch_sizes)
     )
     fastest = config.backend == "fastest"
     backend = "" if fastest else _choose_backend(config.backend)
@@ -89,7 +90,7 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
         raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
     if config.search and (budget.points is None or (config.eval_data is None and own_model)):
         raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
-    require_writable(config.output)
+    require_writable(Path(config.output))
     name, graph = _source_graph(source, config)
     _refuse_lowered(graph, config, budget)
     if not own_model:
@@ -134,7 +135,7 @@ def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOpt
         evaluation=evaluation,
         compiling=compiling,
         nms=config.nms,
-        calibration_table=config.calibration_table,
+        calibration_table=as_path(config.calibration_table),
         search=search,
         golden=config.golden,
         budget=budget,

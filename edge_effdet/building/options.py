@@ -29,7 +29,9 @@ class BackendOptions:
     backend: str = option("auto", help="what compiles and runs the engine", choices=("auto", "fastest", *BACKENDS))
     target: str = option("", help="tensorrt-rtx: SM versions, as in 86+89+120")
     workspace_mib: int = option(0, help="TensorRT: limit of the builder's scratch memory, 0 for none")
-    timing_cache: Path | None = option(None, help="TensorRT: a file that keeps the timings of kernels between builds")
+    timing_cache: Path | str | None = option(
+        None, help="TensorRT: a file that keeps the timings of kernels between builds"
+    )
     batch_sizes: str = option(
         "1,8", help="TensorRT, with --batch-size 0: what it is tuned for, the last being the most"
     )
@@ -38,7 +40,7 @@ class BackendOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    eval_data: Path | None = option(None, help="labelled images to measure the AP on, before and after")
+    eval_data: Path | str | None = option(None, help="labelled images to measure the AP on, before and after")
     split: str | None = option(None, help="their split (default: val, else test, else everything)")
     max_ap_drop: str | None = option(
         None,
@@ -82,7 +84,7 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
 
     precision: str = "int8"
     name: str | None = option(None, help="of the files (default: the checkpoint's)")
-    output: Path = option(Path("engines"), help="the folder to write into")
+    output: Path | str = option(Path("engines"), help="the folder to write into")
     # Only a build knows which backend will run the graph.
     high_precision: str | None = option(  # type: ignore[assignment]
         None,

@@ -159,7 +159,8 @@ def save_confusion_picture(path: Path, view: ConfusionView, title: str) -> None:
     shares = np.divide(view.counts, totals, out=np.zeros(view.counts.shape), where=totals > 0)
     right = np.zeros(view.counts.shape, bool)
     right[range(view.named), range(view.named)] = True
-    # Others taken for others are right and wrong in one cell, which gets no colour.
+    # The cell where the row and the column of the summed-up classes ("others") cross counts boxes of the right class together with
+    # boxes of a wrong one, so neither colour would be true of it and it stays uncoloured.
     shares[view.named : -1, view.named : -1] = 0
     rows, columns = view.counts.shape
     # Not pyplot, which keeps figures and picks a backend for the whole process.

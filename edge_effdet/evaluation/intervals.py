@@ -1,8 +1,8 @@
 """How sure a difference of two APs is: a bootstrap over the images.
 
 Test sets are small, and AP moves by a point when a few images are others. So the images are drawn again and again, with
-replacement, and each drawing gives the AP of both detectors on the same images (Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993, chapter 13). Boxes are matched to the truth once, as COCO does; a drawing only counts them anew.
+replacement, and each resample gives the AP of both detectors on the same images (Efron and Tibshirani, "An Introduction to the
+Bootstrap", 1993, chapter 13). Boxes are matched to the truth once, as COCO does; a resample only counts them anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ RECALLS = np.linspace(0, 1, 101)
 LIMIT = 100
 """Detections of an image and class that count, as COCO's."""
 
-DRAWINGS = 300
+BOOTSTRAP_RESAMPLES = 300
+"""Resamples of a data set, each of as many images, that an interval is worked out from."""
+
 CONFIDENCE = 0.95
 
 
@@ -47,7 +49,7 @@ def drop_interval(
     before: Sequence[Detections],
     after: Sequence[Detections],
     num_classes: int,
-    drawings: int = DRAWINGS,
+    resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
     """The points of AP that are lost with a confidence of 95 %, from and to; a gain is negative.
@@ -56,10 +58,10 @@ def drop_interval(
         samples: the images, with class ids below ``num_classes``.
         before, after: of each, what the two detectors found.
         num_classes: of both.
-        drawings: how many.
-        seed: of the drawings.
+        resamples: how many times the images are drawn anew.
+        seed: of the random numbers that draw them.
     """
-    counts = np.random.default_rng(seed).multinomial(len(samples), [1 / len(samples)] * len(samples), drawings)
+    counts = np.random.default_rng(seed).multinomial(len(samples), [1 / len(samples)] * len(samples), resamples)
     first, second = (match_detections(samples, found, num_classes) for found in (before, after))
     drops = [100 * (average_precision(first, drawn) - average_precision(second, drawn)) for drawn in counts]
     tail = (1 - CONFIDENCE) / 2

@@ -360,7 +360,8 @@ def _follow_pixels(graph: ir.Graph) -> _Flow:
             continue
         makers = [value.producer() for value in node.inputs if value is not None and value in values]
         sources = [maker if maker.op_type == "Conv" else before[maker] for maker in makers if maker]
-        # Of those in one part the last: max gives the first of equals.
+        # The node works on the convolution that stands furthest along the network. Where several stand in the same part, the last
+        # input's is taken: the list is reversed because max returns the first of equal entries.
         known = [conv for conv in reversed(sources) if conv]
         before[node] = max(known, key=lambda conv: part_order(parts[conv]), default=None)
     following: dict[ir.Node, set[str]] = {}

@@ -73,7 +73,7 @@ def load_calibration_images(
         samples: to choose from.
         spec: of the model.
         count: how many.
-        seed: of the choice.
+        seed: of the random numbers that the choice is made with.
         choice: one of ``CHOICES``.
         graph: whose backbone ``k-center`` looks through.
         few: allow fewer than 8.

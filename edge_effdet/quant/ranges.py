@@ -38,7 +38,8 @@ def choose_range(counts: np.ndarray, largest: float, method: str) -> float:
     Returns:
         Above 0 and at most ``largest``.
     """
-    # All that was looked at was 0, and the largest value is among what was not.
+    # The histogram is made of a sample of the values. Where every sampled value was 0, it is empty, although the largest value
+    # of the whole tensor, which is tracked on its own, is above 0; only the whole range is known to be safe then.
     if not counts.any():
         return largest
     return float(largest * METHODS[method](counts))

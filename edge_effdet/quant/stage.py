@@ -15,7 +15,7 @@ from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import GraphError, UsageError
 from edge_effdet.evaluation.accuracy import graph_as_engine
 from edge_effdet.evaluation.run import evaluate_engine
-from edge_effdet.options import option
+from edge_effdet.options import as_path, option
 from edge_effdet.quant.calibration import CHOICES, FEWEST_IMAGES, CalibrationImages
 from edge_effdet.quant.choose import load_calibration_images, load_manifest_images
 from edge_effdet.quant.options import Int8Options
@@ -54,15 +54,17 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    calibration_data: Path | None = option(None, help="a data set; INT8 needs its real images, labels do not matter")
+    calibration_data: Path | str | None = option(
+        None, help="a data set; INT8 needs its real images, labels do not matter"
+    )
     calibration_split: str | None = option(None, help="its split (default: calibration, else train, else everything)")
     calibration_images: int = option(128, help="how many of them")
     calibration_choice: str = option(
         "random", help="how they are chosen: with the seed, or so that none is far from all of them", choices=CHOICES
     )
-    calibration_seed: int = option(0, help="of the choice")
-    calibration_manifest: Path | None = option(None, help="a manifest of calibration/ that names them instead")
-    calibration_table: Path | None = option(None, help="ranges to use again, or where to keep them")
+    calibration_seed: int = option(0, help="seed of the random choice of calibration images")
+    calibration_manifest: Path | str | None = option(None, help="a manifest of calibration/ that names them instead")
+    calibration_table: Path | str | None = option(None, help="ranges to use again, or where to keep them")
     few_images: bool = option(False, help="go on with fewer than 8 images")
 
 
@@ -226,14 +228,14 @@ def calibration_dataset(options: CalibrationOptions) -> Dataset:
             "INT8 needs real images to measure ranges on, and none were given; add --calibration-data D with a hundred "
             "images like those of the camera."
         )
-    return read_dataset(options.calibration_data)
+    return read_dataset(as_path(options.calibration_data))
 
 
 def calibration_images_from(dataset: Dataset, options: CalibrationOptions, graph: Graph) -> CalibrationImages:
     """The chosen images of the chosen split, or those of the manifest."""
     if options.calibration_manifest is not None:
         images = load_manifest_images(
-            options.calibration_manifest, dataset.all_samples(), graph.spec, options.few_images
+            as_path(options.calibration_manifest), dataset.all_samples(), graph.spec, options.few_images
         )
         logger.info("calibrating on the %d images of %s", len(images), options.calibration_manifest)
         return images

@@ -59,7 +59,7 @@ class PipelineOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FrameResult:
     """What became of a frame.
 
     Attributes:
@@ -144,7 +144,7 @@ def loading_for(backend: str, source: Source, options: PipelineOptions, threads:
 
 
 class Pipeline:
-    """Frames of a source to ``Found``, in the source's order; an iterator and a context manager, used once.
+    """Frames of a source to ``FrameResult``, in the source's order; an iterator and a context manager, used once.
 
     Leaving the block, or the loop by an exception such as Ctrl-C, stops all stages and waits for them.
 
@@ -189,7 +189,7 @@ class Pipeline:
         self._spare: list[np.ndarray] = []
         self._threads: list[threading.Thread] = []
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[FrameResult]:
         if self._threads:
             raise RuntimeError("A pipeline can be iterated over once; make another.")
         self._start()
@@ -227,13 +227,13 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _found(self, item: _Item) -> Found:
+    def _found(self, item: _Item) -> FrameResult:
         seconds = time.perf_counter() - item.frame.arrived
         if item.problem:
             self.progress.failed += 1
         else:
             self.progress.add(seconds)
-        return Found(item.frame, item.detections, item.problem, item.image, seconds)
+        return FrameResult(item.frame, item.detections, item.problem, item.image, seconds)
 
     def _start(self) -> None:
         stages: tuple[tuple[str, Callable[[], None], int, Callable[[], None]], ...] = (

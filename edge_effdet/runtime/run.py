@@ -16,7 +16,7 @@ from edge_effdet.artifacts import Engine
 from edge_effdet.cli import table
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.options import option
-from edge_effdet.runtime.pipeline import Found, Progress
+from edge_effdet.runtime.pipeline import FrameResult, Progress
 from edge_effdet.runtime.sinks import (
     RESULTS,
     AnnotatedPictures,
@@ -104,7 +104,7 @@ def make_sinks(source: Source, engine: Engine, options: RunOptions, output: Path
 
 
 def run_through(
-    pipeline: Iterator[Found], sinks: Sequence[Sink], progress: Progress, counts: Counter[str], alone: bool
+    pipeline: Iterator[FrameResult], sinks: Sequence[Sink], progress: Progress, counts: Counter[str], alone: bool
 ) -> None:
     """Give every frame to every sink, close them whatever happens, and count what was found by class id.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Detections, ModelSpec, atomic_output, write_json
 from edge_effdet.errors import InputError, MissingDependency, first_line
-from edge_effdet.runtime.pipeline import Found
+from edge_effdet.runtime.pipeline import FrameResult
 from edge_effdet.runtime.sources import Source
 
 logger = logging.getLogger("edge_effdet.runtime.sinks")
@@ -33,7 +33,7 @@ _CAMERA_RATE = 25
 class Sink(Protocol):
     """Takes what a pipeline found, one frame after the other; ``close`` completes what it writes."""
 
-    def write(self, found: Found) -> None: ...
+    def write(self, found: FrameResult) -> None: ...
 
     def close(self) -> None: ...
 
@@ -50,7 +50,7 @@ class AnnotatedPictures:
         self._folder, self._names, self._spec = folder, names, spec
         self.written = self.failed = 0
 
-    def write(self, found: Found) -> None:
+    def write(self, found: FrameResult) -> None:
         from edge_effdet.runtime.drawing import save_annotated
 
         if found.detections is None or found.image is None:
@@ -90,7 +90,7 @@ class AnnotatedVideo:
         self._container: Any = None
         self._last = -1
 
-    def write(self, found: Found) -> None:
+    def write(self, found: FrameResult) -> None:
         from edge_effdet.runtime.drawing import draw_detections
 
         if found.detections is None or found.image is None:
@@ -140,7 +140,7 @@ class JsonLines:
         self._open = contextlib.ExitStack()
         self._stream: IO[str] = sys.stdout if path is None else _open_text(self._open, path)
 
-    def write(self, found: Found) -> None:
+    def write(self, found: FrameResult) -> None:
         row: dict[str, Any] = (
             {"image": found.frame.name, "problem": found.problem}
             if found.detections is None
@@ -167,7 +167,7 @@ class CocoResults:
         self._stream = _open_text(self._open, path)
         self._before = "["
 
-    def write(self, found: Found) -> None:
+    def write(self, found: FrameResult) -> None:
         if found.detections is None:
             return
         stem = Path(found.frame.name).stem
@@ -201,7 +201,7 @@ class JsonObject:
         self._path, self._spec = path, spec
         self.data: dict[str, Any] = {**head, "images": [], "skipped": []}
 
-    def write(self, found: Found) -> None:
+    def write(self, found: FrameResult) -> None:
         if found.detections is None:
             self.data["skipped"].append({"image": found.frame.name, "problem": found.problem})
         else:

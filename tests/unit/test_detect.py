@@ -12,7 +12,7 @@ import pytest
 
 from edge_effdet.artifacts import Detections
 from edge_effdet.errors import DataError, InputError
-from edge_effdet.runtime.pipeline import Found, Progress
+from edge_effdet.runtime.pipeline import FrameResult, Progress
 from edge_effdet.runtime.run import run_through
 from edge_effdet.runtime.sinks import video_name
 from edge_effdet.runtime.sources import Camera, Frame, ImageFiles
@@ -33,10 +33,10 @@ class Recorder:
         self.closed += 1
 
 
-def found(name: str, class_ids=(), problem: str = "") -> Found:
+def found(name: str, class_ids=(), problem: str = "") -> FrameResult:
     count = len(class_ids)
     detections = Detections(np.zeros((count, 4), np.float32), np.ones(count, np.float32), np.array(class_ids, np.int32))
-    return Found(
+    return FrameResult(
         Frame(name, Path(name), None, time.perf_counter()), None if problem else detections, problem, None, 0.01
     )
 

@@ -62,11 +62,11 @@ def test_an_image_drawn_twice_counts_as_two():
 def test_no_change_is_no_drop_and_a_worse_detector_is_seen():
     samples, good = scenes(1, 40, quality=4)
     _, bad = scenes(1, 40, quality=0.7)
-    assert drop_interval(samples, good, good, 2, drawings=20) == (0, 0)
-    low, high = drop_interval(samples, good, bad, 2, drawings=60)
+    assert drop_interval(samples, good, good, 2, resamples=20) == (0, 0)
+    low, high = drop_interval(samples, good, bad, 2, resamples=60)
     difference = 100 * (coco_metrics(samples, good, SPEC).AP - coco_metrics(samples, bad, SPEC).AP)
     assert 0 < low < difference < high
-    assert drop_interval(samples, good, bad, 2, drawings=60) == (low, high)
+    assert drop_interval(samples, good, bad, 2, resamples=60) == (low, high)
 
 
 def test_flattened_scores_are_noticed():
