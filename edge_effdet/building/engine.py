@@ -262,7 +262,7 @@ def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bo
         title = "the FP32 graph" if job.graph.precision == "fp32" else "the same graph, computed exactly"
         exact = find_in_graph(built, photos)
         reference = find_in_graph(job.graph, photos) if job.graph.sha256 != built.sha256 else exact
-        changes["agreement"] = measure_agreement(reference, exact, found, title).to_dict()
+        changes["agreement"] = measure_agreement(reference, exact, found, title, engine.precision).to_dict()
     return changes
 
 

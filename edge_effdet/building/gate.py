@@ -102,13 +102,8 @@ def judge(record: Mapping[str, Any], budget: Budget) -> Verdict:
         )
     if drop is not None:
         return verdict(True, "drop", f"{measured}, and {limit:g} are allowed")
-    if agreement and agreement["distance"] > agreement["allowed"]:
-        return verdict(
-            False,
-            "agreement",
-            f"on {agreement['pictures']} calibration pictures its scores differ from those of {agreement['reference']} by "
-            f"{100 * agreement['distance']:.0f} %, and {100 * agreement['allowed']:.0f} % are allowed",
-        )
+    if agreement and not agreement["right"]:
+        return verdict(False, "agreement", str(agreement["text"]))
     if agreement:
         return verdict(True, "agreement", f"{measured}, and it finds what {agreement['reference']} finds")
     return verdict(True, "nothing", f"{measured}, so nothing was judged")

@@ -110,7 +110,9 @@ def race_backends(
                 row["skipped"] = str(error)
                 continue
             if pictures:
-                agreement = measure_agreement(exactly(reference), exactly(raced), found, "the FP32 graph")
+                agreement = measure_agreement(
+                    exactly(reference), exactly(raced), found, "the FP32 graph", raced.precision
+                )
                 row["agreement"] = agreement.to_dict()
                 if not agreement.right:
                     row["skipped"] = f"{WRONG}: {agreement.text()}"

@@ -276,32 +276,43 @@ class Agreement:
         distance: of what the engine finds from what the reference finds.
         allowed: ``FROM_REFERENCE``, or twice the distance of the engine's graph where that is computed exactly, which is what rounding
             alone costs: a detector whose scores rounding moves by more than others' is no sign of a wrong backend.
+        from_exact: of what the engine finds from what its own graph finds where that is computed exactly: the backend's own part.
+        from_exact_allowed: the tolerance of the precision.
         pictures: how many.
         reference: what it is compared with, for people.
     """
 
     distance: float
     allowed: float
+    from_exact: float
+    from_exact_allowed: float
     pictures: int
     reference: str
 
     @property
     def right(self) -> bool:
-        return self.distance <= self.allowed
+        return self.distance <= self.allowed and self.from_exact <= self.from_exact_allowed
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "right": self.right}
+        return {**asdict(self), "right": self.right, "text": self.text()}
 
     def text(self) -> str:
-        """A clause for people."""
+        """A clause for people, of the part that is wrong where one is."""
+        distance, allowed, reference = self.distance, self.allowed, self.reference
+        if distance <= allowed and not self.right:
+            distance, allowed, reference = self.from_exact, self.from_exact_allowed, "its own graph, computed exactly,"
         return (
-            f"its scores differ from those of {self.reference} by {100 * self.distance:.0f} % on {self.pictures} pictures, and "
-            f"{100 * self.allowed:.0f} % are allowed"
+            f"on {self.pictures} pictures its scores differ from those of {reference} by {100 * distance:.0f} %, and {100 * allowed:.0f} % "
+            "are allowed"
         )
 
 
 def measure_agreement(
-    reference: Sequence[Detections], exact: Sequence[Detections], found: Sequence[Detections], title: str
+    reference: Sequence[Detections],
+    exact: Sequence[Detections],
+    found: Sequence[Detections],
+    title: str,
+    precision: str,
 ) -> Agreement:
     """Compare an engine with the graph that it was made from.
 
@@ -310,9 +321,11 @@ def measure_agreement(
         exact: what the engine's own graph finds where it is computed exactly.
         found: what the engine finds.
         title: of the reference, for people.
+        precision: the engine's.
     """
     allowed = max(FROM_REFERENCE, 2 * detection_distance(reference, exact))
-    return Agreement(detection_distance(reference, found), allowed, len(found), title)
+    distance, from_exact = detection_distance(reference, found), detection_distance(exact, found)
+    return Agreement(distance, allowed, from_exact, TOLERANCES[precision], len(found), title)
 
 
 def encode_picture(image: np.ndarray) -> bytes:

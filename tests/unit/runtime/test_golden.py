@@ -246,12 +246,19 @@ def test_what_is_printed_leaves_the_pictures_out(engine):
     assert without_pictures({"a": 1}) == {"a": 1}
 
 
-def test_agreement_allows_what_rounding_alone_costs():
-    reference, rounded, wrong = [found((0, 0.8, 0))], [found((0, 0.7, 0))], [found((0, 0.5, 0))]
-    exact = measure_agreement(reference, rounded, rounded, "the FP32 graph")
-    assert (exact.right and exact.allowed == pytest.approx(2 * exact.distance)) or exact.allowed == FROM_REFERENCE
-    assert not measure_agreement(reference, rounded, wrong, "the FP32 graph").right
-    assert not measure_agreement(reference, reference, [found()], "the FP32 graph").right
+def test_agreement_allows_what_rounding_alone_costs_and_not_what_a_backend_adds():
+    reference, rounded = [found((0, 0.8, 0))], [found((0, 0.6, 0))]
+    exact = measure_agreement(reference, rounded, rounded, "the FP32 graph", "int8")
+    assert (exact.distance, exact.allowed) == (pytest.approx(0.25), pytest.approx(0.5)) and exact.right
+    # It is within twice of what rounding costs, but the backend did not compute its own graph.
+    saturated = measure_agreement(reference, rounded, [found((0, 0.45, 0))], "the FP32 graph", "int8")
+    assert saturated.distance < saturated.allowed and not saturated.right
+    assert "its own graph, computed exactly, by 25 %, and 10 % are allowed" in saturated.text()
+    missed = measure_agreement(reference, reference, [found()], "the FP32 graph", "int8")
+    assert missed.allowed == FROM_REFERENCE and not missed.right
+    assert (
+        "on 1 pictures its scores differ from those of the FP32 graph by 100 %, and 15 % are allowed" in missed.text()
+    )
 
 
 @pytest.mark.parametrize("checked", [True, False])
