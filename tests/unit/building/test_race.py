@@ -81,7 +81,7 @@ def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, 
         in (rows["wrong"]["skipped"])
     )
     assert rows["near"]["agreement"]["right"] and rows["near"]["agreement"]["distance"] == pytest.approx(
-        0.0625, abs=1e-3
+        0.0125, abs=1e-3
     )
     assert "; wrong: it computes something else here" in result.text()
 
