@@ -1,6 +1,6 @@
 """See that an engine finds on this machine what it found where it was proven: its golden check, its AP, and each of its layers.
 
-Nothing of the engine is rewritten. ``golden`` has the check itself, ``quant.layers`` the comparison of layers.
+Nothing of the engine is rewritten. ``runtime.golden`` has the check itself, ``quant.layers`` the comparison of layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edge_effdet.building.verify import compare_engine_layers, verify_engine
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.base import match_classes, samples_sha256
 from edge_effdet.data.registry import read_dataset
-from edge_effdet.errors import AccuracyGateFailed, UsageError
+from edge_effdet.errors import AccuracyGateFailed, EdgeEffDetError, UsageError
 from edge_effdet.evaluation.run import SPLIT_ORDER, evaluate_engine
 from edge_effdet.runtime.golden import Check
 
@@ -41,7 +41,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
     parser.add_argument("--data", type=Path, metavar="D", help="labelled images to measure the AP on, too")
     parser.add_argument(
-        "--split", metavar="NAME", help="their split (default: the one of the record, else test, else val)"
+        "--split", metavar="NAME", help="the split of --data (default: the one of the record, else test, else val)"
     )
     parser.add_argument(
         "--layers", action="store_true",
@@ -84,16 +84,22 @@ def _run(arguments: argparse.Namespace) -> Result:
     text = table(rows)
     if check is not None:
         text += f"\n\nproven on {check.proven_on.text()}\nthis is   {check.here.text()}"
+    failure: EdgeEffDetError | None = None
+    if failed:
+        advice = "" if arguments.layers else "; --layers shows in which layer it parts"
+        failure = AccuracyGateFailed(
+            f"{engine.path} is not on this machine what was proven: {' and '.join(failed)}; build it again with python -m "
+            f"edge_effdet.build_engine{advice}."
+        )
     if arguments.layers:
-        comparison = compare_engine_layers(engine, arguments.against, arguments.reference)
-        data["layers"] = comparison.to_dict()
-        text += "\n\n" + _report_layers(engine, comparison, arguments.output)
-    advice = "" if arguments.layers else "; --layers shows in which layer it parts"
-    failure = AccuracyGateFailed(
-        f"{engine.path} is not on this machine what was proven: {' and '.join(failed)}; build it again with python -m "
-        f"edge_effdet.build_engine{advice}."
-    )
-    return Result(text, data, failure if failed else None)
+        try:
+            comparison = compare_engine_layers(engine, arguments.against, arguments.reference)
+            data["layers"] = comparison.to_dict()
+            text += "\n\n" + _report_layers(engine, comparison, arguments.output)
+        except EdgeEffDetError as error:
+            # What was found out before is printed all the same.
+            failure = failure or error
+    return Result(text, data, failure)
 
 
 def _golden_row(check: Check) -> tuple[str, ...]:
@@ -109,7 +115,7 @@ def _golden_row(check: Check) -> tuple[str, ...]:
 
 
 def _measure(engine: Engine, data: Path, split: str | None) -> dict[str, Any]:
-    proven = engine.record["accuracy"] or {}
+    proven = engine.record.get("accuracy") or {}
     dataset = match_classes(read_dataset(data), engine.spec)
     wanted = split or (proven.get("split") if proven.get("split") in dataset.splits else None)
     chosen, samples = dataset.choose_split(wanted, SPLIT_ORDER)
@@ -120,8 +126,8 @@ def _measure(engine: Engine, data: Path, split: str | None) -> dict[str, Any]:
         "AP": metrics.AP,
         "split": chosen,
         "images": metrics.images,
-        "proven_AP": proven["AP"] if same else None,
-        "passed": 100 * (proven["AP"] - metrics.AP) <= DEFAULT_BUDGET if same else None,
+        "proven_AP": proven.get("AP") if same else None,
+        "passed": 100 * (proven["AP"] - metrics.AP) <= DEFAULT_BUDGET if same and "AP" in proven else None,
     }
 
 
@@ -129,7 +135,7 @@ def _accuracy_row(engine: Engine, measured: dict[str, Any]) -> tuple[str, ...]:
     name = f"AP, {measured['images']} images ({measured['split']})"
     here = f"{100 * measured['AP']:.1f}"
     if measured["proven_AP"] is None:
-        return name, "other images" if engine.record["accuracy"] else "not measured", here, "-", "-", "not compared"
+        return name, "other images" if engine.record.get("accuracy") else "not measured", here, "-", "-", "not compared"
     drop = 100 * (measured["proven_AP"] - measured["AP"])
     verdict = "passed" if measured["passed"] else "FAILED"
     return name, f"{100 * measured['proven_AP']:.1f}", here, f"{-drop:+.2f}", f"{-DEFAULT_BUDGET:+g}", verdict

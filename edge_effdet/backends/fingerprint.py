@@ -54,13 +54,13 @@ class Fingerprint:
         # OpenVINO's version goes on with the build's number and branch.
         runtime = f"{self.backend} {self.version.partition('-')[0]}"
         if self.backend in GPU_BACKENDS:
-            return f"{self.processor} with {runtime}"
+            return f"{self.processor}, {runtime}"
         if self.processor == "arm":
             kind = "Arm"
         else:
             widest = next((name for name in ("avx512f", "avx2", "avx", "sse4_2") if name in self.instructions), "")
             kind = f"{' '.join(filter(None, (self.processor, widest)))} {'without' if VNNI.isdisjoint(self.instructions) else 'with'} VNNI"
-        return f"{kind} with {runtime}"
+        return f"{kind}, {runtime}"
 
 
 def read_fingerprint(raw: Mapping[str, Any]) -> Fingerprint:

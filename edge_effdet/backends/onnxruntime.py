@@ -95,7 +95,10 @@ class OnnxRuntimeRunner:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [output.name for output in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
+            raise EngineError(f"onnxruntime failed in a run ({first_line(error)}); build the engine again.") from error
 
     def __enter__(self) -> OnnxRuntimeRunner:
         return self

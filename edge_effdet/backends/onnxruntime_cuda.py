@@ -6,6 +6,7 @@ graph: the kernels of the first run are recorded and launched together from then
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ SUFFIX = ".onnx"
 
 PROVIDER = "CUDAExecutionProvider"
 
+_COMPUTE_CAPABILITY = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of CUDA's driver API."""
+
 
 def probe() -> Available | Unavailable:
     try:
@@ -35,7 +39,25 @@ def probe() -> Available | Unavailable:
             "this onnxruntime is the one for CPUs",
             "run pip uninstall onnxruntime and then pip install 'edge-effdet[ort-cuda]'",
         )
-    return Available(ort.__version__, "CUDA")
+    return Available(ort.__version__, _gpu_name() or "CUDA")
+
+
+def _gpu_name() -> str | None:
+    """The name and the compute capability of the first GPU, by the driver; None where it cannot be asked."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    name, device = ctypes.create_string_buffer(256), ctypes.c_int()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    answers = (
+        driver.cuInit(0),
+        driver.cuDeviceGet(ctypes.byref(device), 0),
+        driver.cuDeviceGetName(name, len(name), device),
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY[0], device),
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY[1], device),
+    )
+    return None if any(answers) else f"{name.value.decode(errors='replace')} (SM {major.value}{minor.value})"
 
 
 def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name

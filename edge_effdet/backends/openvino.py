@@ -9,6 +9,7 @@ What it compiles is kept in ``<engine>.runtime_cache`` for the next start (``ope
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from edge_effdet.backends.engine_account import EngineAccount, widest
 from edge_effdet.backends.openvino_cache import PRECISION, identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.errors import EngineError, GraphError
+
+logger = logging.getLogger("edge_effdet.backends.openvino")
 
 SUFFIX = ".onnx"
 
@@ -70,7 +73,13 @@ def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, 
         raise GraphError(f"OpenVINO refuses {graph.path} ({_last_line(error)}); export it again.") from error
     # The version goes on with the build's number and branch.
     version = openvino.__version__.partition("-")[0]
-    return content, EngineAccount(f"OpenVINO's execution graph {version}", layer_precisions(model))
+    try:
+        precisions = layer_precisions(model)
+    except (RuntimeError, KeyError) as error:
+        # The engine is built, and worth more than what is told of it.
+        logger.warning("OpenVINO does not tell what it built: %s", error)
+        precisions = {}
+    return content, EngineAccount(f"OpenVINO's execution graph {version}", precisions)
 
 
 def load(engine: Engine, options: LoadOptions | None = None) -> OpenVinoRunner:
@@ -106,7 +115,10 @@ class OpenVinoRunner:
         if request is None:
             request = self._requests.request = self._model.create_infer_request()
         # Not copied: the array is the caller's until this returns.
-        results = request.infer(dict(feeds), share_inputs=True)
+        try:
+            results = request.infer(dict(feeds), share_inputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed in a run ({_last_line(error)}); build the engine again.") from error
         # The request reuses its output memory in the next run; the caller owns what it gets.
         return {spec.name: results[position].copy() for position, spec in enumerate(self.outputs)}
 

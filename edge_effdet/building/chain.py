@@ -16,13 +16,27 @@ from edge_effdet.artifacts import (
     write_json,
 )
 from edge_effdet.backends.base import CompileOptions, choose_automatically, require
-from edge_effdet.building.engine import BuildJob, build_engine, lower_graph, lowered_path, photographs, require_nms
+from edge_effdet.building.engine import (
+    BuildJob,
+    build_engine,
+    comparison_pictures,
+    lower_graph,
+    lowered_path,
+    require_nms,
+)
 from edge_effdet.building.gate import Budget, parse_budget
 from edge_effdet.building.options import BuildConfig, ExportChoices
 from edge_effdet.building.race import Race, race_backends
 from edge_effdet.data.base import Dataset, Sample, match_classes, samples_manifest
 from edge_effdet.data.registry import read_dataset
-from edge_effdet.errors import AccuracyGateFailed, GraphError, MissingDependency, UsageError
+from edge_effdet.errors import (
+    AccuracyGateFailed,
+    EdgeEffDetError,
+    EngineError,
+    GraphError,
+    MissingDependency,
+    UsageError,
+)
 from edge_effdet.options import as_path
 from edge_effdet.quant.calibration import refuse_overlap
 from edge_effdet.quant.stage import (
@@ -42,8 +56,10 @@ GATE_SPLIT_ORDER = ("val", "test")
 FALL_BACK = {"int8": ("fp16", "fp32"), "fp16": ("fp32",), "fp32": ()}
 
 
-def parse_batch_sizes(text: str) -> tuple[int, ...]:
+def parse_batch_sizes(text: str | Sequence[int]) -> tuple[int, ...]:
     """``1,8`` to (1, 8). Raises UsageError for anything but whole numbers; that they ascend, ``CompileOptions`` sees to."""
+    if not isinstance(text, str):
+        return tuple(text)
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):
         raise UsageError(f"--batch-sizes {text} are no whole numbers that ascend; write 1,8, for example.")
@@ -193,40 +209,87 @@ def _build_within_budget(job: BuildJob, config: BuildConfig, backend: str) -> En
     Raises:
         AccuracyGateFailed: none passed.
     """
-    from edge_effdet.graph.model import load_graph
-
-    failed: list[str] = []
-    lowered: dict[tuple[str, QuantizeOptions], Graph] = {}
-    engine: Engine | None = None
-    precisions = (config.precision, *(FALL_BACK[config.precision] if config.fall_back else ()))
-    for precision in precisions:
+    tries = _Tries(job, config)
+    for precision in _precisions(job, config):
         race, order = None, (backend,)
         if not backend:
             try:
                 race = _race(config, job, precision)
-            except AccuracyGateFailed as error:
-                failed.append(str(error))
+            except (AccuracyGateFailed, GraphError, EngineError) as error:
+                tries.note(f"{precision.upper()}: {error}", error)
                 continue
             order = race.order
             logger.info("%s", race.text())
         for name in order:
-            if failed:
-                logger.warning("building %s with %s instead: %s", precision.upper(), name, failed[-1])
-            options = config.quantizing(name)
-            engine = build_engine(job, precision, name, options, race, lowered.get((precision, options)))
-            if engine.record["gate"]["passed"]:
-                return _with_history(engine, failed)
-            failed.append(f"{precision.upper()} by {name}: {engine.record['gate']['text']}")
-            if lowered_path(job, precision).is_file():
-                lowered[precision, options] = load_graph(lowered_path(job, precision))
-    remedy = "let --search find the layers that have to stay high"
-    if config.search:
-        remedy = f"give the search a smaller budget than the gate's (it kept its own on {config.search_split or 'val'})"
-    kept = f"{engine.path} was built and is kept, but it is not within the budget" if engine else "No engine was built"
-    raise AccuracyGateFailed(
-        f"{kept} ({'; '.join(failed)}); {remedy}, calibrate on more images, fine-tune with train --qat, use --fp16, or move the "
-        "budget with --max-ap-drop."
-    )
+            if tries.failed:
+                logger.warning("building %s with %s instead: %s", precision.upper(), name, tries.failed[-1])
+            engine = tries.build(precision, name, race)
+            if engine is not None and engine.record["gate"]["passed"]:
+                return _with_history(engine, tries.failed[:-1])
+    raise tries.give_up()
+
+
+def _precisions(job: BuildJob, config: BuildConfig) -> tuple[str, ...]:
+    """What is tried. A graph that was lowered already cannot become anything else."""
+    can_fall_back = config.fall_back and job.graph.precision == "fp32"
+    return (config.precision, *(FALL_BACK[config.precision] if can_fall_back else ()))
+
+
+class _Tries:
+    """What was built so far and why it did not pass.
+
+    Attributes:
+        failed: a clause for each try.
+    """
+
+    def __init__(self, job: BuildJob, config: BuildConfig) -> None:
+        self._job, self._config = job, config
+        self._lowered: dict[tuple[str, QuantizeOptions], Graph] = {}
+        self._engine: Engine | None = None
+        self._error: EdgeEffDetError | None = None
+        self.failed: list[str] = []
+
+    def build(self, precision: str, backend: str, race: Race | None) -> Engine | None:
+        """An engine, with its verdict noted; None where it could not be built, with the reason noted."""
+        from edge_effdet.graph.model import load_graph
+
+        job, options = self._job, self._config.quantizing(backend)
+        key = (precision, options)
+        try:
+            engine = build_engine(job, precision, backend, options, race, self._lowered.get(key))
+        except (AccuracyGateFailed, GraphError, EngineError) as error:
+            self.note(f"{precision.upper()} by {backend}: {error}", error)
+            return None
+        self._engine = engine
+        self.note(f"{precision.upper()} by {backend}: {engine.record['gate']['text']}")
+        # FP32, and a graph that was given in this precision, are not lowered: a file of that name is of another build.
+        if precision not in ("fp32", job.graph.precision) and lowered_path(job, precision).is_file():
+            self._lowered[key] = load_graph(lowered_path(job, precision))
+        return engine
+
+    def note(self, text: str, error: EdgeEffDetError | None = None) -> None:
+        self.failed.append(text.rstrip("."))
+        self._error = error or self._error
+
+    def give_up(self) -> EdgeEffDetError:
+        """The error that says what was tried; the only one that there was, where nothing else was tried."""
+        if self._engine is None and self._error is not None and len(self.failed) == 1:
+            return self._error
+        config, precision = self._config, self._config.precision
+        remedy = "calibrate on more images, fine-tune with train --qat, use --fp16"
+        if precision != "int8":
+            remedy = "try another backend"
+        elif config.search:
+            split = config.search_split or "val"
+            remedy = f"give the search a smaller budget than the gate's (it kept its own on {split}), {remedy}"
+        else:
+            remedy = f"let --search find the layers that have to stay high, {remedy}"
+        kept = "No engine was built"
+        if self._engine is not None:
+            kept = f"{self._engine.path} was built and is kept, but it is not within the budget"
+        return AccuracyGateFailed(
+            f"{kept} ({'; '.join(self.failed)}); {remedy}, or move the budget with --max-ap-drop."
+        )
 
 
 def _with_history(engine: Engine, failed: Sequence[str]) -> Engine:
@@ -242,13 +305,14 @@ def _with_history(engine: Engine, failed: Sequence[str]) -> Engine:
 
 def _race(config: BuildConfig, job: BuildJob, precision: str) -> Race:
     """Race the backends with the graph in the precision that is to be built."""
-    graph, images, pictures = job.graph, job.images, photographs(job)
+    graph, images = job.graph, job.images
+    pictures, drawn = comparison_pictures(job)
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        if precision == "fp16":
+        if precision == "fp16" and graph.precision == "fp32":
             half = lower_graph(graph, "fp16", None, QuantizeOptions(), Path(folder) / "fp16.onnx")
-            return race_backends(half, job.compiling, pictures=pictures, reference=graph)
+            return race_backends(half, job.compiling, pictures=pictures, reference=graph, drawn=drawn)
         if precision == "fp32" or images is None:
-            return race_backends(graph, job.compiling, pictures=pictures)
+            return race_backends(graph, job.compiling, pictures=pictures, drawn=drawn)
         drafts: dict[tuple[str, int], Graph] = {}
 
         def draft(backend: str) -> Graph:
@@ -264,7 +328,7 @@ def _race(config: BuildConfig, job: BuildJob, precision: str) -> Race:
                     drafts[key] = graph
             return drafts[key]
 
-        return race_backends(graph, job.compiling, draft=draft, pictures=pictures)
+        return race_backends(graph, job.compiling, draft=draft, pictures=pictures, drawn=drawn)
 
 
 def _search_options(

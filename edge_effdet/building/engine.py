@@ -172,7 +172,8 @@ def build_engine(
         backend: a name of ``backends.base.BACKENDS``.
         quantizing: how INT8 is made.
         race: why this backend, for the record.
-        lowered: the graph in this precision, where an earlier try with the same options made it already.
+        lowered: the graph in this precision, where an earlier try with the same options made it; made again where its file is another's
+            by now.
 
     Returns:
         The engine, whose record says under ``gate`` whether it may be used.
@@ -181,6 +182,8 @@ def build_engine(
     require_writable(job.output)
     graph = job.graph
     path = job.output / f"{job.name}.{precision}{get_backend(backend).SUFFIX}"
+    if lowered is not None and file_sha256(lowered.path) != lowered.sha256:
+        lowered = None
     built = lowered or lower_graph(
         graph, precision, job.images, quantizing, lowered_path(job, precision), job.calibration_table, job.search
     )
@@ -249,21 +252,38 @@ def _verify(engine: Engine, job: BuildJob, built: Graph) -> Engine:
 
 def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bool) -> dict[str, Any]:
     """Whether the engine finds what its graph finds, and the golden pictures that it carries to other machines."""
-    photos = photographs(job)
+    compared, drawn = comparison_pictures(job)
     shown = engine if runs_here else graph_as_engine(built)
-    kind = job.golden if job.golden != "pictures" or photos else "drawn"
-    images = draw_pictures(engine.spec.image_size, CANDIDATES) if kind == "drawn" else photos
     changes: dict[str, Any] = {}
+    kind, why = job.golden, ""
+    if kind == "pictures" and drawn:
+        kind = "drawn"
+    images = draw_pictures(engine.spec.image_size, CANDIDATES) if kind == "drawn" and not drawn else compared
     with get_backend(shown.backend).load(shown) as runner:
-        found = [find_best(runner, engine.spec, picture) for picture in photos] if runs_here else []
+        if runs_here:
+            title = "the FP32 graph" if job.graph.precision == "fp32" else "the graph that was given"
+            exact = find_in_graph(built, compared)
+            reference = find_in_graph(job.graph, compared) if job.graph.sha256 != built.sha256 else exact
+            found = [find_best(runner, engine.spec, picture) for picture in compared]
+            agreement = measure_agreement(reference, exact, found, title, engine.precision, drawn)
+            changes["agreement"] = agreement.to_dict()
+            if not agreement.backend_right and kind != "none":
+                # What a backend gets wrong here must not become what other machines are measured by.
+                why, kind = "the engine does not find what its graph finds", "none"
         fingerprint = machine_fingerprint(shown.backend)
         changes["golden"] = make_golden(runner, engine.spec, images, kind, engine.precision, fingerprint)
-    if found:
-        title = "the FP32 graph" if job.graph.precision == "fp32" else "the same graph, computed exactly"
-        exact = find_in_graph(built, photos)
-        reference = find_in_graph(job.graph, photos) if job.graph.sha256 != built.sha256 else exact
-        changes["agreement"] = measure_agreement(reference, exact, found, title, engine.precision).to_dict()
+    if why:
+        changes["golden"]["why"] = why
     return changes
+
+
+def comparison_pictures(job: BuildJob) -> tuple[list[np.ndarray], bool]:
+    """What engines are compared on, uint8 [H, W, 3] in the size of the network's input, and whether it is drawn.
+
+    A few calibration images, or else evaluation images, letterboxed; drawn pictures where there are neither.
+    """
+    photos = photographs(job)
+    return (photos, False) if photos else (draw_pictures(job.graph.spec.image_size, CANDIDATES), True)
 
 
 def photographs(job: BuildJob) -> list[np.ndarray]:

@@ -32,7 +32,7 @@ class BackendOptions:
     timing_cache: Path | str | None = option(
         None, help="TensorRT: a file that keeps the timings of kernels between builds"
     )
-    batch_sizes: str = option(
+    batch_sizes: str | tuple[int, ...] = option(
         "1,8", help="TensorRT, with --batch-size 0: what it is tuned for, the last being the most"
     )
     nms: str = option("host", help="where boxes are suppressed; efficientnms is TensorRT's plugin", choices=NMS_PLACES)
@@ -42,7 +42,7 @@ class BackendOptions:
 class GateOptions:
     eval_data: Path | str | None = option(None, help="labelled images to measure the AP on, before and after")
     split: str | None = option(None, help="their split (default: val, else test, else everything)")
-    max_ap_drop: str | None = option(
+    max_ap_drop: str | float | None = option(
         None,
         help=f"points of AP that may be lost (default: {DEFAULT_BUDGET}), or none; an engine that surely loses more ends with exit code 4",
     )
@@ -108,6 +108,12 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
         ):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)))
+        for item in fields(self):
+            choices, value = item.metadata.get("choices"), getattr(self, item.name)
+            if choices and value not in (*choices, item.default):
+                raise UsageError(
+                    f"There is no {item.name.replace('_', ' ')} {value!r}; the choices are {', '.join(map(str, choices))}."
+                )
         if self.precision not in PRECISIONS:
             raise UsageError(f"There is no precision {self.precision!r}; the precisions are {', '.join(PRECISIONS)}.")
         if self.search and self.precision != "int8":

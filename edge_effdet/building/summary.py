@@ -39,6 +39,7 @@ def build_report(engine: Engine) -> str:
     picture = engine.path.with_suffix(".jpg")
     if engine.record["accuracy"]:
         lines.append(f"picture  {picture}")
+    lines.extend(_golden_line(engine))
     lines.extend(_gate_remarks(engine))
     lines.extend(_accuracy_remarks(engine))
     lines.extend(_arithmetic_remark(engine))
@@ -49,9 +50,28 @@ def build_report(engine: Engine) -> str:
         source = ": the AP above is that of the graph it was compiled from" if engine.record["accuracy"] else ""
         lines.append(
             f"\nThe engine cannot run on this machine, so it is unproven{source}. On the target, run "
-            f"python -m edge_effdet.evaluate --engine {engine.path.name} --data D."
+            f"python -m edge_effdet.verify --engine {engine.path.name} --data D."
         )
     return "\n".join(lines)
+
+
+def _golden_line(engine: Engine) -> list[str]:
+    """Which pictures travel inside the JSON: a user may not want to give their own away."""
+    golden: Mapping[str, Any] = engine.record.get("golden") or {}
+    if golden.get("kind") == "pictures":
+        count = len(golden["pictures"])
+        return [
+            f"golden   {count} of the pictures given are in the JSON, to check the engine on other machines (--golden drawn: not yours)"
+        ]
+    if golden.get("kind") == "drawn":
+        return [
+            f"golden   {len(golden['pictures'])} drawn pictures are in the JSON, to check the engine on other machines"
+        ]
+    return (
+        [f"golden   none, so nothing checks the engine on other machines ({golden['why']})"]
+        if golden.get("why")
+        else []
+    )
 
 
 def _gate_remarks(engine: Engine) -> list[str]:

@@ -38,6 +38,8 @@ def find_graph(engine: Engine, sha256: str | None) -> Graph | None:
     """The graph with this hash beside the engine, where ``build_engine`` leaves it: the engine's file, or one in ``graphs``."""
     from edge_effdet.graph.model import load_graph
 
+    if sha256 is None:
+        return None
     folder = engine.path.parent
     for path in (engine.path, *sorted((folder / "graphs").glob("*.onnx")), *sorted(folder.glob("*.onnx"))):
         if path.suffix == ".onnx" and file_sha256(path) == sha256:
@@ -64,19 +66,26 @@ def compare_engine_layers(engine: Engine, against: str | None = None, reference:
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx", "export", "to compare layers") from error
 
-    parents = engine.record["parents"]
-    graph = find_graph(engine, parents.get("compiled_graph"))
+    parents = engine.record.get("parents") or {}
+    # With suppression inside, the engine's own graph holds a plugin that only TensorRT knows; its layers are those of the graph before.
+    suppressed = engine.record.get("nms") == "efficientnms"
+    graph = find_graph(engine, parents.get("graph" if suppressed else "compiled_graph"))
     if graph is None:
         raise UsageError(
             f"The graph that {engine.path} was compiled from is not beside it, so its layers cannot be looked at; copy the folder "
             "graphs of the build along."
         )
-    source = load_graph(reference) if reference is not None else find_graph(engine, parents.get("graph"))
-    if source is None and engine.precision != "fp32":
-        logger.warning(
-            "the FP32 graph is not beside %s, so nothing is said about what rounding costs; give --reference",
-            engine.path,
-        )
+    if reference is not None:
+        source = load_graph(reference)
+    elif graph.precision == "fp32":
+        source = graph
+    else:
+        source = find_graph(engine, graph.parents.get("graph"))
+        if source is None:
+            logger.warning(
+                "the FP32 graph is not beside %s, so nothing is said about what rounding costs; give --reference",
+                engine.path,
+            )
     golden = read_golden(engine)
     images = golden.images() if golden is not None else draw_pictures(engine.spec.image_size, 3)
     return compare_layers(graph, engine.backend, [images_to_batch([image]) for image in images], source, against)

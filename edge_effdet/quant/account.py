@@ -6,6 +6,7 @@ in FP32, and the graph does not show that. ``backends.engine_account`` has the b
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ import onnx_ir as ir
 from edge_effdet.artifacts import Graph
 from edge_effdet.backends.base import CompileOptions, get_backend, require
 from edge_effdet.backends.engine_account import BY_WIDTH, EngineAccount
+from edge_effdet.errors import first_line
 from edge_effdet.quant.optimized_model import read_optimized
 from edge_effdet.quant.placement import is_final
 from edge_effdet.quant.precision import is_quantized
 from edge_effdet.quant.proof import PrecisionProof, macs_before_fusion, prove_precision
+
+logger = logging.getLogger("edge_effdet.quant")
 
 NAMED = 3
 """Convolutions that a warning names; the record has all of them."""
@@ -90,11 +94,20 @@ def compile_with_account(
     content = module.compile(graph, options)
     if not hasattr(module, "write_optimized"):
         return content, None
+    try:
+        return content, _account_of_optimized(graph, module, backend)
+    except Exception as error:
+        # The engine is built, and worth more than what is told of it; onnxruntime raises classes without a common base.
+        logger.warning("%s does not tell what it built: %s", backend, first_line(error))
+        return content, None
+
+
+def _account_of_optimized(graph: Graph, module: Any, backend: str) -> EngineAccount:
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         module.write_optimized(graph, optimized)
         precisions = read_optimized(graph.path, optimized)
-    return content, EngineAccount(f"onnxruntime's optimized model {require(backend).version}", precisions)
+    return EngineAccount(f"onnxruntime's optimized model {require(backend).version}", precisions)
 
 
 def prove_engine(model: ir.Model, account: EngineAccount | None) -> EngineProof:
@@ -104,6 +117,11 @@ def prove_engine(model: ir.Model, account: EngineAccount | None) -> EngineProof:
         GraphError: a convolution's shape is unknown, or there is none.
     """
     proof = prove_precision(model)
+    named = [str(node.name) for node in model.graph if node.op_type == "Conv"]
+    if account is not None and not any(name in account.precisions for name in named):
+        # A runtime that calls them otherwise by now tells nothing of them.
+        logger.warning("%s names none of the convolutions, so the graph is counted", account.source)
+        account = None
     if account is None:
         return EngineProof(proof, None, {"bf16": 0, **proof.macs})
     macs: dict[str, int] = dict.fromkeys(BY_WIDTH, 0)

@@ -33,13 +33,13 @@ def test_every_part_of_it_counts():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({}, "x86 avx2 without VNNI with openvino 2026.4.1"),
-        ({"instructions": ("avx2", "avx512_vnni", "avx512f")}, "x86 avx512f with VNNI with openvino 2026.4.1"),
-        ({"instructions": ()}, "x86 without VNNI with openvino 2026.4.1"),
-        ({"processor": "arm", "instructions": ("asimd",)}, "Arm with openvino 2026.4.1"),
+        ({}, "x86 avx2 without VNNI, openvino 2026.4.1"),
+        ({"instructions": ("avx2", "avx512_vnni", "avx512f")}, "x86 avx512f with VNNI, openvino 2026.4.1"),
+        ({"instructions": ()}, "x86 without VNNI, openvino 2026.4.1"),
+        ({"processor": "arm", "instructions": ("asimd",)}, "Arm, openvino 2026.4.1"),
         (
             {"backend": "tensorrt", "version": "10.3.0", "processor": "Orin (SM 87)", "instructions": ()},
-            "Orin (SM 87) with tensorrt 10.3.0",
+            "Orin (SM 87), tensorrt 10.3.0",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -78,7 +79,7 @@ def test_a_draft_that_cannot_be_made_is_raced_in_fp32(tmp_path, monkeypatch, cap
 
     raced = []
     monkeypatch.setattr(chain, "draft_int8", fail)
-    monkeypatch.setattr(chain, "photographs", lambda job: [])
+    monkeypatch.setattr(chain, "comparison_pictures", lambda job: ([], True))
     monkeypatch.setattr(
         chain, "race_backends", lambda graph, options, draft, **_: raced.append(draft("onnxruntime") is graph)
     )
@@ -218,10 +219,10 @@ def test_the_next_is_tried_before_the_build_gives_up(tmp_path, monkeypatch, word
     assert ("in place of what was not right" in remarks) == bool(before)
 
 
-@pytest.mark.parametrize("orders", [{"int8": ("fast", "bad")}, {"int8": ()}])
+@pytest.mark.parametrize("orders", [{"int8": ("fast", "bad")}, {"int8": (), "fp16": ("fast",), "fp32": ()}])
 def test_a_build_that_finds_none_within_the_budget_says_what_each_lost(tmp_path, monkeypatch, orders):
     Tries(monkeypatch, tmp_path, DROPS, orders)
-    config = BuildConfig()
+    config = BuildConfig(fall_back="fp16" in orders)
     job = engine_module.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
     with pytest.raises(AccuracyGateFailed) as failed:
         chain._build_within_budget(job, config, "")
@@ -230,5 +231,80 @@ def test_a_build_that_finds_none_within_the_budget_says_what_each_lost(tmp_path,
         assert "x.int8.onnx was built and is kept, but it is not within the budget" in said
         assert "INT8 by fast: it loses 12.00" in said and "INT8 by bad: it loses 5.00" in said
     else:
-        assert said.startswith("No engine was built (No backend here finds")
+        assert "x.fp16.onnx was built and is kept" in said
+        assert "(INT8: No backend here finds what the FP32 graph finds; FP16 by fast: it loses 2.00" in said
     assert "--max-ap-drop" in said
+
+
+def test_the_only_error_of_a_build_stays_what_it_is(tmp_path, monkeypatch):
+    def fail(*_):
+        raise GraphError("silu_71 was 0 everywhere")
+
+    monkeypatch.setattr(chain, "build_engine", fail)
+    job = engine_module.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
+    with pytest.raises(GraphError, match="^silu_71 was 0 everywhere$"):
+        chain._build_within_budget(job, BuildConfig(), "onnxruntime")
+
+
+def test_what_cannot_be_built_is_fallen_back_from(tmp_path, monkeypatch):
+    tries = Tries(monkeypatch, tmp_path, DROPS, {"int8": ("fast", "slow"), "fp16": ("slow",)})
+
+    def build(job, precision, backend, *rest):
+        if precision == "int8":
+            raise GraphError(f"{backend} refuses the graph.")
+        return tries.build(job, precision, backend, *rest)
+
+    monkeypatch.setattr(chain, "build_engine", build)
+    job = engine_module.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
+    engine = chain._build_within_budget(job, BuildConfig(fall_back=True), "")
+    assert (engine.precision, engine.backend) == ("fp16", "slow")
+    assert engine.record["gate"]["tried_before"] == [
+        "INT8 by fast: fast refuses the graph",
+        "INT8 by slow: slow refuses the graph",
+    ]
+
+
+def test_a_graph_that_was_lowered_falls_back_to_nothing(tmp_path):
+    graph = save_detector(tmp_path)
+    config = BuildConfig(fall_back=True)
+    for precision, tried in (("fp32", ("int8", "fp16", "fp32")), ("int8", ("int8",))):
+        job = engine_module.BuildJob(name="x", graph=replace(graph, precision=precision), output=tmp_path)
+        assert chain._precisions(job, config) == tried
+
+
+def test_a_lowered_graph_whose_file_is_anothers_by_now_is_made_again(tmp_path, monkeypatch):
+    graph = save_detector(tmp_path)
+    job = engine_module.BuildJob(name="x", graph=graph, output=tmp_path / "engines")
+    stale = replace(graph, sha256="ab" * 32)
+    made = []
+    real = engine_module.lower_graph
+    monkeypatch.setattr(engine_module, "lower_graph", lambda *given: made.append(given) or real(*given))
+    engine = engine_module.build_engine(job, "fp32", "onnxruntime", QuantizeOptions(), lowered=stale)
+    assert len(made) == 1 and engine.record["parents"]["compiled_graph"] == graph.sha256
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"golden": "None"}, "There is no golden 'None'; the choices are pictures, drawn, none"),
+        ({"golden": None}, "There is no golden None"),
+        ({"precision": "int4"}, "There is no precision 'int4'"),
+        ({"high_precision": "bf16"}, "There is no high precision 'bf16'"),
+        ({"weight_codes": 300}, "make no sense in INT8"),
+        ({"precision": "fp16", "search": True}, "there is nothing to choose"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(given, said):
+    with pytest.raises(UsageError, match=said):
+        BuildConfig(**given)
+
+
+def test_numbers_are_taken_as_numbers():
+    assert chain.parse_batch_sizes((1, 8)) == (1, 8)
+    assert parse_budget(BuildConfig(max_ap_drop=1.5).max_ap_drop).points == 1.5
+    config = BuildConfig()
+    assert config.quantizing("openvino").weight_codes == 63 and config.quantizing("tensorrt").weight_codes == 127
+    assert (
+        config.quantizing("tensorrt").high_precision == "fp16"
+        and config.quantizing("openvino").high_precision == "fp32"
+    )

@@ -7,8 +7,8 @@ import pytest
 from edge_effdet.building.gate import DEFAULT_BUDGET, Budget, judge, parse_budget
 from edge_effdet.errors import UsageError
 
-RIGHT = {"right": True, "text": "", "reference": "the FP32 graph"}
-WRONG = {**RIGHT, "right": False, "text": "on 8 pictures its scores differ by 40 %"}
+RIGHT = {"right": True, "backend_right": True, "text": "", "reference": "the FP32 graph"}
+WRONG = {**RIGHT, "right": False, "backend_right": False, "text": "on 8 pictures its scores differ by 40 %"}
 
 
 def record(drop, interval=None, agreement=None):
@@ -31,6 +31,9 @@ def record(drop, interval=None, agreement=None):
         (record(1.4, [float("nan"), float("nan")]), Budget(), False, "interval"),
         (record(12.0, [11.0, 13.0]), Budget(None, asked=True), True, "no limit"),
         (record(-0.5, [-0.9, -0.2]), Budget(-0.4, asked=True), True, "drop"),
+        # So few images cannot tell, and the pictures can.
+        (record(8.0, [-2.0, 18.0], WRONG), Budget(), False, "agreement"),
+        (record(8.0, [-2.0, 18.0], RIGHT), Budget(), True, "interval"),
         # AP that was measured goes before agreement.
         (record(0.3, [-0.1, 0.7], WRONG), Budget(), True, "drop"),
         ({"accuracy": None, "agreement": WRONG}, Budget(), False, "agreement"),
@@ -62,6 +65,7 @@ def test_the_remark_says_how_sure_it_is():
         ("-0.5", Budget(-0.5, asked=True)),
         ("none", Budget(None, asked=True)),
         ("None", Budget(None, asked=True)),
+        (1.5, Budget(1.5, asked=True)),
     ],
 )
 def test_budget(text, budget):

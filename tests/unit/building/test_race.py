@@ -77,7 +77,7 @@ def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, 
     rows = {row["backend"]: row for row in result.rows}
     assert "median_ms" not in rows["wrong"]
     assert (
-        "computes something else here: on 2 pictures its scores differ from those of the FP32 graph by 50 %"
+        "computes something else here: on 2 pictures its scores differ from those of its own graph, computed exactly, by 50 %"
         in (rows["wrong"]["skipped"])
     )
     assert rows["near"]["agreement"]["right"] and rows["near"]["agreement"]["distance"] == pytest.approx(
@@ -87,7 +87,9 @@ def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, 
 
 
 def test_a_race_that_all_lose_by_what_they_find_is_no_missing_backend(graph, monkeypatch):
-    with pytest.raises(AccuracyGateFailed, match=r"No backend here finds what the FP32 graph finds \(wrong: .* 50 %"):
+    with pytest.raises(
+        AccuracyGateFailed, match=r"No backend here computes the graph as it is written \(wrong: .* 50 %"
+    ):
         race_of({"wrong": FakeBackend(score=0.4)}, graph, monkeypatch, pictures=[bright(4)])
 
 
