@@ -1,5 +1,6 @@
 # make engine   set up, build the shipped model's INT8 engine, show what it is worth
 # make test     set up, pass the tests
+# make one      set up, pass one file of them: make one TEST=tests/unit/graph/test_cost.py
 # Both make and use .venv/; PYTHON chooses the interpreter (3.11 to 3.13).
 
 # A name on the PATH may be a shim of pyenv without that version behind it, so each is tried.
@@ -8,13 +9,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 OUTPUT ?= runs/quickstart
 
-.PHONY: engine test slow lint clean
+.PHONY: engine test one slow lint clean
 
 engine: $(VENV)/.export
 	$(RUN) -m edge_effdet.build_engine --int8 --backend fastest --fall-back --output $(OUTPUT)
 
 test: $(VENV)/.dev lint
 	$(RUN) -m pytest
+
+one: $(VENV)/.dev
+	@test -n "$(TEST)" || { echo "no test is named; run make one TEST=tests/unit/graph/test_cost.py"; exit 2; }
+	$(RUN) -m pytest $(TEST)
 
 slow: $(VENV)/.dev
 	$(RUN) -m pytest -m slow
