@@ -223,6 +223,12 @@ class Engine:
         return str(self.record["engine_sha256"])
 
 
+RECORD_FORMAT = 2
+"""Of ``<engine>.json`` as it is written. Format 1 had no golden pictures, no gate and no account of the engine's own."""
+
+_KNOWN_FORMATS = (1, 2)
+
+
 def engine_json_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
@@ -245,12 +251,18 @@ def load_engine(path: Path) -> Engine:
     try:
         record = json.loads(json_path.read_text(encoding="utf-8"))
         spec = ModelSpec.from_dict(record["spec"])
+        known = record.get("format", 1)
         engine = Engine(path, spec, record["backend"], record["precision"], record)
         expected = engine.sha256
     except (ValueError, KeyError, TypeError, InputError) as error:
         raise EngineError(
             f"{json_path} is not an engine description ({error}); copy it again or rebuild the engine."
         ) from error
+    if known not in _KNOWN_FORMATS:
+        raise EngineError(
+            f"{json_path} is of format {known!r}, and this version of edge_effdet reads {' and '.join(map(str, _KNOWN_FORMATS))}; install "
+            "the version that built the engine, or build it again with this one."
+        )
     if file_sha256(path) != expected:
         raise EngineError(
             f"{path} is not the file that {json_path.name} describes (its SHA-256 differs), so its accuracy is unproven; "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import (
+    RECORD_FORMAT,
     Engine,
     Graph,
     atomic_output,
@@ -133,7 +134,7 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
         temporary.write_bytes(content)
     target = options.target or getattr(get_backend(backend), "DEFAULT_TARGET", available.device)
     record = {
-        "format": 1,
+        "format": RECORD_FORMAT,
         "spec": graph.spec.to_dict(),
         "engine": path.name,
         "engine_sha256": file_sha256(path),

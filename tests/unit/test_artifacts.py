@@ -205,6 +205,16 @@ def test_a_record_without_a_field_is_refused_by_its_name(tmp_path, key):
         load_engine(path)
 
 
+@pytest.mark.parametrize(("known", "read"), [(1, True), (2, True), (99, False), ("2", False), (None, False)])
+def test_a_record_of_another_format_is_refused_with_the_way_out(tmp_path, known, read):
+    path = write_engine(tmp_path, format=known)
+    if read:
+        assert load_engine(path).record["format"] == known
+        return
+    with pytest.raises(EngineError, match=rf"is of format {known!r}, .* reads 1 and 2; install .* or build it again"):
+        load_engine(path)
+
+
 def test_hashes_are_sha256(tmp_path):
     content = bytes(range(256)) * 9000
     (tmp_path / "file").write_bytes(content)

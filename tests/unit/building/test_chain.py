@@ -242,7 +242,7 @@ def test_the_only_error_of_a_build_stays_what_it_is(tmp_path, monkeypatch):
 
     monkeypatch.setattr(chain, "build_engine", fail)
     job = engine_module.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
-    with pytest.raises(GraphError, match="^silu_71 was 0 everywhere$"):
+    with pytest.raises(GraphError, match=r"^silu_71 was 0 everywhere$"):
         chain._build_within_budget(job, BuildConfig(), "onnxruntime")
 
 
