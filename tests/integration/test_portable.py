@@ -134,7 +134,7 @@ def test_a_wrong_backend_does_not_win_the_race(
 ):
     arguments = (
         f"--onnx {bccd_graph.path} --int8 --backend fastest --name x --output {tmp_path} --json --weight-codes 127 "
-        f"--calibration-data {bccd} --calibration-images 16 --rounding nearest"
+        f"--calibration-data {bccd} --calibration-images 8 --method max --rounding nearest"
     )
     assert build_engine.main(arguments.split()) == 0
     said = capsys.readouterr()
@@ -157,7 +157,7 @@ def test_a_wrong_engine_ends_the_build_with_4(
 ):
     arguments = (
         f"--onnx {bccd_graph.path} --int8 --backend openvino --name x --output {tmp_path} --weight-codes 127 "
-        f"--calibration-data {bccd} --calibration-images 16 --rounding nearest"
+        f"--calibration-data {bccd} --calibration-images 8 --method max --rounding nearest"
     )
     # Without labels, by what it finds in calibration pictures.
     code = build_engine.main(arguments.split())
@@ -189,9 +189,12 @@ def test_private_pictures_stay_at_home(
     bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ):
     arguments = (
-        f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --golden {kind}"
+        f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --golden {kind} "
+        f"--eval-data {bccd} --split val"
     )
     assert build_engine.main(arguments.split()) == 0
+    said = capsys.readouterr().out
+    assert ("drawn pictures are in the JSON" in said) == (kind == "drawn") and "pictures given" not in said
     engine = load_engine(tmp_path / "x.int8.onnx")
     assert engine.record["golden"]["kind"] == kind
     assert ("pictures" in engine.record["golden"]) == (kind == "drawn")
