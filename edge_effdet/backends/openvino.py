@@ -9,6 +9,7 @@ What it compiles is kept in ``<engine>.runtime_cache`` for the next start (``ope
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Mapping
@@ -45,10 +46,19 @@ def probe() -> Available | Unavailable:
         return Unavailable(
             f"the Python package openvino cannot be imported ({error})", "run pip install 'edge-effdet[openvino]'"
         )
-    core = openvino.Core()
-    if _DEVICE not in core.available_devices:
+    name = _device_name()
+    if name is None:
         return Unavailable("OpenVINO finds no CPU that it supports", "use --backend onnxruntime")
-    return Available(openvino.__version__, str(core.get_property(_DEVICE, "FULL_DEVICE_NAME")))
+    return Available(openvino.__version__, name)
+
+
+@functools.cache
+def _device_name() -> str | None:
+    """What OpenVINO calls this CPU; None where it supports none. Asking takes 10 ms, and the answer stays."""
+    import openvino
+
+    core = openvino.Core()
+    return str(core.get_property(_DEVICE, "FULL_DEVICE_NAME")) if _DEVICE in core.available_devices else None
 
 
 def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name

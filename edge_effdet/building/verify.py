@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_effdet.artifacts import Engine, file_sha256
 from edge_effdet.backends.base import get_backend, require
 from edge_effdet.errors import MissingDependency, UsageError
-from edge_effdet.runtime.golden import Check, check_engine, draw_pictures, read_golden
+from edge_effdet.runtime.golden import Check, check_engine, decode_pictures, draw_pictures, read_golden
 from edge_effdet.runtime.preprocess import images_to_batch
 
 if TYPE_CHECKING:
@@ -87,5 +87,5 @@ def compare_engine_layers(engine: Engine, against: str | None = None, reference:
                 engine.path,
             )
     golden = read_golden(engine)
-    images = golden.images() if golden is not None else draw_pictures(engine.spec.image_size, 3)
+    images = decode_pictures(engine, golden) if golden is not None else draw_pictures(engine.spec.image_size, 3)
     return compare_layers(graph, engine.backend, [images_to_batch([image]) for image in images], source, against)

@@ -193,28 +193,32 @@ def read_golden(engine: Engine) -> Golden | None:
         )
         pictures = tuple(base64.b64decode(each["jpeg"], validate=True) for each in raw["pictures"])
         fingerprint = read_fingerprint(raw["fingerprint"])
-        golden = Golden(str(raw["kind"]), pictures, found, float(raw["tolerance"]), fingerprint, str(raw["sha256"]))
-        if any(image.shape[:2] != engine.spec.image_size for image in golden.images()):
+        return Golden(str(raw["kind"]), pictures, found, float(raw["tolerance"]), fingerprint, str(raw["sha256"]))
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise _damaged(engine, error) from error
+
+
+def decode_pictures(engine: Engine, golden: Golden) -> list[np.ndarray]:
+    """The golden pictures, uint8 [H, W, 3] in the size of the engine's input. Raises EngineError where they are damaged."""
+    try:
+        images = golden.images()
+        if any(image.shape[:2] != engine.spec.image_size for image in images):
             raise ValueError("they are not of the size of the network's input")
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        binascii.Error,
-        OSError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise EngineError(
-            f"The golden pictures in {engine.json_path} are damaged ({error}), so what the engine finds here cannot be compared "
-            "with what was proven; copy the file again, or build the engine again."
-        ) from error
-    return golden
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise _damaged(engine, error) from error
+    return images
+
+
+def _damaged(engine: Engine, error: BaseException) -> EngineError:
+    return EngineError(
+        f"The golden pictures in {engine.json_path} are damaged ({error}), so what the engine finds here cannot be compared "
+        "with what was proven; copy the file again, or build the engine again."
+    )
 
 
 def check_engine(runner: Runner, engine: Engine, golden: Golden) -> Check:
     """Run the golden pictures on this machine and compare. It takes as long as a run a picture."""
-    found = [find_best(runner, engine.spec, image) for image in golden.images()]
+    found = [find_best(runner, engine.spec, image) for image in decode_pictures(engine, golden)]
     here = machine_fingerprint(engine.backend)
     return Check(detection_distance(golden.found, found), golden.tolerance, golden.fingerprint, here)
 
