@@ -58,13 +58,13 @@ TOLERANCES: Mapping[str, float] = {"fp32": 0.02, "fp16": 0.1, "int8": 0.1}
 FP32 differs by the order of its sums: less than 0.001 between onnxruntime and OpenVINO. FP16 may be computed in BF16, which keeps 8
 bits. In INT8 two runtimes that compute exactly round a few activations to neighbouring codes. OpenVINO and onnxruntime are 0.01 to 0.05
 apart on three detectors (lite0 and D0 of BCCD, lite0 of the shipped scenes; three pictures at a time), and an OpenVINO that saturates
-0.22 to 0.60 on photographs and 0.14 to 0.50 on drawn pictures (``benchmarks/golden.py``, AMD EPYC without VNNI)."""
+0.17 to 0.60 on photographs and 0.14 to 0.50 on drawn pictures (``benchmarks/golden.py``, AMD EPYC without VNNI)."""
 
 FROM_REFERENCE = 0.3
 """The distance from the FP32 graph, on photographs, above which an engine is wrong whatever its backend does.
 
 INT8 that is computed exactly is 0.03 to 0.10 away on the detectors named above, with the quick ranges of a race's draft up to 0.15, and one
-that saturates 0.21 to 0.61. Whether a backend computes its graph is judged by its distance from that graph, which is sharper; this limit
+that saturates 0.17 to 0.61. Whether a backend computes its graph is judged by its distance from that graph, which is sharper; this limit
 is for a graph that rounding itself has spoilt, where there are no labels to say so. Drawn pictures are not held against it: what a
 detector finds in them is mostly noise."""
 
