@@ -10,6 +10,7 @@ process, so each count is a process of its own.
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 from collections import Counter
@@ -44,7 +45,8 @@ def count_layers(path: Path, target: str) -> dict[str, Any]:
         EdgeEffDetError: it could not build.
     """
     try:
-        import tensorrt_rtx as trt
+        # NVIDIA ships it without type information.
+        trt: Any = importlib.import_module("tensorrt_rtx")
     except ImportError as error:
         raise MissingDependency("tensorrt_rtx", "tensorrt-rtx", "to count its layers") from error
     if not hasattr(trt.ComputeCapability, f"SM{target}"):

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from benchmarks.runner_process import measure_cold_start, measure_growth, measur
 from benchmarks.runner_tables import describe_runner
 from edge_effdet.artifacts import Engine, write_json
 from edge_effdet.backends.base import CompileOptions
+from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.cli import Result, make_parser, progress, run_verb
 from edge_effdet.data.registry import read_dataset
@@ -100,6 +102,9 @@ def make_engines(subject: Subject, work: Path) -> dict[str, Engine]:
         if isinstance(made, Skipped):
             logger.warning("%s was left out: %s", name, made.reason)
             continue
+        # Nothing is taken to another machine here, and a warning at each load would not help.
+        golden = {"kind": "none", "fingerprint": machine_fingerprint(backend).to_dict()}
+        made = replace(made, record={**made.record, "golden": golden})
         write_json(made.json_path, made.record)
         engines[name] = made
     return engines

@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--choice", choices=CHOICES, default="random", help="with the seed, or so that none is far (default: random)"
     )
     parser.add_argument("--onnx", type=Path, metavar="F", help="for k-center: the graph whose backbone looks at them")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random choice of images (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random choice of images (default: 0)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="F", help="the manifest")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     return run_verb(parser, _run, argv)

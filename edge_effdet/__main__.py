@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from edge_effdet.cli import version_text
+from edge_effdet.errors import UsageError
 
 VERBS = {
     "data": "look a data set over: what is in it and what is wrong with it",
@@ -18,16 +22,31 @@ VERBS = {
     "evaluate": "COCO metrics of an engine or of checkpoints, and where they go wrong",
 }
 
+_HELP = ("-h", "--help")
+_VERSION = "--version"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return its exit code; without one, list them."""
+    """Run a verb and return its exit code; without one, or with ``--help``, list them."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verb = arguments[0].replace("-", "_") if arguments else ""
+    first = arguments[0] if arguments else "--help"
+    if first in _HELP:
+        usage = ["usage: edge-effdet VERB [options]", "       edge-effdet --version", ""]
+        print("\n".join([*usage, *(f"  {name:<14}{text}" for name, text in VERBS.items())]))
+        return 0
+    if first == _VERSION:
+        print(version_text())
+        return 0
+    # The verbs are module names; people write build-engine as often as build_engine.
+    verb = first if first.startswith("-") else first.replace("-", "_")
     if verb in VERBS:
         return importlib.import_module(module_name(verb)).main(arguments[1:])
-    lines = ["usage: edge-effdet VERB [options]", "", *(f"  {name:<14}{text}" for name, text in VERBS.items())]
-    print("\n".join(lines), file=sys.stdout if verb in ("", "__help", "_h") else sys.stderr)
-    return 0 if verb in ("", "__help", "_h") else 2
+    nearest = difflib.get_close_matches(verb, [*VERBS, *_HELP, _VERSION], n=1, cutoff=0)[0]
+    print(
+        f"error: edge-effdet has no verb {first!r}; the nearest that it has is {nearest}, and edge-effdet --help lists all.",
+        file=sys.stderr,
+    )
+    return UsageError.exit_code
 
 
 def module_name(verb: str) -> str:

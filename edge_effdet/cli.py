@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,30 +39,73 @@ class Result:
     failure: EdgeEffDetError | None = None
 
 
+class _ShowVersion(argparse.Action):
+    """Prints the version and ends; argparse's own action wants the version before anybody has asked for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(version_text())
+        parser.exit()
+
+
+def version_text() -> str:
+    """``edge-effdet X.Y.Z``, which every ``--version`` prints."""
+    return f"edge-effdet {metadata.version('edge-effdet')}"
+
+
 def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """Add one ``--flag`` a field of each dataclass, with the field's type, default and help."""
+    """Add one ``--flag`` a field of each dataclass, with the field's type, default and help.
+
+    The flags of a dataclass stand in a group of the help, whose title is the first sentence of the dataclass's docstring. What a
+    dataclass inherits stands in the groups of its bases; one that gathers several bases has its own fields among the verb's.
+    """
     for cls in classes:
         hints = typing.get_type_hints(cls)
-        for item in fields(cls):
-            if "help" not in item.metadata:
-                continue
-            flag = "--" + item.name.replace("_", "-")
-            text = item.metadata["help"]
-            if hints[item.name] is bool:
-                parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=item.default, help=text)
-                continue
-            required = item.default is MISSING
-            if not required and item.default is not None:
-                text += f" (default: {_shown(item.default)})"
-            parser.add_argument(
-                flag,
-                type=_parser_of(hints[item.name]),
-                default=None if required else item.default,
-                required=required,
-                choices=item.metadata["choices"],
-                metavar=None if item.metadata["choices"] else _metavar(item.name),
-                help=text,
-            )
+        described = {item.name: item for item in fields(cls) if "help" in item.metadata}
+        owners = {name: _owner(cls, name) for name in described}
+        for owner in (base for base in cls.__mro__ if base in owners.values()):
+            gathers = len([base for base in owner.__bases__ if is_dataclass(base)]) > 1
+            group = parser if gathers else parser.add_argument_group(_group_title(owner))
+            for name in (name for name in described if owners[name] is owner):
+                _add_option(group, described[name], hints[name])
+
+
+def add_switch(parser: argparse._ActionsContainer, flag: str, default: bool, text: str) -> None:
+    """Add ``--flag`` and ``--no-flag``, with what holds without either."""
+    action = parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+    # Given as an argument it would be followed by "(default: True)" on Python 3.12 and before, and by nothing after that.
+    action.help = f"{text} (default: {'on' if default else 'off'})"
+
+
+def _owner(cls: type, name: str) -> type:
+    """The dataclass that a field comes from: of those that have it, the one that all others inherit from."""
+    return next(base for base in reversed(cls.__mro__) if name in getattr(base, "__dataclass_fields__", {}))
+
+
+def _group_title(cls: type) -> str:
+    text = " ".join((cls.__doc__ or "").split())
+    # The docstring that ``dataclass`` makes is the signature.
+    if not text or text.startswith(f"{cls.__name__}("):
+        return re.sub(r"(?<!^)(?=[A-Z])", " ", cls.__name__).capitalize()
+    return re.split(r"\.(?:\s|$)", text)[0].replace("``", "")
+
+
+def _add_option(parser: argparse._ActionsContainer, item: Field[Any], hint: Any) -> None:
+    flag, text = "--" + item.name.replace("_", "-"), item.metadata["help"]
+    if hint is bool:
+        add_switch(parser, flag, bool(item.default), text)
+        return
+    required = item.default is MISSING
+    if not required and item.default not in (None, ""):
+        text += f" (default: {_shown(item.default)})"
+    parser.add_argument(
+        flag,
+        type=_parser_of(hint),
+        default=None if required else item.default,
+        required=required,
+        choices=item.metadata["choices"],
+        metavar=None if item.metadata["choices"] else _metavar(item.name),
+        help=text,
+    )
 
 
 def options_from(cls: type[T], arguments: argparse.Namespace) -> T:
@@ -79,6 +124,7 @@ def make_parser(verb: str, description: str, example: str) -> argparse.ArgumentP
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, for machines")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version of edge-effdet")
     return parser
 
 

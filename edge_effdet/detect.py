@@ -1,6 +1,7 @@
 """Find objects: ``(Engine, pictures) -> Detections``. What runs on the device; it imports no torch.
 
-The work is in ``detector`` (one picture), ``pipeline`` (many) and ``sources`` and ``sinks`` (where they come from and go to).
+The work is in ``runtime``: ``runtime.detector`` (one picture), ``runtime.pipeline`` (many), and ``runtime.sources`` and
+``runtime.sinks`` (where they come from and go to).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_effdet.artifacts import ModelSpec, load_engine, require_writable
 from edge_effdet.backends.base import get_backend, require
-from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
+from edge_effdet.cli import Result, add_options, add_switch, make_parser, options_from, run_verb
 from edge_effdet.data.base import Sample, match_classes, samples_sha256
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import UsageError
@@ -62,9 +62,9 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pictures", type=int, default=PICTURES, metavar="N", help=f"at most so many pictures (default: {PICTURES})"
     )
-    parser.add_argument(
-        "--self-check", action=argparse.BooleanOptionalAction, default=True,
-        help="on a machine of another kind than the engine was proven on, see first that it finds the same there",
+    add_switch(
+        parser, "--self-check", True,
+        "on a machine of another kind than the engine was proven on, see first that it finds the same there",
     )  # fmt: skip
     add_options(parser, InferenceOptions)
     return parser

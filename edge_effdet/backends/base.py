@@ -192,9 +192,12 @@ def choose_automatically() -> tuple[str, list[str]]:
     passed: list[str] = []
     for name in AUTOMATIC:
         answer = get_backend(name).probe()
-        if isinstance(answer, Available):
+        if isinstance(answer, Unavailable):
+            passed.append(f"{name}: {answer.reason}")
+        elif not answer.runs_here:
+            passed.append(f"{name}: it compiles here and cannot run here ({answer.device})")
+        else:
             return name, passed
-        passed.append(f"{name}: {answer.reason}")
     raise BackendUnavailable(
         f"No backend is available ({'; '.join(passed)}); pip install 'edge-effdet[ort]' installs one that runs anywhere."
     )

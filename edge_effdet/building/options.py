@@ -26,6 +26,8 @@ HALF_BY_NATURE = ("tensorrt", "tensorrt-rtx")
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
+    """What compiles and runs the engine."""
+
     backend: str = option("auto", help="what compiles and runs the engine", choices=("auto", "fastest", *BACKENDS))
     target: str = option("", help="tensorrt-rtx: SM versions, as in 86+89+120")
     workspace_mib: int = option(0, help="TensorRT: limit of the builder's scratch memory, 0 for none")
@@ -40,8 +42,10 @@ class BackendOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
+    """How accuracy is measured, and what may be lost."""
+
     eval_data: Path | str | None = option(None, help="labelled images to measure the AP on, before and after")
-    split: str | None = option(None, help="their split (default: val, else test, else everything)")
+    split: str | None = option(None, help="the split of --eval-data (default: val, else test, else everything)")
     max_ap_drop: str | float | None = option(
         None,
         help=f"points of AP that may be lost (default: {DEFAULT_BUDGET}), or none; an engine that surely loses more ends with exit code 4",
@@ -83,7 +87,7 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
     """
 
     precision: str = "int8"
-    name: str | None = option(None, help="of the files (default: the checkpoint's)")
+    name: str | None = option(None, help="what the files are called (default: as the checkpoint)")
     output: Path | str = option(Path("engines"), help="the folder to write into")
     # Only a build knows which backend will run the graph.
     high_precision: str | None = option(  # type: ignore[assignment]

@@ -17,6 +17,8 @@ from edge_effdet.options import option
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
+    """What is looked at."""
+
     split: str | None = option(None, help="count this split only (default: all)")
     image_size: Size = option((512, 512), help="the network's input, N or HxW, in whose pixels box sizes are counted")
     decode: bool = option(False, help="decode every image, to find damaged ones")

@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,13 @@ class SceneOptions:
 
 @dataclass(frozen=True, slots=True)
 class SplitOptions:
+    """How many pictures each split gets."""
+
     train: int = option(800, help="pictures to train on")
     val: int = option(100, help="pictures to choose the best epoch on, over other photographs")
     calibration: int = option(64, help="pictures to calibrate INT8 on, over the photographs of train")
     test: int = option(100, help="pictures to report accuracy on, over yet other photographs")
-    seed: int = option(0, help="of all that is random")
+    seed: int = option(0, help="seed of all that is random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +349,7 @@ def _load_photograph(name: str) -> Image.Image:
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise DataError(
-            f"scikit-image {skimage.__version__} does not carry the photograph {name}, which the scenes need; "
+            f"scikit-image {metadata.version('scikit-image')} does not carry the photograph {name}, which the scenes need; "
             "install scikit-image 0.26."
         )
     with Image.open(path) as picture:

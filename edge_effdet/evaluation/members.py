@@ -43,6 +43,8 @@ MAX_DETECTIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class InferenceOptions:
+    """How the pictures run through the network."""
+
     tta: str = option(
         "none", help="test-time augmentation: fuse mirrored views of each image with it", choices=tuple(TTA_VIEWS)
     )

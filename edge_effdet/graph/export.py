@@ -29,7 +29,11 @@ logger = logging.getLogger("edge_effdet.export")
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    input_dtype: str = option("uint8", help="of the input images, 0 to 255", choices=("uint8", "float32"))
+    """What the graph takes, computes and gives."""
+
+    input_dtype: str = option(
+        "uint8", help="type of the input images, whose values go from 0 to 255", choices=("uint8", "float32")
+    )
     batch_size: int = option(1, help="images a run; 0 leaves the batch axis dynamic")
     top_k: int = option(1000, help="candidates that the graph keeps for NMS, at most 3840")
     raw: bool = option(False, help="end at the ten head tensors, without decoding")

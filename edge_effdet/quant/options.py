@@ -13,6 +13,8 @@ from edge_effdet.quant.rounding import METHODS as ROUNDING_METHODS
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Options:
+    """How INT8 ranges and weights are worked out."""
+
     method: str = option("percentile", help="how a range is chosen from what was seen", choices=tuple(RANGE_METHODS))
     equalize: bool = option(True, help="bring the channels of a tensor to like ranges first, where that is exact")
     rounding: str = option("gptq", help="how a weight is rounded", choices=ROUNDING_METHODS)

@@ -29,6 +29,8 @@ logger = logging.getLogger("edge_effdet.quantize")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(Int8Options):
+    """Which parts of an INT8 graph stay in floating point, and in which."""
+
     keep_high: str = option("", help="comma-separated patterns of convolutions that stay high, besides the final ones")
     high_precision: str = option("fp32", help="what the rest of an INT8 graph runs in", choices=("fp32", "fp16"))
 
@@ -54,16 +56,24 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
+    """Which images the INT8 ranges are measured on."""
+
     calibration_data: Path | str | None = option(
         None, help="a data set; INT8 needs its real images, labels do not matter"
     )
-    calibration_split: str | None = option(None, help="its split (default: calibration, else train, else everything)")
-    calibration_images: int = option(128, help="how many of them")
+    calibration_split: str | None = option(
+        None, help="the split of --calibration-data (default: calibration, else train, else everything)"
+    )
+    calibration_images: int = option(128, help="how many of its images are used")
     calibration_choice: str = option(
-        "random", help="how they are chosen: with the seed, or so that none is far from all of them", choices=CHOICES
+        "random",
+        help="how the images are chosen: at random with the seed, or so that none is far from all of them",
+        choices=CHOICES,
     )
     calibration_seed: int = option(0, help="seed of the random choice of calibration images")
-    calibration_manifest: Path | str | None = option(None, help="a manifest of calibration/ that names them instead")
+    calibration_manifest: Path | str | None = option(
+        None, help="a manifest of calibration/ that names the images instead"
+    )
     calibration_table: Path | str | None = option(None, help="ranges to use again, or where to keep them")
     few_images: bool = option(False, help="go on with fewer than 8 images")
 

@@ -46,6 +46,8 @@ OUTPUTS = ("boxes", "scores", "class_ids")
 
 @dataclass(frozen=True, slots=True)
 class DetectOptions:
+    """How pictures are decoded and which of the engine's boxes are kept."""
+
     score_threshold: float = option(0.3, help="lower scores are dropped")
     nms_kind: str = option("class-aware", help="what becomes of boxes that overlap", choices=NMS_KINDS)
     iou_threshold: float = option(0.5, help="above this overlap two boxes are one")
@@ -180,7 +182,7 @@ class Detector:
             One entry a picture, boxes in its pixels.
 
         Raises:
-            DataError: a picture cannot be decoded, or is none. ``pipeline.detect_source`` goes on where this ends.
+            DataError: a picture cannot be decoded, or is none. ``pipeline.Pipeline`` goes on where this ends.
             EngineError: the engine failed.
         """
         if isinstance(pictures, str | PathLike | bytes | Image.Image):

@@ -18,6 +18,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Size
 from edge_effdet.errors import DataError, MissingDependency, first_line
+from edge_effdet.runtime.limits import refuse_huge
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +34,16 @@ def read_dicom(path: Path) -> np.ndarray:
     minimum to maximum; MONOCHROME1 is inverted. Colour: RGB, YBR and palette.
 
     Raises:
-        DataError: missing, damaged, without a picture, or of a compression that cannot be decoded here.
+        DataError: missing, damaged, without a picture, too large, or of a compression that cannot be decoded here.
         MissingDependency: pydicom is not installed.
     """
+    # Its header alone is read first, because to read the whole file takes as much memory as the file is large.
+    refuse_huge(dicom_size(path), path)
     with _one_sentence(path):
         from pydicom import dcmread
         from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
         header = dcmread(path)
-        _require_picture(path, header)
-        _say_frames(path, header)
         pixels = pixel_array(header, index=0)
         photometric = str(header.PhotometricInterpretation)
         if photometric == "PALETTE COLOR":

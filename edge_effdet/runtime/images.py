@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from edge_effdet.artifacts import Size
 from edge_effdet.errors import DataError
 from edge_effdet.runtime.dicom import DICOM_SUFFIXES, dicom_size, read_dicom
+from edge_effdet.runtime.limits import refuse_huge
 
 logger = logging.getLogger("edge_effdet.runtime.images")
 
@@ -30,11 +31,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture of each EXIF orientation upright."""
-
-
-MAX_PIXELS = 89_478_485
-"""Of a picture that is decoded, 268 MB as RGB: more is refused, so that one file cannot take a device's memory. Pillow's
-own limit, above which it warns and does not refuse."""
 
 _ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
 
@@ -73,7 +69,7 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
         return Image.fromarray(pixels), (pixels.shape[0], pixels.shape[1])
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            _refuse_huge(image, name)
+            refuse_huge((image.height, image.width), name)
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 logger.warning("%s is animated; only its first frame is looked at", name)
             width, height = image.size
@@ -129,14 +125,6 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     return image if turn is None else image.transpose(turn)
-
-
-def _refuse_huge(image: Image.Image, name: object) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{name} has {width}x{height} pixels, and more than {MAX_PIXELS // 10**6} million are refused; scale it down."
-        )
 
 
 def _no_image(source: Path | bytes) -> DataError:

@@ -44,6 +44,8 @@ WINDOW_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
+    """How many pictures are worked on at the same time."""
+
     runs: int = option(
         0, help="runs of the engine at once; 0 for one a core of a CPU, up to 4, and one for a camera and on a GPU"
     )

@@ -39,7 +39,11 @@ SHOWN_EVERY = 0.2
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    threads: int = option(0, help="of one run on a CPU; 0 for the cores that this process may use, shared by the runs")
+    """How the engine runs and what is written."""
+
+    threads: int = option(
+        0, help="threads of one run on a CPU; 0 for the cores that this process may use, shared by the runs"
+    )
     batch_size: int | None = option(None, help="images a run, for an engine with a dynamic batch (default: 1)")
     limit: int = option(0, help="stop after so many images; 0 for all")
     results: str = option(

@@ -31,7 +31,8 @@ def share_over_processes(network: nn.Module, rank: int, processes: int) -> nn.Mo
     # torch's SyncBatchNorm is for accelerators only.
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.forward = _SyncedForward(module)
+            # The class's method is replaced on this one module, which a type checker cannot allow in general.
+            module.forward = _SyncedForward(module)  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 

@@ -14,6 +14,8 @@ from edge_effdet.options import option
 
 @dataclass(frozen=True, slots=True)
 class DataOptions:
+    """Which images the model is trained and validated on."""
+
     data: Path = option(help="the data set: COCO, Pascal VOC, YOLO data.yaml or CSV; recognised by itself")
     split: str = option("train", help="the split to train on")
     val_split: str | None = option(
@@ -25,6 +27,8 @@ class DataOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
+    """Which network is trained, and from which weights it starts."""
+
     model: str | None = option(
         None, help="the architecture, a name of effdet (default: tf_efficientdet_lite0, or the checkpoint's)"
     )
@@ -41,35 +45,43 @@ class ModelOptions:
     )
     aspect_ratios: str | None = option(
         None,
-        help="of the anchors, width x height, as data check suggests: 1x1,1.4x0.7,0.7x1.4 (default: the model's own)",
+        help="aspect ratios of the anchors, width x height, as data check suggests: 1x1,1.4x0.7,0.7x1.4 (default: the model's own)",
     )
     qat: bool = option(False, help="train with ModelOpt's INT8 fake quantizers in place; wants --checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleOptions:
+    """How long and how fast it learns."""
+
     epochs: int = option(50, help="passes over the training split")
     batch_size: int = option(8, help="images a step, over all processes")
     accumulate: int = option(1, help="steps whose gradients make one update")
     learning_rate: float = option(1e-3, help="peak, reached after the warm-up; falls to 0 along a cosine")
     warmup_epochs: float = option(1.0, help="epochs of linear warm-up")
     patience: int = option(0, help="stop after so many validations without a better AP; 0 never stops")
-    seed: int = option(0, help="of weights, order and augmentation")
+    seed: int = option(0, help="seed of the initial weights, the order of the images and the augmentation")
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerOptions:
+    """How the weights are updated and averaged."""
+
     weight_decay: float = option(1e-4, help="AdamW's, on convolution weights only: not on biases and norms")
     layer_decay: float = option(1.0, help="learning rate of a backbone stage, as a factor on that of the next one")
     freeze_epochs: int = option(0, help="epochs that the backbone stays frozen; -1 for all")
     clip_norm: float = option(10.0, help="gradients are scaled down to this norm")
-    ema_decay: float = option(0.998, help="of the averaged weights, which are those that are kept")
+    ema_decay: float = option(0.998, help="decay of the average of the weights, which is what is kept")
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentOptions:
+    """How training images are cropped, mirrored, coloured and mixed."""
+
     scale_min: float = option(0.8, help="scale jitter with crop: the smallest factor on the letterbox")
-    scale_max: float = option(1.25, help="and the largest; what does not fit is cropped at a random place")
+    scale_max: float = option(
+        1.25, help="scale jitter with crop: the largest factor; what does not fit is cropped at a random place"
+    )
     flip: str = option("horizontal", help="mirror at random", choices=("none", "horizontal", "both"))
     brightness: float = option(0.15, help="largest change, as a share of white")
     contrast: float = option(0.15, help="largest change, as a share")
@@ -78,6 +90,8 @@ class AugmentOptions:
 
 @dataclass(frozen=True, slots=True)
 class AffineOptions:
+    """How training images are shifted, zoomed and rotated."""
+
     shift: float = option(0.1, help="largest shift, as a share of the input's sides")
     zoom: float = option(0.15, help="largest change of scale, as a share")
     rotate: float = option(25.0, help="largest angle, degrees")
@@ -86,8 +100,10 @@ class AffineOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
+    """How the training runs on this machine."""
+
     precision: str = option(
-        "fp32", help="of the network's arithmetic; weights stay FP32", choices=("fp32", "bf16", "fp16")
+        "fp32", help="what the network computes in; its weights stay FP32", choices=("fp32", "bf16", "fp16")
     )
     device: str = option("auto", help="auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     compile: bool = option(False, help="torch.compile the network: minutes at the start, faster steps on a GPU")

@@ -210,7 +210,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         pixels = torch.zeros(images, 3, height, width, device=self.device).contiguous(memory_format=torch.channels_last)
         class_levels, box_levels = self.forward(pixels)
-        sum(level.float().sum() for level in (*class_levels, *box_levels)).backward()
+        torch.stack([level.float().sum() for level in (*class_levels, *box_levels)]).sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def validation_losses(self, class_levels: Any, box_levels: Any, batch: Batch) -> np.ndarray:
@@ -275,7 +275,10 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     on_cpu = run.device == "cpu" or not cuda
     if on_cpu and run.precision == "fp16":
         raise UsageError("--precision fp16 trains on a GPU only, and this run is on the CPU; give bf16 or fp32.")
-    # A program may train twice with another precision; the state of the processes stays.
+    # Accelerate keeps device and precision of the first Accelerator for the whole process and refuses others: its message says to
+    # "restart your runtime completely". A notebook that trains again with another precision needs that state cleared, and no
+    # public call of Accelerate does so (``free_memory``, ``end_training`` and ``destroy_process_group`` keep it, as of 1.15), so
+    # the private one is called, which Accelerate's own tests use too. The processes of torch.distributed stay.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
         cpu=on_cpu, mixed_precision="no" if run.precision == "fp32" else run.precision, dynamo_backend="no"

@@ -96,9 +96,10 @@ def test_a_search_brings_d0_within_its_budget(bccd: Path, tmp_path: Path):
         f"--checkpoint {ASSETS / 'bccd_d0.safetensors'} --int8 --backend onnxruntime --name d0 --output {tmp_path} "
         f"--calibration-data {bccd} --eval-data {bccd} --split test --search --max-ap-drop 0.5"
     )
-    # The budget is kept on val; on other images the drop may differ by their noise.
-    assert build_engine.main(arguments.split()) in (0, 4)
+    code = build_engine.main(arguments.split())
     record = json.loads((tmp_path / "d0.int8.onnx.json").read_text())
+    # The search keeps the budget on val. The gate measures on test, where the noise of other images decides.
+    assert code == (4 if record["gate"]["passed"] is False else 0)
     assert record["proof"]["graph_int8_mac_fraction"] >= 0.9
     assert record["accuracy"]["drop"] <= 1.5
     steps = json.loads((tmp_path / "graphs" / "d0.int8.onnx.search.json").read_text())

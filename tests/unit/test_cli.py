@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import logging
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import edge_effdet
 from edge_effdet import __main__ as program
 from edge_effdet.artifacts import ModelSpec, Size, engine_json_path, file_sha256, write_json
 from edge_effdet.backends import base
@@ -159,11 +161,38 @@ def test_without_a_verb_they_are_listed(arguments, capsys):
     assert all(verb in text for verb in program.VERBS)
 
 
-def test_an_unknown_verb_is_bad_usage(capsys):
-    assert program.main(["paint"]) == 2
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("evalute", "evaluate"), ("build-engin", "build_engine"), ("__help", "--help"), ("_h", "-h"), ("--verson", "--version")],
+)  # fmt: skip
+def test_an_unknown_verb_is_named_with_the_nearest(given, nearest, capsys):
+    assert program.main([given]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "evaluate" in captured.err
+    assert captured.err.startswith(f"error: edge-effdet has no verb '{given}'; the nearest that it has is {nearest}, ")
+    assert captured.err.endswith(".\n") and captured.err.count("\n") == 1
+
+
+def test_any_unknown_verb_gets_one_sentence(capsys):
+    for given in ("", "paint", "日本", "x" * 500):
+        assert program.main([given]) == 2
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+        assert repr(given) in captured.err
+
+
+def test_the_program_prints_its_version(capsys):
+    assert program.main(["--version"]) == 0
+    assert capsys.readouterr() == (f"edge-effdet {edge_effdet.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "verify"])
+def test_every_verb_prints_the_version(verb, capsys):
+    # Required flags are not asked for.
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(program.module_name(verb)).main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr() == (f"edge-effdet {edge_effdet.__version__}\n", "")
 
 
 def test_a_verb_may_be_written_with_a_hyphen(capsys):
@@ -172,11 +201,13 @@ def test_a_verb_may_be_written_with_a_hyphen(capsys):
     assert caught.value.code == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["detect", "--help"]])
-def test_the_program_as_a_process(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "text"), [([], "usage:"), (["detect", "--help"], "usage:"), (["--version"], "edge-effdet ")]
+)
+def test_the_program_as_a_process(arguments, text):
     done = subprocess.run([sys.executable, "-m", "edge_effdet", *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "usage:" in done.stdout
+    assert done.stdout.startswith(text)
 
 
 def test_a_result_is_text_for_people_and_one_line_for_machines(run):
@@ -357,11 +388,15 @@ def test_detect_refuses_what_it_cannot_use(run, tiny_engine, picture, tmp_path, 
 
 @dataclass(frozen=True, slots=True)
 class Options:
+    """What the tests ask for. The rest is not shown."""
+
     folder: Path = option(help="required")
     learning_rate: float = option(1e-3, help="a number")
     image_size: Size | None = option(None, help="N or HxW")
     pictures: int = option(3, help="a count")
     flip: bool = option(False, help="a switch")
+    mirror: bool = option(True, help="another switch")
+    pattern: str = option("", help="a text")
     method: str = option("max", help="a choice", choices=("max", "entropy"))
     hidden: tuple[str, ...] = ("not", "a", "flag")
 
@@ -377,7 +412,7 @@ def test_flags_come_from_a_dataclass():
     given = parse(
         *("--learning-rate", "0.1", "--image-size", "64x96", "--pictures", "5", "--flip", "--method", "entropy")
     )
-    assert given == Options(Path("f"), 0.1, (64, 96), 5, True, "entropy")
+    assert given == Options(Path("f"), 0.1, (64, 96), 5, True, True, "", "entropy")
     assert parse("--image-size", "320").image_size == (320, 320)
     assert parse("--no-flip").flip is False
 
@@ -401,6 +436,56 @@ def test_a_required_flag_is_required_and_defaults_are_shown(capsys):
     text = parser.format_help()
     assert "(default: 0.001)" in text
     assert "hidden" not in text
+
+
+def help_of(*classes, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    parser = argparse.ArgumentParser()
+    add_options(parser, *classes)
+    return [line.strip() for line in parser.format_help().splitlines()]
+
+
+def test_switches_show_their_default_and_an_empty_default_is_not_shown(monkeypatch):
+    text = " ".join(help_of(Options, monkeypatch=monkeypatch))
+    for shown in (
+        r"--flip, --no-flip +a switch \(default: off\)",
+        r"--mirror, --no-mirror +another switch \(default: on\)",
+        r"--pattern PATTERN +a text +--method",
+    ):
+        assert re.search(shown, text), shown
+
+
+@dataclass(frozen=True)
+class OtherOptions:
+    other: int = option(1, help="a number without a docstring around it")
+
+
+@dataclass(frozen=True)
+class BothOptions(OtherOptions, Options):
+    """What gathers two groups."""
+
+    folder: Path | None = option(None, help="changed here, and still of its group")
+    own: int = option(2, help="a number of neither")
+
+
+def test_the_flags_of_a_dataclass_stand_in_a_group_named_after_it(monkeypatch):
+    lines = help_of(BothOptions, monkeypatch=monkeypatch)
+    heads = ["options:", "Other options:", "What the tests ask for:"]
+    starts = [lines.index(head) for head in heads]
+    assert starts == sorted(starts)
+    plain, other, rest = (lines[start + 1 : end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True))
+    assert [line.split()[0] for line in plain if line] == ["-h,", "--own"]
+    assert [line.split()[0] for line in other if line] == ["--other"]
+    assert [line.split()[0] for line in rest][:2] == ["--folder", "--learning-rate"]
+    assert "changed here" in rest[0]
+    assert sum(line.startswith("--") for line in rest) == 8
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_help_of_a_verb_shows_an_empty_default(verb):
+    text = importlib.import_module(program.module_name(verb)).make_argument_parser().format_help()
+    assert "(default: )" not in text and "(default: True)" not in text and "(default: False)" not in text
+    assert "\nHow " in text or "\nWhat " in text or "\nWhich " in text
 
 
 @pytest.mark.parametrize(("text", "size"), [("320", (320, 320)), ("384x640", (384, 640)), ("384X640", (384, 640))])

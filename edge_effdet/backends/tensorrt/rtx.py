@@ -40,7 +40,7 @@ def probe() -> Available | Unavailable:
 
 
 def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
-    """Build an engine for ``options.target``. See ``tensorrt.compile_graph``."""
+    """Build an engine for ``options.target``. See ``builder.compile_graph``."""
     return tensorrt.compile_graph(FLAVOR, graph, options)
 
 

@@ -22,7 +22,7 @@ milliseconds has not been measured.
 **How the plugin suppresses** (README and ``efficientNMSInference.cu`` of NVIDIA/TensorRT): scores below ``score_threshold``
 are dropped; below a threshold of 0.007 they are sorted along and come last, and may fill free rows, hence ``s > 0``. Of the
 best 4096, in descending order, a box is kept unless its IoU with a kept one **of its class** is ``iou_threshold`` **or more**,
-until ``max_output_boxes`` are kept. ``postprocess`` differs in two points: it suppresses **above** the threshold, and it
+until ``max_output_boxes`` are kept. ``runtime.postprocess`` differs in two points: it suppresses **above** the threshold, and it
 clips to the picture where the graph, which does not know its size, clips to the canvas. Boxes that reach into the canvas's
 filled border can therefore differ.
 
@@ -51,7 +51,7 @@ MAX_CANDIDATES = 4096
 
 @dataclass(frozen=True, slots=True)
 class EfficientNms:
-    """What is fixed when the engine is built; the defaults are those of ``postprocess``.
+    """What is fixed when the engine is built; the defaults are those of ``runtime.postprocess``.
 
     Attributes:
         score_threshold: lower scores are dropped. From 0.007 on the plugin has less to sort.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_effdet.errors import DataError, MissingDependency
-from edge_effdet.runtime.images import image_size, read_image
+from edge_effdet.runtime.images import image_size, open_picture, read_image
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -164,6 +164,20 @@ def test_a_truncated_file_has_a_size_and_no_pixels(tmp_path):
     assert image_size(path) == (64, 64)
     with pytest.raises(DataError, match=r"cut\.dcm cannot be decoded as DICOM"):
         read_image(path)
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    path = save(tmp_path / "huge.dcm", np.zeros((2, 2), np.uint8))
+    header = pydicom.dcmread(path)
+    # The pixels stay four bytes, so that decoding them would fail in another way.
+    header.Rows, header.Columns = 9500, 9600
+    header.save_as(path)
+    assert image_size(path) == (9500, 9600)
+    for read in (read_image, open_picture):
+        with pytest.raises(
+            DataError, match=r"huge\.dcm has 9600x9500 pixels, and more than 89 million .*; scale it down\.$"
+        ):
+            read(path)
 
 
 def test_a_file_without_a_picture_is_named(tmp_path):
