@@ -27,7 +27,7 @@ slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --project pyproject.toml
 	$(VENV)/bin/lint-imports
 
 $(VENV)/bin/python:
