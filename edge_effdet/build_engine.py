@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_effdet.artifacts import PRECISIONS
 from edge_effdet.building.chain import build
-from edge_effdet.building.options import PRECISIONS, BuildConfig
+from edge_effdet.building.options import BuildConfig
 from edge_effdet.building.summary import build_report
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
 from edge_effdet.errors import UsageError

@@ -83,10 +83,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         # one image always fits.
         options = replace(options, batch_size=1)
         with get_backend(engine.backend).load(engine) as runner:
-            if arguments.self_check:
-                require_same_results(runner, engine)
-            else:
-                logger.warning("%s is judged without its golden check, as asked", engine.path.name)
+            require_same_results(runner, engine, wanted=arguments.self_check)
             evaluation = _evaluate(arguments, [Member(runner, engine.spec)], samples, options)
         source: dict[str, Any] = {"engine_sha256": engine.sha256}
     else:

@@ -7,14 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edge_effdet.artifacts import FUSIONS, require_writable, write_json
+from edge_effdet.artifacts import require_writable, write_json
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
-from edge_effdet.graph.export import ExportOptions, export_network, load_source
-
-if TYPE_CHECKING:
-    pass
+from edge_effdet.graph.export import ExportOptions, SourceOptions, export_network, load_source
 
 logger = logging.getLogger("edge_effdet.export")
 
@@ -25,8 +22,8 @@ def make_argument_parser() -> argparse.ArgumentParser:
         "Write the optimized ONNX graph of a checkpoint.",
         "python -m edge_effdet.export --checkpoint runs/bccd/best.safetensors --output bccd.onnx --explain",
     )
-    add_source_options(parser)
-    add_options(parser, ExportOptions)
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="a .safetensors of train, or effdet's .pth")
+    add_options(parser, SourceOptions, ExportOptions)
     parser.add_argument("--output", type=Path, required=True, metavar="F", help="the ONNX file to write")
     parser.add_argument(
         "--explain",
@@ -34,16 +31,6 @@ def make_argument_parser() -> argparse.ArgumentParser:
         help="print nodes, rules, MACs and memory traffic by part; write F.report.json and F.report.png",
     )
     return parser
-
-
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    from edge_effdet.cli import size_argument
-
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="a .safetensors of train, or effdet's .pth")
-    parser.add_argument("--model", metavar="NAME", help="the architecture of a .pth; alone, seeded random weights")
-    parser.add_argument("--classes", metavar="A,B,…", help="class names of a .pth (default: COCO's)")
-    parser.add_argument("--image-size", type=size_argument, metavar="N|HxW", help="with --model: multiples of 32")
-    parser.add_argument("--fusion", choices=FUSIONS, help="with --model: the BiFPN's fusion (default: the model's own)")
 
 
 def _run(arguments: argparse.Namespace) -> Result:

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +31,6 @@ from edge_effdet.runtime.images import read_image
 from edge_effdet.runtime.run import refuse_own_folder, results_table
 from edge_effdet.runtime.sinks import detections_to_json, picture_names
 from edge_effdet.runtime.sources import find_images
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("edge_effdet.predict")
 

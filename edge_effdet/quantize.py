@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edge_effdet.artifacts import require_writable
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
@@ -21,9 +20,6 @@ from edge_effdet.quant.stage import (
     convert_to_fp16,
     quantize_graph,
 )
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("edge_effdet.quantize")
 

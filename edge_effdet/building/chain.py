@@ -135,7 +135,7 @@ def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOpt
     if dataset is not None:
         evaluation = match_classes(dataset, graph.spec).choose_split(config.split, GATE_SPLIT_ORDER)
     if config.precision == "int8" and graph.precision == "fp32":
-        shared = dataset if config.calibration_data == config.eval_data else None
+        shared = dataset if as_path(config.calibration_data) == as_path(config.eval_data) else None
         images = calibration_images_from(shared or calibration_dataset(config), config, graph)
     manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
     if evaluation is not None and manifest:
@@ -297,9 +297,7 @@ def _with_history(engine: Engine, failed: Sequence[str]) -> Engine:
     if not failed:
         return engine
     engine = replace(engine, record={**engine.record, "gate": {**engine.record["gate"], "tried_before": list(failed)}})
-    record = dict(engine.record)
-    record["golden"] = record.pop("golden")
-    write_json(engine.json_path, record)
+    write_json(engine.json_path, engine.record)
     return engine
 
 

@@ -49,9 +49,6 @@ from edge_effdet.runtime.preprocess import letterbox
 logger = logging.getLogger("edge_effdet.build_engine")
 
 
-NMS_PLACES = ("host", "efficientnms")
-
-
 CANDIDATES = 8
 """Pictures that are looked at, of which those with most objects become the golden ones."""
 
@@ -67,7 +64,7 @@ class BuildJob:
         images: calibration images, for INT8 from an FP32 graph.
         evaluation: the split's name and labelled samples to measure AP on, or None.
         compiling: options for the compiler.
-        nms: one of ``NMS_PLACES``.
+        nms: one of ``building.options.NMS_PLACES``.
         calibration_table, search: see ``quantize_graph``.
         golden: one of ``golden.KINDS``.
         budget: points of AP that may be lost.

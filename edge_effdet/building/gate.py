@@ -32,7 +32,7 @@ class Verdict:
 
     Attributes:
         passed: whether the engine may be used; True where there was nothing to judge.
-        decided_by: ``agreement`` (with the FP32 graph on calibration pictures), ``drop``, ``interval`` (of the drop), ``no limit``, or
+        decided_by: ``agreement`` (with the graph and with FP32, on pictures without labels), ``drop``, ``interval`` (of the drop), ``no limit``, or
             ``nothing`` where there was nothing to judge.
         max_ap_drop: the budget; None for no limit.
         budget_was: ``asked`` or ``default``.
@@ -72,8 +72,8 @@ def judge(record: Mapping[str, Any], budget: Budget) -> Verdict:
     """Judge what was measured of an engine.
 
     A drop within the budget passes. One above it fails where its whole interval (95 %, ``accuracy.drop_interval``) is above it too. Where
-    the interval straddles the budget, these images cannot tell, and the engine passes with a remark. Where no labels were given, an
-    engine that finds other objects in calibration pictures than the FP32 graph fails: that needs no labels.
+    the interval straddles the budget, these images cannot tell, and the engine passes with a remark, unless its backend does not compute its
+    own graph. Where no AP was measured, the engine's agreement with its graph and with FP32 decides: that needs no labels.
 
     Args:
         record: of the engine; its ``accuracy`` and ``agreement`` are looked at.

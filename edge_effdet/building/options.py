@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from edge_effdet.artifacts import FUSIONS, Size
+from edge_effdet.artifacts import PRECISIONS
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, portable_weight_codes
 from edge_effdet.backends.base import BACKENDS
 from edge_effdet.building.gate import DEFAULT_BUDGET
 from edge_effdet.errors import UsageError
+from edge_effdet.graph.export import SourceOptions
 from edge_effdet.graph.targets import TARGETS
 from edge_effdet.options import option
 from edge_effdet.quant.options import check_weight_codes
 from edge_effdet.quant.stage import CalibrationOptions, QuantizeOptions
 from edge_effdet.runtime.golden import KINDS
 
-PRECISIONS = ("fp32", "fp16", "int8")
 NMS_PLACES = ("host", "efficientnms")
 
 
@@ -66,13 +66,9 @@ class GateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportChoices:
+class ExportChoices(SourceOptions):
     """How a checkpoint is exported. A graph that is given is exported already, so these stay None for it."""
 
-    model: str | None = option(None, help="the architecture of a .pth")
-    classes: str | None = option(None, help="class names of a .pth, separated by commas (default: COCO's)")
-    image_size: Size | None = option(None, help="with model: multiples of 32")
-    fusion: str | None = option(None, help="with model: the BiFPN's fusion (default: the model's own)", choices=FUSIONS)
     batch_size: int | None = option(None, help="images a run; 0 for a dynamic batch (default: 1)")
     fuse_separable: str | None = option(None, help="as in export (default: keep)", choices=("keep", "dense", "auto"))
     fuse_target: str | None = option(None, help="as in export, for auto", choices=tuple(TARGETS))
@@ -102,16 +98,6 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
     )
 
     def __post_init__(self) -> None:
-        for name in (
-            "output",
-            "calibration_data",
-            "calibration_manifest",
-            "calibration_table",
-            "eval_data",
-            "timing_cache",
-        ):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
         for item in fields(self):
             choices, value = item.metadata.get("choices"), getattr(self, item.name)
             if choices and value not in (*choices, item.default):

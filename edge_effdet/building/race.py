@@ -73,7 +73,7 @@ def race_backends(
         drawn: whether the pictures are drawn, on which only a backend's distance from its own graph counts.
 
     Raises:
-        AccuracyGateFailed: some run it, and none finds what the FP32 graph finds.
+        AccuracyGateFailed: some run it, and none computes the graph as it is written.
         BackendUnavailable: none runs it.
     """
     rows: dict[str, dict[str, Any]] = {}

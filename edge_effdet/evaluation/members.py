@@ -26,10 +26,6 @@ from edge_effdet.evaluation.ensemble import TTA_VIEWS, check_same_classes, fuse_
 from edge_effdet.options import option
 from edge_effdet.runtime.detector import Detector
 
-if TYPE_CHECKING:
-    pass
-
-
 T = TypeVar("T")
 
 

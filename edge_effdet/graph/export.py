@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import PRECISIONS, Graph, ModelSpec, Size, text_sha256
+from edge_effdet.artifacts import FUSIONS, PRECISIONS, Graph, ModelSpec, Size, text_sha256
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 from edge_effdet.graph.targets import TARGETS
 from edge_effdet.options import option
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from edge_effdet.graph.report import GraphReport
 
 logger = logging.getLogger("edge_effdet.export")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a .pth, which does not describe itself, is."""
+
+    model: str | None = option(
+        None, help="the architecture of a .pth; export without a checkpoint gives it seeded random weights"
+    )
+    classes: str | None = option(None, help="class names of a .pth, separated by commas (default: COCO's)")
+    image_size: Size | None = option(None, help="with --model: N or HxW, multiples of 32")
+    fusion: str | None = option(
+        None, help="with --model: the BiFPN's fusion (default: the model's own)", choices=FUSIONS
+    )
 
 
 @dataclass(frozen=True, slots=True)

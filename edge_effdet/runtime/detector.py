@@ -157,10 +157,7 @@ class Detector:
         runner = load_runner(found, replace(loading, threads=threads) if threads else loading)
         try:
             detector = cls(runner, found.spec, options, batch_size)
-            if self_check:
-                require_same_results(runner, found)
-            else:
-                logger.warning("%s is used without its golden check, as asked", found.path.name)
+            require_same_results(runner, found, wanted=self_check)
             return detector
         except BaseException:
             runner.__exit__(None, None, None)

@@ -26,6 +26,7 @@ from edge_effdet.artifacts import Detections, Engine, ModelSpec, Size, text_sha2
 from edge_effdet.backends.arithmetic import int8_arithmetic
 from edge_effdet.backends.base import Runner
 from edge_effdet.backends.fingerprint import Fingerprint, machine_fingerprint, read_fingerprint
+from edge_effdet.backends.runtime_cache import user_cache_folder
 from edge_effdet.errors import EngineError, InputError
 from edge_effdet.runtime.nms import iou_matrix
 from edge_effdet.runtime.postprocess import detections_from_outputs
@@ -91,9 +92,7 @@ class Golden:
 
     def images(self) -> list[np.ndarray]:
         """The pictures, uint8 [H, W, 3] each, as this machine's Pillow decodes them."""
-        return [
-            np.asarray(Image.open(io.BytesIO(picture), formats=["JPEG"]).convert("RGB")) for picture in self.pictures
-        ]
+        return [_decode(picture) for picture in self.pictures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +145,7 @@ def make_golden(
     seen = []
     for image in images:
         picture = encode_picture(image)
-        shown = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-        seen.append((picture, find_best(runner, spec, shown)))
+        seen.append((picture, find_best(runner, spec, _decode(picture))))
     seen.sort(key=lambda each: -total_score([each[1]]))
     if total_score([found for _, found in seen[:PICTURES]]) < LEAST_TOTAL:
         logger.warning(
@@ -223,8 +221,13 @@ def check_engine(runner: Runner, engine: Engine, golden: Golden) -> Check:
     return Check(detection_distance(golden.found, found), golden.tolerance, golden.fingerprint, here)
 
 
-def require_same_results(runner: Runner, engine: Engine) -> Check | None:
+def require_same_results(runner: Runner, engine: Engine, wanted: bool = True) -> Check | None:
     """The check as ``Detector.load`` makes it: at the first load on each kind of machine, and remembered where it passes.
+
+    Args:
+        runner: the engine, loaded.
+        engine: whose golden pictures are run.
+        wanted: False to leave the check out, which is warned of.
 
     Returns:
         How it went; None where the engine was proven on such a machine or carries nothing to compare with, which is warned of.
@@ -232,6 +235,9 @@ def require_same_results(runner: Runner, engine: Engine) -> Check | None:
     Raises:
         EngineError: the engine finds other objects here than where it was proven, or its golden pictures are damaged.
     """
+    if not wanted:
+        logger.warning("%s is used without its golden check, as asked", engine.path.name)
+        return None
     gate = engine.record.get("gate")
     if isinstance(gate, Mapping) and gate.get("passed") is False:
         logger.warning("%s was not within its budget when it was built: %s", engine.path.name, gate.get("text"))
@@ -277,7 +283,8 @@ def refusal(engine: Engine, check: Check) -> str:
         differing = sorted(set(check.here.instructions) ^ set(check.proven_on.instructions))
         here += f", which differs in {', '.join(differing)}" if differing else f" ({check.here.version})"
     return (
-        f"{engine.path} finds other objects on this machine ({here}) than where it was proven ({there}): on its golden pictures the scores differ by {100 * check.distance:.0f} %, and "
+        f"{engine.path} finds other objects on this machine ({here}) than where it was proven ({there}): on its golden pictures the "
+        f"scores differ by {100 * check.distance:.0f} %, and "
         f"{100 * check.tolerance:.0f} % are allowed{why}; build it again with python -m edge_effdet.build_engine, see in which layer "
         f"it parts with python -m edge_effdet.verify --engine {engine.path} --layers, or take the risk with --no-self-check."
     )
@@ -393,6 +400,10 @@ def encode_picture(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def _decode(picture: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture), formats=["JPEG"]).convert("RGB"))
+
+
 def draw_pictures(size: Size, count: int, seed: int = 0) -> list[np.ndarray]:
     """Seeded shapes on noise, uint8 [H, W, 3] each, where the user's pictures must not travel."""
     height, width = size
@@ -443,8 +454,7 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def _answer_path(engine: Engine, here: Fingerprint) -> Path:
     """A file of the user's own: what others can write must not vouch for an engine. Raises RuntimeError for a user without a home."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "edge_effdet" / "golden" / f"{engine.sha256[:16]}-{here.sha256[:16]}.json"
+    return user_cache_folder() / "golden" / f"{engine.sha256[:16]}-{here.sha256[:16]}.json"
 
 
 def _answer(engine: Engine, golden: Golden, check: Check) -> dict[str, Any]:
