@@ -28,7 +28,7 @@ from benchmarks.accuracy import _export, _images
 from benchmarks.machine import save_result
 from edge_effdet.artifacts import Detections, Graph
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
-from edge_effdet.backends.base import get_backend
+from edge_effdet.backends.base import load_runner
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.base import readable_images
@@ -66,7 +66,7 @@ def measure(graph: Graph, quantized: dict[int, Graph], pictures: dict[str, list[
         reference = find_in_graph(graph, images)
         for code, each in quantized.items():
             exact = find_in_graph(each, images)
-            with get_backend("openvino").load(replace(graph_as_engine(each), backend="openvino")) as runner:
+            with load_runner(replace(graph_as_engine(each), backend="openvino")) as runner:
                 found = [find_best(runner, graph.spec, image) for image in images]
             saturates = code > int8_arithmetic("openvino").exact_weight_codes
             rows.append(
@@ -89,7 +89,7 @@ def time_check(graph: Graph, images: Sequence[np.ndarray], folder: Path) -> dict
     engine = replace(graph_as_engine(graph), path=path, backend="openvino")
     elsewhere = replace(machine_fingerprint("openvino"), instructions=("avx2", "avx512_vnni"))
     times: dict[str, list[float]] = {"first": [], "later": []}
-    with get_backend("openvino").load(engine) as runner, own_cache(folder):
+    with load_runner(engine) as runner, own_cache(folder):
         golden = make_golden(runner, graph.spec, images, "pictures", "int8", elsewhere)
         engine = replace(engine, record={**engine.record, "golden": golden})
         for _ in range(LOADS):

@@ -13,10 +13,9 @@ import numpy as np
 from benchmarks.graph_subjects import Skipped
 from edge_effdet.artifacts import Engine, Graph, file_sha256
 from edge_effdet.backends import onnxruntime_cuda
-from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, Unavailable
 from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
-from edge_effdet.backends.tensorrt.engine import RunnerOptions
 from edge_effdet.backends.tensorrt.library import Flavor
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.graph.rules.efficient_nms import attach_efficient_nms
@@ -54,7 +53,7 @@ def open_onnxruntime_cuda(path: Path, cuda_graph: bool) -> Way:
         EngineError: the session fell back to the CPU.
     """
     runner = onnxruntime_cuda.BoundRunner(onnxruntime_cuda.open_session(path, cuda_graph), "cuda")
-    return Way(lambda images: runner.run({"images": images}), lambda: None, lambda: runner.__exit__(None, None, None))
+    return Way(lambda images: runner.run({"images": images}), lambda: None, lambda: runner.close())
 
 
 def probe_flavor_here(name: str) -> tuple[Flavor, dict[str, Any]] | Skipped:
@@ -83,7 +82,7 @@ def open_tensorrt(
         graph = attach_efficient_nms(graph, graph.path.with_suffix(".efficientnms.onnx"))
     path = graph.path.with_suffix(f".{name}.batch{batch}.engine")
     if not path.is_file():
-        path.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(batch,))))
+        path.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(batch,))).content)
     engine = Engine(path, graph.spec, name, graph.precision, {"engine_sha256": file_sha256(path)})
-    runner = TensorRTRunner(flavor, engine, RunnerOptions(contexts=1, cuda_graphs=cuda_graphs, timed=True))
+    runner = TensorRTRunner(flavor, engine, LoadOptions(parallel_runs=1, cuda_graphs=cuda_graphs, timed=True))
     return Way(lambda images: runner.run({"images": images}), lambda: runner.last_device_ms, runner.close, suppresses)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import write_json
-from edge_effdet.backends.arithmetic import cpu_has_vnni
+from edge_effdet.backends.arithmetic import cpu_has_dot_products
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "vnni": cpu_has_vnni(),
+        "vnni": cpu_has_dot_products(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
     }

@@ -234,7 +234,7 @@ def compare_folder(engine: Engine, photo: bytes, threads: int, rounds: int, work
     return {
         "photos": len(paths),
         "runs_at_once": loading.parallel_runs,
-        "threads_a_run": loading.threads_or_share(),
+        "threads_a_run": loading.threads_of_a_run(),
         "images_per_second": {name: 1000 * len(paths) / float(np.median(own)) for name, own in times.items()},
         "pipeline_over_loop": float(np.median(turns["plain loop"] / turns["pipeline"])),
         "milliseconds": {name: np.round(own, 1).tolist() for name, own in times.items()},

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -128,15 +128,52 @@ def make_parser(verb: str, description: str, example: str) -> argparse.ArgumentP
     return parser
 
 
+def name_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A message for the command line: each `` `field` `` in it becomes the flag that sets the field.
+
+    A stage names the field of its options, for it may be called from Python, where there are no flags.
+
+    Args:
+        text: the message.
+        flags: the flag of each field that the verb can set. Of another field the name is left, without the backticks.
+    """
+    return re.sub(r"(?<!`)`([a-z]\w*)`(?!`)", lambda found: flags.get(found[1], found[1]), text)
+
+
+def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The long flag of each field; the first one, where several set the same field."""
+    flags: dict[str, str] = {}
+    for action in parser._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--"):
+                flags.setdefault(action.dest, flag)
+    return flags
+
+
+class _FlagFormatter(logging.Formatter):
+    """Formats a log record as it is, with flags in place of fields."""
+
+    def __init__(self, flags: Mapping[str, str]) -> None:
+        super().__init__()
+        self._named = flags
+
+    def format(self, record: logging.LogRecord) -> str:
+        return name_flags(super().format(record), self._named)
+
+
 def run_verb(
     parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], Result | None], argv: Sequence[str] | None
 ) -> int:
     """Parse, run, print, and turn errors into one sentence on stderr and the documented exit code.
 
+    Messages name the fields of options in backticks, and here their flags take the place (``name_flags``).
+
     A stage that returns None has nothing to say: one of several processes that all did the same.
     """
     arguments = parser.parse_args(argv)
+    flags = _flags(parser)
     handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_FlagFormatter(flags))
     logger = logging.getLogger("edge_effdet")
     previous = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -151,13 +188,13 @@ def run_verb(
     try:
         result = stage(arguments)
         if result is not None:
-            print(json.dumps(result.data) if arguments.json else result.text, flush=True)
+            print(json.dumps(result.data) if arguments.json else name_flags(result.text, flags), flush=True)
             if result.failure is not None:
                 raise result.failure
     except EdgeEffDetError as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {name_flags(str(error), flags)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)

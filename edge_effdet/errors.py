@@ -11,7 +11,8 @@
     ├── BackendUnavailable         3   a backend that cannot work on this machine
     └── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
 
-A message is one sentence for a person: what happened, why, and what to do.
+A message is one sentence for a person: what happened, why, and what to do. It names an option by its field in backticks,
+as in `` `max_ap_drop` ``, which a Python caller sets; the command line puts the flag in its place (``cli.name_flags``).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from edge_effdet.backends.base import get_backend
 from edge_effdet.backends.cores import cpu_flags, processor_family
 
 FULL_RANGE = 127
@@ -39,8 +40,6 @@ VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 DOT_PRODUCTS = frozenset({"asimddp", "i8mm"})
 """The same of Arm. Without them Arm is slower and exact all the same."""
-
-GPU_BACKENDS = frozenset({"onnxruntime-cuda", "tensorrt", "tensorrt-rtx"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +74,30 @@ def int8_arithmetic(backend: str, flags: Collection[str] | None = None, family: 
         flags: the processor's instruction sets, as Linux names them; None for those of this one.
         family: ``x86``, ``arm`` or another; None for this one's.
     """
-    if backend in GPU_BACKENDS:
+    traits = get_backend(backend).TRAITS
+    if not traits.on_cpu:
         return Arithmetic(32, True, ("fp16", "fp32"))
     known = cpu_flags() if flags is None else frozenset(flags)
     family = family or processor_family()
     if family == "arm":
-        halves = ("fp16",) if backend == "openvino" and "asimdhp" in known else ()
+        halves = ("fp16",) if traits.uses_halves and "asimdhp" in known else ()
         return Arithmetic(32, not known.isdisjoint(DOT_PRODUCTS), (*halves, "fp32"))
     fast = not known.isdisjoint(VNNI)
     halves = tuple(
         name
         for name, needed in (("fp16", {"avx512_fp16", "amx_fp16"}), ("bf16", {"avx512_bf16", "amx_bf16"}))
-        if backend == "openvino" and not known.isdisjoint(needed)
+        if traits.uses_halves and not known.isdisjoint(needed)
     )
     # A processor that is neither x86 nor Arm is not known to add in 32 bits.
-    exact = family == "x86" and (fast or backend == "onnxruntime")
+    exact = family == "x86" and (fast or not traits.saturates)
     return Arithmetic(32 if exact else 16, fast, (*halves, "fp32"))
 
 
 def portable_weight_codes(backend: str) -> int:
     """The largest code of a weight that is exact on every processor on which the backend runs."""
-    return FULL_RANGE if backend in GPU_BACKENDS else EXACT_EVERYWHERE
+    return EXACT_EVERYWHERE if get_backend(backend).TRAITS.on_cpu else FULL_RANGE
 
 
-def cpu_has_vnni() -> bool:
+def cpu_has_dot_products() -> bool:
     """Whether this processor multiplies and adds INT8 in one instruction (x86 VNNI, Arm dot product)."""
-    return int8_arithmetic("openvino").dot_products
+    return not cpu_flags().isdisjoint(VNNI | DOT_PRODUCTS)

@@ -1,32 +1,63 @@
-"""What a backend offers, and the literal table of their names. Nothing is imported before it is used."""
+"""What a backend offers, and the table of their names. No backend is imported before it is used."""
 
 from __future__ import annotations
 
+import abc
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends.cores import usable_cores
+from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.errors import BackendUnavailable, UsageError
 
-BACKENDS = {
+if TYPE_CHECKING:
+    # Python 3.11; JetPack 6 has 3.10.
+    from typing import Self
+
+MOST_CONTEXTS = 4
+"""Runs at once on a GPU where nothing else is said."""
+
+BACKENDS: dict[str, str | Backend] = {
     "onnxruntime": "edge_effdet.backends.onnxruntime",
     "onnxruntime-cuda": "edge_effdet.backends.onnxruntime_cuda",
     "openvino": "edge_effdet.backends.openvino",
     "tensorrt": "edge_effdet.backends.tensorrt.builder",
     "tensorrt-rtx": "edge_effdet.backends.tensorrt.rtx",
 }
-THREADED = ("onnxruntime", "openvino")
-"""Those whose ``load`` takes ``LoadOptions`` as a second argument."""
+"""The module of each backend, or anything else that offers what ``Backend`` says."""
 
-AUTOMATIC = ("tensorrt", "onnxruntime")
-"""What ``--backend auto`` tries, in this order."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What is true of a backend on every machine. Each backend's module declares its own as ``TRAITS``.
+
+    Attributes:
+        on_cpu: whether it computes on the CPU. Then ``LoadOptions.threads`` means something, and the processor's instruction sets
+            decide how INT8 is computed (``arithmetic``).
+        automatic: its place among those that ``auto`` tries, from 1; 0 where ``auto`` never takes it.
+        rest: the precision in which the rest of an INT8 graph runs where nothing else is said: ``fp16`` on a GPU that gains by it.
+        saturates: whether its INT8 kernels add pairs of products in 16 bits on an x86 processor without VNNI.
+        uses_halves: whether it computes an FP16 graph in the half precision that a CPU has, and not in FP32.
+        device_time: whether its runner tells the time on the device apart (``Runner.last_device_ms``).
+        suppresses: whether it has TensorRT's plugin EfficientNMS.
+        default_target: what it builds for where ``CompileOptions.target`` is empty; empty for this machine.
+    """
+
+    on_cpu: bool
+    automatic: int = 0
+    rest: str = "fp32"
+    saturates: bool = False
+    uses_halves: bool = False
+    device_time: bool = False
+    suppresses: bool = False
+    default_target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +69,55 @@ class TensorSpec:
     dtype: np.dtype[Any]
 
 
-class Runner(Protocol):
-    """An engine that is loaded and ready; a context manager that frees what it holds."""
+class Runner(abc.ABC):
+    """An engine that is loaded and ready; a context manager that frees what it holds.
+
+    Attributes:
+        inputs: the engine's inputs.
+        outputs: the engine's outputs.
+        concurrent: whether several threads may call ``run`` at once.
+        arithmetic: the type of what is not INT8, ``f32``, ``f16`` or ``bf16``, where the processor decides it; None where the graph does.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    concurrent: bool = False
+    arithmetic: str | None = None
 
+    @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Feeds and results by tensor name; the caller owns the results."""
-        ...
 
-    def __enter__(self) -> Runner: ...
+    @property
+    def last_device_ms(self) -> float | None:
+        """Milliseconds on the device of this thread's last run; None where nobody measured it."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 - not every engine holds something
+        """Free what the engine holds. A second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a compiler made of a graph.
+
+    Attributes:
+        content: the engine, byte for byte.
+        account: in which precision each layer runs, where the backend tells.
+        optimized: the ONNX model that the backend made of the graph, for one that tells no other way; ``quant.account`` reads it.
+    """
+
+    content: bytes
+    account: EngineAccount | None = None
+    optimized: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,55 +174,70 @@ class CompileOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How an engine runs on the CPU.
+    """How an engine is loaded. What means nothing to a backend is left out of account, but for ``threads`` on a GPU, which is refused.
 
     Attributes:
-        threads: of one run; 0 for its share of the physical cores that this process may use (``backends.cores``).
-        parallel_runs: how many runs there may be at once.
+        threads: threads of one run on the CPU; 0 for its share of the physical cores that this process may use (``backends.cores``).
+        parallel_runs: how many runs there may be at once; 0 for what suits the backend, one on a CPU and up to ``MOST_CONTEXTS`` on a
+            GPU, where the memory of a run is taken when it is first needed.
         spinning: whether threads that wait for work keep a core busy. A single run is faster with it; what else the machine
             does at the same time, another run or decoding, is slower.
+        cuda_graphs: whether runs on a GPU are recorded and launched as CUDA graphs.
+        timed: whether the GPU's time is measured, so that ``Runner.last_device_ms`` is known.
+        runtime_cache: the file that keeps what TensorRT-RTX compiled; None for ``runtime_cache.runtime_cache_path``.
+
+    Raises:
+        UsageError: a number is negative.
     """
 
     threads: int = 0
-    parallel_runs: int = 1
+    parallel_runs: int = 0
     spinning: bool = True
+    cuda_graphs: bool = True
+    timed: bool = False
+    runtime_cache: Path | None = None
 
-    def threads_or_share(self) -> int:
+    def __post_init__(self) -> None:
+        for name in ("threads", "parallel_runs"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"`{name}` {getattr(self, name)} makes no sense; give 0, for what suits, or more.")
+
+    def runs_on_cpu(self) -> int:
+        """How many runs there may be at once on a CPU."""
+        return self.parallel_runs or 1
+
+    def threads_of_a_run(self) -> int:
         """``threads``, chosen where it is 0."""
-        return self.threads or max(1, usable_cores() // self.parallel_runs)
+        return self.threads or max(1, usable_cores() // self.runs_on_cpu())
 
 
 def refuse_target(backend: str, options: CompileOptions) -> None:
     """Raises UsageError where a target is given to a backend that has none."""
     if options.target:
         raise UsageError(
-            f"The backend {backend} has no targets, so --target {options.target} means nothing; leave it out."
+            f"The backend {backend} has no targets, so `target` {options.target} means nothing; leave it out."
         )
 
 
 class Backend(Protocol):
-    """What each module in ``BACKENDS`` offers.
+    """What a backend offers; each is a module of this package, named in ``BACKENDS``."""
 
-    A backend in ``THREADED`` takes ``LoadOptions`` in ``load`` too. A runner whose ``run`` may be called by several threads at
-    once says so with a class attribute ``concurrent = True``, and one that computes a graph in another type than the graph's, because
-    of the processor that it finds, with an attribute ``arithmetic``. One that can tell what it built offers ``compile_with_account`` or
-    ``write_optimized``: see ``engine_account``.
-    """
-
+    TRAITS: Traits
     SUFFIX: str
 
     def probe(self) -> Available | Unavailable: ...
 
-    def compile(self, graph: Graph, options: CompileOptions) -> bytes: ...
+    def compile(self, graph: Graph, options: CompileOptions) -> Compiled: ...
 
-    def load(self, engine: Engine) -> Runner: ...
+    def load(self, engine: Engine, options: LoadOptions) -> Runner: ...
 
 
 def get_backend(name: str) -> Backend:
-    """The module of a backend. Raises UsageError for an unknown name."""
+    """The backend of this name. Raises UsageError for an unknown name."""
     if name not in BACKENDS:
         raise UsageError(f"There is no backend {name!r}; the backends are {', '.join(BACKENDS)}.")
-    return cast(Backend, importlib.import_module(BACKENDS[name]))
+    entry = BACKENDS[name]
+    return cast(Backend, importlib.import_module(entry)) if isinstance(entry, str) else entry
 
 
 def require(name: str) -> Available:
@@ -173,24 +253,28 @@ def load_runner(engine: Engine, options: LoadOptions | None = None) -> Runner:
 
     Raises:
         BackendUnavailable: that does not work here, with the reason and the fix.
-        UsageError: it has no threads to choose.
+        UsageError: a number of threads is given to a backend that does not compute on the CPU.
         EngineError: it refuses the engine.
     """
     require(engine.backend)
-    backend: Any = get_backend(engine.backend)
-    if engine.backend in THREADED:
-        return backend.load(engine, options or LoadOptions())
-    if options is not None and options.threads:
+    backend, options = get_backend(engine.backend), options or LoadOptions()
+    if options.threads and not backend.TRAITS.on_cpu:
         raise UsageError(
-            f"The backend {engine.backend} does not compute on the CPU, so a number of threads means nothing; leave it out."
+            f"The backend {engine.backend} does not compute on the CPU, so `threads` {options.threads} means nothing; leave it out."
         )
-    return backend.load(engine)
+    return backend.load(engine, options)
+
+
+def automatic_backends() -> list[str]:
+    """What ``auto`` tries, in this order."""
+    places = {name: get_backend(name).TRAITS.automatic for name in BACKENDS}
+    return sorted((name for name in BACKENDS if places[name]), key=lambda name: places[name])
 
 
 def choose_automatically() -> tuple[str, list[str]]:
-    """The first backend of ``AUTOMATIC`` that is available and runs here, and why those before it were passed over."""
+    """The first of ``automatic_backends`` that is available and runs here, and why those before it were passed over."""
     passed: list[str] = []
-    for name in AUTOMATIC:
+    for name in automatic_backends():
         answer = get_backend(name).probe()
         if isinstance(answer, Unavailable):
             passed.append(f"{name}: {answer.reason}")

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge_effdet.artifacts import text_sha256
-from edge_effdet.backends.arithmetic import GPU_BACKENDS, VNNI
-from edge_effdet.backends.base import require
+from edge_effdet.backends.arithmetic import VNNI
+from edge_effdet.backends.base import get_backend, require
 from edge_effdet.backends.cores import cpu_flags, processor_family
 
 INSTRUCTION_SETS = frozenset(
@@ -53,7 +53,7 @@ class Fingerprint:
         """For people: what tells two processors apart in INT8, and the runtime."""
         # OpenVINO's version goes on with the build's number and branch.
         runtime = f"{self.backend} {self.version.partition('-')[0]}"
-        if self.backend in GPU_BACKENDS:
+        if not get_backend(self.backend).TRAITS.on_cpu:
             return f"{self.processor}, {runtime}"
         if self.processor == "arm":
             kind = "Arm"
@@ -73,7 +73,7 @@ def read_fingerprint(raw: Mapping[str, Any]) -> Fingerprint:
 def machine_fingerprint(backend: str) -> Fingerprint:
     """This machine's. Raises BackendUnavailable where the backend does not work here."""
     available = require(backend)
-    if backend in GPU_BACKENDS:
+    if not get_backend(backend).TRAITS.on_cpu:
         return Fingerprint(backend, available.version, available.device, ())
     instructions = tuple(sorted(cpu_flags() & INSTRUCTION_SETS))
     return Fingerprint(backend, available.version, processor_family(), instructions)

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.base import (
+    Available,
+    Compiled,
+    CompileOptions,
+    LoadOptions,
+    Runner,
+    TensorSpec,
+    Traits,
+    Unavailable,
+    refuse_target,
+)
 from edge_effdet.errors import EngineError, GraphError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
 
+logger = logging.getLogger("edge_effdet.backends.onnxruntime")
+
+TRAITS = Traits(on_cpu=True, automatic=2)
 SUFFIX = ".onnx"
 
 UNWANTED_OPTIMIZERS = ["WeightBiasQuantization"]
@@ -47,8 +61,8 @@ def probe() -> Available | Unavailable:
     return Available(ort.__version__, "CPU")
 
 
-def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
-    """The graph's bytes, once a session has accepted them.
+def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - the protocol's name
+    """The graph's bytes, once a session has accepted them, and the model that the session made of them.
 
     Raises:
         UsageError: a target was given; this backend has none.
@@ -56,23 +70,28 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
     """
     refuse_target("onnxruntime", options)
     content = graph.path.read_bytes()
-    try:
-        _session(graph.path, LoadOptions())
-    except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
-        raise GraphError(f"onnxruntime refuses {graph.path} ({first_line(error)}); export it again.") from error
-    return content
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        # onnxruntime raises classes of its C++ module, without a common Python base.
+        try:
+            _session(graph.path, LoadOptions(), optimized)
+            return Compiled(content, optimized=optimized.read_bytes())
+        except Exception as refused:
+            # An engine that runs is worth more than what is told of it.
+            try:
+                _session(graph.path, LoadOptions())
+            except Exception as error:
+                raise GraphError(f"onnxruntime refuses {graph.path} ({first_line(error)}); export it again.") from error
+            logger.warning("onnxruntime does not tell what it built: %s", first_line(refused))
+            return Compiled(content)
 
 
-def write_optimized(graph: Graph, path: Path) -> None:
-    """Write the model that a session with the runner's options makes of a graph. ``quant.optimized_model`` reads it."""
-    _session(graph.path, LoadOptions(), path)
+def load(engine: Engine, options: LoadOptions) -> OnnxRuntimeRunner:
+    """Load an engine on the CPU. Raises EngineError where ONNX Runtime refuses it."""
+    return OnnxRuntimeRunner(engine.path, options)
 
 
-def load(engine: Engine, options: LoadOptions | None = None) -> OnnxRuntimeRunner:
-    return OnnxRuntimeRunner(engine.path, options or LoadOptions())
-
-
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(Runner):
     """A session on the CPU, and nothing else: a provider that falls back would be an error.
 
     It reads an input from the array that it is given, where that is contiguous, and writes outputs to new ones: on the CPU, binding
@@ -81,9 +100,9 @@ class OnnxRuntimeRunner:
 
     concurrent = True
 
-    def __init__(self, path: Path, options: LoadOptions | None = None) -> None:
+    def __init__(self, path: Path, options: LoadOptions) -> None:
         try:
-            self._session: Any = _session(path, options or LoadOptions())
+            self._session: Any = _session(path, options)
         except Exception as error:
             raise EngineError(
                 f"onnxruntime cannot load {path} ({first_line(error)}); build the engine again."
@@ -100,12 +119,7 @@ class OnnxRuntimeRunner:
         except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
             raise EngineError(f"onnxruntime failed in a run ({first_line(error)}); build the engine again.") from error
 
-    def __enter__(self) -> OnnxRuntimeRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._session = None
 
 
@@ -117,7 +131,7 @@ def _session(path: Path, loading: LoadOptions, optimized: Path | None = None) ->
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     options.log_severity_level = LOG_ERRORS
-    options.intra_op_num_threads = loading.threads_or_share()
+    options.intra_op_num_threads = loading.threads_of_a_run()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if loading.spinning else "0")
     # Without VNNI it would multiply U8 by S8, whose sums saturate beyond 7 bits of weights; with this it multiplies U8 by U8, which is
     # exact, and as fast as far as 7 bits.

@@ -9,16 +9,26 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.base import (
+    Available,
+    Compiled,
+    CompileOptions,
+    LoadOptions,
+    Runner,
+    TensorSpec,
+    Traits,
+    Unavailable,
+    refuse_target,
+)
 from edge_effdet.backends.onnxruntime import LOG_ERRORS, tensor_spec
 from edge_effdet.errors import EngineError, GraphError, first_line
 
+TRAITS = Traits(on_cpu=False)
 SUFFIX = ".onnx"
 
 PROVIDER = "CUDAExecutionProvider"
@@ -60,7 +70,7 @@ def _gpu_name() -> str | None:
     return None if any(answers) else f"{name.value.decode(errors='replace')} (SM {major.value}{minor.value})"
 
 
-def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
+def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - the protocol's name
     """The graph's bytes, once a session on the GPU has accepted them.
 
     Raises:
@@ -73,14 +83,15 @@ def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the
         open_session(graph.path, False)
     except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
         raise GraphError(f"onnxruntime does not run {graph.path} on CUDA ({first_line(error)}).") from error
-    return content
+    return Compiled(content)
 
 
-def load(engine: Engine) -> BoundRunner:
+def load(engine: Engine, options: LoadOptions) -> BoundRunner:
     """A runner on the GPU. Raises EngineError where onnxruntime refuses the engine or would run it on the CPU."""
     try:
         session = open_session(engine.path, False)
-        if all(size > 0 for tensor in session.get_inputs() for size in tensor_spec(tensor).shape):
+        fixed = all(size > 0 for tensor in session.get_inputs() for size in tensor_spec(tensor).shape)
+        if options.cuda_graphs and fixed:
             # One that cannot be captured, with a node on the CPU, runs as it is.
             session = _captured(engine.path) or session
     except EngineError:
@@ -116,7 +127,7 @@ def open_session(path: Path, cuda_graph: bool) -> Any:
     return session
 
 
-class BoundRunner:
+class BoundRunner(Runner):
     """A session whose inputs and outputs stay in the memory of a device, allocated once for each batch size."""
 
     def __init__(self, session: Any, device: str) -> None:
@@ -154,12 +165,7 @@ class BoundRunner:
             binding.bind_ortvalue_output(name, value)
         return binding, inputs, outputs
 
-    def __enter__(self) -> BoundRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._bound.clear()
         self._session = None
 

@@ -14,13 +14,22 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, TensorSpec, Unavailable, refuse_target
+from edge_effdet.backends.base import (
+    Available,
+    Compiled,
+    CompileOptions,
+    LoadOptions,
+    Runner,
+    TensorSpec,
+    Traits,
+    Unavailable,
+    refuse_target,
+)
 from edge_effdet.backends.engine_account import EngineAccount, widest
 from edge_effdet.backends.openvino_cache import PRECISION, identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
@@ -28,6 +37,7 @@ from edge_effdet.errors import EngineError, GraphError
 
 logger = logging.getLogger("edge_effdet.backends.openvino")
 
+TRAITS = Traits(on_cpu=True, saturates=True, uses_halves=True)
 SUFFIX = ".onnx"
 
 _DEVICE = "CPU"
@@ -48,7 +58,7 @@ def probe() -> Available | Unavailable:
         )
     name = _device_name()
     if name is None:
-        return Unavailable("OpenVINO finds no CPU that it supports", "use --backend onnxruntime")
+        return Unavailable("OpenVINO finds no CPU that it supports", "use the backend onnxruntime")
     return Available(openvino.__version__, name)
 
 
@@ -61,18 +71,13 @@ def _device_name() -> str | None:
     return str(core.get_property(_DEVICE, "FULL_DEVICE_NAME")) if _DEVICE in core.available_devices else None
 
 
-def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
-    """The graph's bytes, once OpenVINO has compiled them.
+def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - the protocol's name
+    """The graph's bytes, once OpenVINO has compiled them, and the account of what it compiled.
 
     Raises:
         UsageError: a target was given; this backend has none.
         GraphError: OpenVINO refuses the graph.
     """
-    return compile_with_account(graph, options)[0]
-
-
-def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, EngineAccount]:
-    """``compile``, and the account of what was compiled."""
     import openvino
 
     refuse_target("openvino", options)
@@ -89,29 +94,27 @@ def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, 
         # The engine is built, and worth more than what is told of it.
         logger.warning("OpenVINO does not tell what it built: %s", error)
         precisions = {}
-    return content, EngineAccount(f"OpenVINO's execution graph {version}", precisions)
+    return Compiled(content, EngineAccount(f"OpenVINO's execution graph {version}", precisions))
 
 
-def load(engine: Engine, options: LoadOptions | None = None) -> OpenVinoRunner:
+def load(engine: Engine, options: LoadOptions) -> OpenVinoRunner:
+    """Load an engine on the CPU. Raises EngineError where OpenVINO refuses it."""
     digest = str(engine.record.get("engine_sha256", ""))
-    return OpenVinoRunner(engine.path, options or LoadOptions(), digest, runtime_cache_path(engine) if digest else None)
+    return OpenVinoRunner(engine.path, options, digest, runtime_cache_path(engine) if digest else None)
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(Runner):
     """A compiled model, tuned for latency, and an inference request for each thread that runs it.
 
     Attributes:
-        arithmetic: ``f32``, ``f16`` or ``bf16``: the type of what is not INT8.
-        was_compiled: by an earlier start.
+        was_compiled: whether an earlier start compiled the model.
     """
 
     concurrent = True
 
-    def __init__(
-        self, path: Path, options: LoadOptions | None = None, engine_sha256: str = "", cache: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path, options: LoadOptions, engine_sha256: str = "", cache: Path | None = None) -> None:
         try:
-            model, self.was_compiled = _compiled(path, options or LoadOptions(), engine_sha256, cache)
+            model, self.was_compiled = _compiled(path, options, engine_sha256, cache)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
         self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
@@ -132,12 +135,7 @@ class OpenVinoRunner:
         # The request reuses its output memory in the next run; the caller owns what it gets.
         return {spec.name: results[position].copy() for position, spec in enumerate(self.outputs)}
 
-    def __enter__(self) -> OpenVinoRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._model = None
         self._requests = threading.local()
 
@@ -149,8 +147,8 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
     core = openvino.Core()
     hints = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": options.threads_or_share() * options.parallel_runs,
-        "NUM_STREAMS": options.parallel_runs,
+        "INFERENCE_NUM_THREADS": options.threads_of_a_run() * options.runs_on_cpu(),
+        "NUM_STREAMS": options.runs_on_cpu(),
     }
     belongs_to = identity(core, _DEVICE, engine_sha256)
     known = read_compiled(cache, belongs_to, core, _DEVICE, hints) if cache is not None else None

@@ -23,7 +23,7 @@ from edge_effdet.artifacts import (
     require_writable,
     write_json,
 )
-from edge_effdet.backends.base import CompileOptions, get_backend, require
+from edge_effdet.backends.base import CompileOptions, get_backend, load_runner, require
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.backends.runtime_cache import SUFFIX as RUNTIME_CACHE
 from edge_effdet.building.example import save_example
@@ -103,11 +103,11 @@ def lower_graph(
 
 def require_nms(nms: str, backend: str) -> None:
     """Raises UsageError where the backend has no such suppression."""
-    if nms == "efficientnms" and backend != "tensorrt":
+    if nms == "efficientnms" and (backend == "fastest" or not get_backend(backend).TRAITS.suppresses):
         why = "and the fastest backend may be another" if backend == "fastest" else f"which {backend} does not have"
         raise UsageError(
-            f"--nms efficientnms is a plugin of TensorRT, {why}; leave it out, and the boxes are suppressed on the host, or "
-            "give --backend tensorrt on a machine that has it."
+            f"`nms` efficientnms is a plugin of TensorRT, {why}; leave it out, and the boxes are suppressed on the host, or "
+            "give `backend` tensorrt on a machine that has it."
         )
 
 
@@ -120,16 +120,16 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
     """
     import onnx_ir as ir
 
-    from edge_effdet.quant.account import compile_with_account, prove_engine
+    from edge_effdet.quant.account import account_of, prove_engine
 
     available = require(backend)
-    content, account = compile_with_account(graph, backend, options)
-    proof = prove_engine(ir.load(str(graph.path)), account)
+    compiled = get_backend(backend).compile(graph, options)
+    proof = prove_engine(ir.load(str(graph.path)), account_of(compiled, graph, backend))
     if proof.warning is not None:
         logger.warning("%s", proof.warning)
     with atomic_output(path) as temporary:
-        temporary.write_bytes(content)
-    target = options.target or getattr(get_backend(backend), "DEFAULT_TARGET", available.device)
+        temporary.write_bytes(compiled.content)
+    target = options.target or get_backend(backend).TRAITS.default_target or available.device
     record = {
         "format": RECORD_FORMAT,
         "spec": graph.spec.to_dict(),
@@ -257,7 +257,7 @@ def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bo
     if kind == "pictures" and drawn:
         kind = "drawn"
     images = draw_pictures(engine.spec.image_size, CANDIDATES) if kind == "drawn" and not drawn else compared
-    with get_backend(shown.backend).load(shown) as runner:
+    with load_runner(shown) as runner:
         if runs_here:
             title = "the FP32 graph" if job.graph.precision == "fp32" else "the graph that was given"
             exact = find_in_graph(built, compared)

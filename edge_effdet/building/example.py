@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_effdet.artifacts import Engine
-from edge_effdet.backends.base import get_backend
+from edge_effdet.backends.base import load_runner
 from edge_effdet.data.base import Sample, readable_images
 from edge_effdet.runtime.detector import detect_image
 
@@ -22,7 +22,7 @@ def save_example(engine: Engine, samples: Sequence[Sample], path: Path) -> None:
 
     richest = sorted(samples, key=lambda sample: (-len(sample.boxes), sample.image_id))[:PICTURES]
     pictures = []
-    with get_backend(engine.backend).load(engine) as runner:
+    with load_runner(engine) as runner:
         for _, image in readable_images(richest):
             found = detect_image(runner, image, engine.spec, PICTURE_THRESHOLD)
             pictures.append(draw_detections(image, found, engine.spec))

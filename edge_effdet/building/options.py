@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge_effdet.artifacts import PRECISIONS
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, portable_weight_codes
-from edge_effdet.backends.base import BACKENDS
+from edge_effdet.backends.base import BACKENDS, get_backend
 from edge_effdet.building.gate import DEFAULT_BUDGET
 from edge_effdet.errors import UsageError
 from edge_effdet.graph.export import SourceOptions
@@ -18,10 +18,6 @@ from edge_effdet.quant.stage import CalibrationOptions, QuantizeOptions
 from edge_effdet.runtime.golden import KINDS
 
 NMS_PLACES = ("host", "efficientnms")
-
-
-HALF_BY_NATURE = ("tensorrt", "tensorrt-rtx")
-"""Backends on which what is not INT8 runs in FP16: a GPU gains by it, a CPU only loses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +110,6 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
     def quantizing(self, backend: str) -> QuantizeOptions:
         """How INT8 is made for a backend, with what was left to it filled in."""
         values = {item.name: getattr(self, item.name) for item in fields(QuantizeOptions)}
-        values["high_precision"] = self.high_precision or ("fp16" if backend in HALF_BY_NATURE else "fp32")
+        values["high_precision"] = self.high_precision or get_backend(backend).TRAITS.rest
         values["weight_codes"] = portable_weight_codes(backend) if self.weight_codes is None else self.weight_codes
         return QuantizeOptions(**values)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import Detections, Engine, Graph
-from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, get_backend
+from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, get_backend, load_runner
 from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, EdgeEffDetError
 from edge_effdet.evaluation.accuracy import find_in_graph
 from edge_effdet.runtime.golden import find_best, measure_agreement
@@ -103,9 +103,9 @@ def race_backends(
             row["precision"] = raced.precision
             engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, raced.precision, {})
             try:
-                engine.path.write_bytes(get_backend(name).compile(raced, options))
+                engine.path.write_bytes(get_backend(name).compile(raced, options).content)
                 # One that fails only when it runs must not end the race of the others.
-                with get_backend(name).load(engine) as runner:
+                with load_runner(engine) as runner:
                     runner.run(feeds_for_image(runner, image, graph.spec))
                     found = [find_best(runner, graph.spec, picture) for picture in pictures]
                 agreement = None

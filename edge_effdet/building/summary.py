@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_effdet.artifacts import Engine
-from edge_effdet.backends.arithmetic import cpu_has_vnni
+from edge_effdet.backends.arithmetic import cpu_has_dot_products
+from edge_effdet.backends.base import get_backend
 from edge_effdet.cli import table
 
 
@@ -128,12 +129,12 @@ def _arithmetic_remark(engine: Engine) -> list[str]:
 
 def _speed_remark(engine: Engine) -> list[str]:
     """What a person must know before reading the latency of INT8 on a CPU that gains nothing by it."""
-    if engine.backend not in ("onnxruntime", "openvino") or engine.precision != "int8":
+    if not get_backend(engine.backend).TRAITS.on_cpu or engine.precision != "int8":
         return []
     reference, latency = engine.record["reference"], engine.record["latency"]
     if reference is None or latency["median_ms"] < reference["latency"]["median_ms"]:
         return []
-    vnni = cpu_has_vnni()
+    vnni = cpu_has_dot_products()
     advice = ""
     if engine.backend == "onnxruntime" and vnni and "race" not in engine.record:
         advice = " OpenVINO may run it faster: --backend fastest finds out."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_effdet.artifacts import Engine, file_sha256
-from edge_effdet.backends.base import get_backend, require
+from edge_effdet.backends.base import load_runner, require
 from edge_effdet.errors import MissingDependency, UsageError
 from edge_effdet.runtime.golden import Check, check_engine, decode_pictures, draw_pictures, read_golden
 from edge_effdet.runtime.preprocess import images_to_batch
@@ -30,7 +30,7 @@ def verify_engine(engine: Engine) -> Check | None:
     if golden is None:
         return None
     require(engine.backend)
-    with get_backend(engine.backend).load(engine) as runner:
+    with load_runner(engine) as runner:
         return check_engine(runner, engine, golden)
 
 

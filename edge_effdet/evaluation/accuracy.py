@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import Detections, Engine, Graph
-from edge_effdet.backends.base import get_backend, require
+from edge_effdet.backends.base import load_runner, require
 from edge_effdet.data.base import Sample, samples_sha256
 from edge_effdet.evaluation.intervals import drop_interval
 from edge_effdet.evaluation.metrics import CocoMetrics, coco_metrics
@@ -116,5 +116,5 @@ def find_in_graph(graph: Graph, pictures: Sequence[np.ndarray]) -> list[Detectio
     """The best detections of each picture, uint8 [H, W, 3] of the size of the network's input, by onnxruntime, which computes a graph
     as it is written.
     """
-    with get_backend("onnxruntime").load(graph_as_engine(graph)) as runner:
+    with load_runner(graph_as_engine(graph)) as runner:
         return [find_best(runner, graph.spec, picture) for picture in pictures]

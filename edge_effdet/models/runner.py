@@ -1,28 +1,27 @@
-"""The reference: the network in torch, behind the same protocol as an engine. The one backend file that imports torch."""
+"""The network in torch with the interface of an engine's runner: the reference that engines are compared with."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from types import TracebackType
 
 import numpy as np
 import torch
 
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.backends.base import TensorSpec
-from edge_effdet.models.detector import DEFAULT_TOP_K, Detector
+from edge_effdet.backends.base import Runner, TensorSpec
+from edge_effdet.models.detector import DEFAULT_TOP_K, DetectionModule
 
 
-class TorchRunner:
-    """Run a network as the exported graph would, on the device that it is on; the results come to the CPU.
+class TorchRunner(Runner):
+    """Runs a network in torch, on the network's device, with the inputs and outputs of the exported graph.
 
-    Takes uint8 [B, 3, H, W], any B, under the name ``images``. The network is any module with effdet's head outputs, a
-    quantized one too, and is set to evaluation mode.
+    The input ``images`` is uint8 [B, 3, H, W] with any B; the outputs are NumPy arrays. The network is any module with
+    effdet's head outputs, also a quantized one, and is set to evaluation mode.
     """
 
     def __init__(self, network: torch.nn.Module, spec: ModelSpec, top_k: int = DEFAULT_TOP_K) -> None:
-        self.detector = Detector(network, spec, top_k).eval()
+        self.detector = DetectionModule(network, spec, top_k).eval()
         height, width = spec.image_size
         k = self.detector.top_k
         self.inputs = (TensorSpec("images", (-1, 3, height, width), np.dtype(np.uint8)),)
@@ -34,7 +33,7 @@ class TorchRunner:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         device = self._network_device()
-        # The anchors and the normalisation are ours and follow a network that is moved after this runner was made.
+        # The network may be moved after this runner was made; anchors and normalisation then follow it.
         if self.detector.anchors.device != device:
             self.detector.to(device)
         with torch.inference_mode():
@@ -45,11 +44,3 @@ class TorchRunner:
         network = self.detector.network
         tensors = itertools.chain(network.parameters(), network.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-    def __enter__(self) -> TorchRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edge_effdet.artifacts import Graph
-from edge_effdet.backends.base import CompileOptions, get_backend, require
+from edge_effdet.backends.base import Compiled, require
 from edge_effdet.backends.engine_account import BY_WIDTH, EngineAccount
 from edge_effdet.errors import first_line
 from edge_effdet.quant.optimized_model import read_optimized
@@ -80,34 +80,20 @@ class EngineProof:
         }
 
 
-def compile_with_account(
-    graph: Graph, backend: str, options: CompileOptions | None = None
-) -> tuple[bytes, EngineAccount | None]:
-    """The engine's bytes, and the backend's account of it; None where the backend does not tell.
-
-    Raises what the backend's ``compile`` does.
-    """
-    module: Any = get_backend(backend)
-    options = options or CompileOptions()
-    if hasattr(module, "compile_with_account"):
-        return module.compile_with_account(graph, options)
-    content = module.compile(graph, options)
-    if not hasattr(module, "write_optimized"):
-        return content, None
-    try:
-        return content, _account_of_optimized(graph, module, backend)
-    except Exception as error:
-        # The engine is built, and worth more than what is told of it; onnxruntime raises classes without a common base.
-        logger.warning("%s does not tell what it built: %s", backend, first_line(error))
-        return content, None
-
-
-def _account_of_optimized(graph: Graph, module: Any, backend: str) -> EngineAccount:
+def account_of(compiled: Compiled, graph: Graph, backend: str) -> EngineAccount | None:
+    """The backend's account of what it compiled from a graph; None where it does not tell."""
+    if compiled.optimized is None:
+        return compiled.account
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        module.write_optimized(graph, optimized)
-        precisions = read_optimized(graph.path, optimized)
-    return EngineAccount(f"onnxruntime's optimized model {require(backend).version}", precisions)
+        optimized.write_bytes(compiled.optimized)
+        try:
+            precisions = read_optimized(graph.path, optimized)
+        except Exception as error:
+            # The engine is built, and worth more than what is told of it. What another version of onnxruntime writes may be anything.
+            logger.warning("%s does not tell what it built: %s", backend, first_line(error))
+            return None
+    return EngineAccount(f"{backend}'s optimized model {require(backend).version}", precisions)
 
 
 def prove_engine(model: ir.Model, account: EngineAccount | None) -> EngineProof:

@@ -36,8 +36,7 @@ import onnx
 import onnx_ir as ir
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.arithmetic import GPU_BACKENDS
-from edge_effdet.backends.base import THREADED, CompileOptions, LoadOptions, Runner, get_backend, load_runner, require
+from edge_effdet.backends.base import CompileOptions, LoadOptions, Runner, get_backend, load_runner, require
 from edge_effdet.cli import progress
 from edge_effdet.errors import BackendUnavailable, GraphError, UsageError
 from edge_effdet.graph.model import INPUT_NAME, load_model
@@ -323,10 +322,10 @@ def _loaded(model: onnx.ModelProto, graph: Graph, backend: str) -> Iterator[Runn
         path = form.path
         if path.suffix != get_backend(backend).SUFFIX:
             path = path.with_suffix(get_backend(backend).SUFFIX)
-            path.write_bytes(get_backend(backend).compile(form, CompileOptions()))
+            path.write_bytes(get_backend(backend).compile(form, CompileOptions()).content)
         # Without a hash of the engine no backend keeps what it compiles for a next start.
         engine = Engine(path, graph.spec, backend, graph.precision, {})
-        with load_runner(engine, LoadOptions(spinning=False) if backend in THREADED else None) as runner:
+        with load_runner(engine, LoadOptions(spinning=False)) as runner:
             yield runner
 
 
@@ -389,9 +388,9 @@ def _head_tensors(model: onnx.ModelProto, layers: Sequence[ComparedLayer]) -> li
 
 def _arithmetic(runner: Runner, backend: str, model: onnx.ModelProto) -> str:
     """A key of ``LIMITS_DB``: the coarsest of what the graph says, what the processor has, and what GPUs do to FP32."""
-    if getattr(runner, "arithmetic", None) == "bf16":
+    if runner.arithmetic == "bf16":
         return "bf16"
-    return "f16" if backend in GPU_BACKENDS or _has_half(model) else "f32"
+    return "f16" if not get_backend(backend).TRAITS.on_cpu or _has_half(model) else "f32"
 
 
 def _has_half(model: onnx.ModelProto) -> bool:

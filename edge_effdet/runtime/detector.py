@@ -111,7 +111,7 @@ class Detector:
         self._fixed = fixed > 0
         self.batch_size = fixed if fixed > 0 else batch_size or 1
         self._one_run: AbstractContextManager[object] = (
-            nullcontext() if getattr(runner, "concurrent", False) else threading.Lock()
+            nullcontext() if runner.concurrent else threading.Lock()
         )
         self._spare: list[np.ndarray] = []
 
@@ -152,15 +152,13 @@ class Detector:
         if score_threshold is not None:
             options = replace(options, score_threshold=score_threshold).check()
         loading = loading or LoadOptions()
-        if threads < 0:
-            raise UsageError(f"{threads} threads make no sense; give at least 1, or 0 for all cores.")
         runner = load_runner(found, replace(loading, threads=threads) if threads else loading)
         try:
             detector = cls(runner, found.spec, options, batch_size)
             require_same_results(runner, found, wanted=self_check)
             return detector
         except BaseException:
-            runner.__exit__(None, None, None)
+            runner.close()
             raise
 
     @overload
@@ -270,7 +268,7 @@ class Detector:
 
     def close(self) -> None:
         """Free what the engine holds. A detector that is closed cannot be used again."""
-        self._runner.__exit__(None, None, None)
+        self._runner.close()
         self._spare.clear()
 
     def __enter__(self) -> Detector:

@@ -1,54 +1,95 @@
-"""Milliseconds of engines that take turns."""
+"""How long calls and engines take, measured in turns."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine
-from edge_effdet.backends.base import get_backend
+from edge_effdet.backends.base import load_runner
+from edge_effdet.cli import progress
 from edge_effdet.runtime.preprocess import feeds_for_image
 
-ROUNDS, TIMED_RUNS, WARM_UP_RUNS = 6, 5, 3
 
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How calls that are compared take turns.
 
-PAUSE_SECONDS = 0.05
-"""Before an engine's turn: onnxruntime's threads go on spinning after a run and would slow the next engine down."""
+    Attributes:
+        rounds: how many turns each call has.
+        runs: how many runs of a turn are timed.
+        warm_up: how many runs before them are not timed.
+        pause: seconds of rest before a turn: onnxruntime's threads go on spinning after a run and would slow the next call down.
+        least_seconds: a turn is timed for at least as long, with more than ``runs`` runs where these are quicker.
+    """
+
+    rounds: int = 6
+    runs: int = 5
+    warm_up: int = 3
+    pause: float = 0.05
+    least_seconds: float = 0.0
 
 
 def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
-    """Milliseconds of one run on one letterboxed picture: median and P90, without pre- and post-processing; and ``arithmetic``, in
-    which type it was computed, where the runner tells.
+    """Time engines in turns on one letterboxed picture, without pre- and post-processing.
 
-    The engines take turns of a few runs, so that what else the machine does falls on all of them alike. Turns of one
-    run would not do: the threads of one engine spin into the run of the next and add a third to its time.
+    Args:
+        engines: what is timed.
+        image: the picture, uint8 [height, width, 3].
+
+    Returns:
+        One record an engine, in their order: ``median_ms`` and ``p90_ms`` of a run in milliseconds, the number of timed ``runs``, the
+        ``batch``, and the ``arithmetic`` that the runner computes in, None where it does not tell.
     """
     if not engines:
         return []
     with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(get_backend(engine.backend).load(engine)) for engine in engines]
+        runners = [stack.enter_context(load_runner(engine)) for engine in engines]
         feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
-        times: list[list[float]] = [[] for _ in engines]
-        for _ in range(ROUNDS):
-            for runner, feed, own in zip(runners, feeds, times, strict=True):
-                time.sleep(PAUSE_SECONDS)
-                for run in range(WARM_UP_RUNS + TIMED_RUNS):
-                    started = time.perf_counter()
-                    runner.run(feed)
-                    if run >= WARM_UP_RUNS:
-                        own.append(1000 * (time.perf_counter() - started))
-    medians, p90s = np.percentile(times, (50, 90), axis=1)
+        calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
+        times = [1000 * np.concatenate(own) for own in time_in_turns(calls, Turns())]
     return [
         {
-            "median_ms": float(median),
-            "p90_ms": float(p90),
-            "runs": ROUNDS * TIMED_RUNS,
+            "median_ms": float(np.median(own)),
+            "p90_ms": float(np.percentile(own, 90)),
+            "runs": len(own),
             "batch": len(feed["images"]),
-            "arithmetic": getattr(runner, "arithmetic", None),
+            "arithmetic": runner.arithmetic,
         }
-        for median, p90, feed, runner in zip(medians, p90s, feeds, runners, strict=True)
+        for own, feed, runner in zip(times, feeds, runners, strict=True)
     ]
+
+
+def time_in_turns(calls: Sequence[Callable[[], object]], turns: Turns, label: str = "") -> list[list[np.ndarray]]:
+    """Time calls in turns, so that what else the machine does falls on all of them alike.
+
+    Every other round goes through the calls in the opposite order. A turn is of several runs, because the threads of one engine
+    spin into the first run of the next one and add a third to its time.
+
+    Args:
+        calls: what is timed.
+        turns: how often each of them runs.
+        label: the label of a progress bar; without one there is no bar.
+
+    Returns:
+        For each call one float64 array a round: the seconds of its timed runs.
+    """
+    order = [index for number in range(turns.rounds) for index in list(range(len(calls)))[:: -1 if number % 2 else 1]]
+    times: list[list[np.ndarray]] = [[] for _ in calls]
+    for index in progress(order, len(order), label) if label else order:
+        time.sleep(turns.pause)
+        for _ in range(turns.warm_up):
+            calls[index]()
+        seconds: list[float] = []
+        while len(seconds) < turns.runs or sum(seconds) < turns.least_seconds:
+            started = time.perf_counter()
+            calls[index]()
+            seconds.append(time.perf_counter() - started)
+        times[index].append(np.array(seconds))
+    return times

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from edge_effdet.artifacts import Detections, Size
-from edge_effdet.backends.base import THREADED, LoadOptions
+from edge_effdet.backends.base import LoadOptions, get_backend
 from edge_effdet.backends.cores import usable_cores
 from edge_effdet.errors import DataError, MissingDependency, UsageError
 from edge_effdet.options import option
@@ -138,7 +138,7 @@ def loading_for(backend: str, source: Source, options: PipelineOptions, threads:
     On a CPU several runs of few threads each finish more pictures than one run of many threads, whose parts wait for each
     other; but each picture takes longer, so a camera and a single picture get all threads.
     """
-    if options.runs or backend not in THREADED or source.live or source.total == 1:
+    if options.runs or not get_backend(backend).TRAITS.on_cpu or source.live or source.total == 1:
         return LoadOptions(threads, options.runs or 1, spinning=source.total == 1)
     cores = usable_cores()
     threads = threads or math.ceil(cores / MOST_RUNS)
@@ -175,7 +175,7 @@ class Pipeline:
         self.progress = Progress()
         self._detector, self._source, self._keep_images = detector, source, keep_images
         self._wait = options.batch_wait_ms / 1000
-        self._runs = options.runs or (loading.parallel_runs if loading else 1)
+        self._runs = options.runs or (loading.parallel_runs if loading else 0) or 1
         # Frames of a camera would overtake each other.
         self._decoders = 1 if source.live else options.decoders or max(2, self._runs)
         batch = detector.batch_size

@@ -103,12 +103,6 @@ class ExactRunner(Runner):
             "class_ids": np.zeros((1, GRID * GRID), np.int32),
         }
 
-    def __enter__(self) -> ExactRunner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
 
 def write_small_detector(path: Path, bits: int, biased: bool = True) -> Graph:
     """The graph, with weights of 7 or 8 bits for the same function."""

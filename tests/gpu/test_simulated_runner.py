@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Engine, ModelSpec
+from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
-from edge_effdet.backends.tensorrt.engine import RunnerOptions
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.errors import InputError
 from tests.unit.backends.tensorrt.simulated_cuda import SimulatedContext, SimulatedEngine
@@ -52,7 +52,7 @@ def load(monkeypatch, tmp_path):
     simulated = DriverEngine(None, trt)
     runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda content: simulated)
     monkeypatch.setattr(trt, "Runtime", lambda log: runtime)
-    return lambda flavor=TENSORRT, **options: TensorRTRunner(flavor, found, RunnerOptions(**options))
+    return lambda flavor=TENSORRT, **options: TensorRTRunner(flavor, found, LoadOptions(**options))
 
 
 def check(runner, batch, start):
@@ -62,7 +62,7 @@ def check(runner, batch, start):
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_batches_of_several_sizes(load, cuda_graphs, caplog):
-    with caplog.at_level("INFO"), load(cuda_graphs=cuda_graphs, contexts=2, timed=True) as runner:
+    with caplog.at_level("INFO"), load(cuda_graphs=cuda_graphs, parallel_runs=2, timed=True) as runner:
         for start, batch in enumerate((1, 1, 1, 4, 4, 4, 2, 2, 2, 1, 1)):
             check(runner, batch, start)
             assert 0 <= runner.last_timing.device <= runner.last_timing.end_to_end
@@ -73,7 +73,7 @@ def test_batches_of_several_sizes(load, cuda_graphs, caplog):
 
 
 def test_threads_share_an_engine(load):
-    with load(contexts=3) as runner, ThreadPoolExecutor(8) as threads:
+    with load(parallel_runs=3) as runner, ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda start: check(runner, 1 + start % 3, start % 200), range(400)))
 
 

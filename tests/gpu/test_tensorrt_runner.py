@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Engine, Graph, ModelSpec, file_sha256
-from edge_effdet.backends.base import CompileOptions, Unavailable
+from edge_effdet.backends.base import CompileOptions, LoadOptions, Unavailable
 from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
-from edge_effdet.backends.tensorrt.engine import RunnerOptions
 from edge_effdet.backends.tensorrt.library import find_module
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.errors import EngineError, InputError
@@ -56,7 +55,7 @@ def engine(flavor, tmp_path):
     onnx.save(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     graph = Graph(path, SPEC, "optimized", "fp32", {}, {}, {}, "0" * 64)
     built = tmp_path / "tiny.engine"
-    built.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(1, 8))))
+    built.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(1, 8))).content)
     return Engine(built, SPEC, "tensorrt", "fp32", {"engine_sha256": file_sha256(built)})
 
 
@@ -68,7 +67,7 @@ def check(runner, batch, seed):
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_batches_of_several_sizes(flavor, engine, cuda_graphs):
-    with TensorRTRunner(flavor, engine, RunnerOptions(cuda_graphs=cuda_graphs, contexts=2)) as runner:
+    with TensorRTRunner(flavor, engine, LoadOptions(cuda_graphs=cuda_graphs, parallel_runs=2)) as runner:
         for seed, batch in enumerate((1, 1, 1, 8, 8, 8, 3, 3, 1, 1)):
             check(runner, batch, seed)
         with pytest.raises(InputError, match="built for 1 to 8"):
@@ -82,7 +81,7 @@ def test_threads_share_an_engine(flavor, engine):
 
 
 def test_the_device_takes_less_than_the_whole(flavor, engine):
-    with TensorRTRunner(flavor, engine, RunnerOptions(timed=True)) as runner:
+    with TensorRTRunner(flavor, engine, LoadOptions(timed=True)) as runner:
         for seed in range(5):
             check(runner, 8, seed)
         timing = runner.last_timing

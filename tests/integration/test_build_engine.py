@@ -14,7 +14,7 @@ import pytest
 from edge_effdet import build_engine, detect, evaluate
 from edge_effdet.artifacts import Graph, file_sha256, load_engine
 from edge_effdet.backends import openvino
-from edge_effdet.backends.base import CompileOptions
+from edge_effdet.backends.base import CompileOptions, LoadOptions
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
 from edge_effdet.data.base import Dataset
 from edge_effdet.evaluation.accuracy import graph_as_engine
@@ -155,7 +155,7 @@ def test_a_graph_that_is_int8_already_is_no_reference_for_itself(
 
 @pytest.mark.data
 def test_openvino_agrees_with_onnxruntime(bccd_graph: Graph, bccd_dataset: Dataset, tmp_path: Path):
-    assert openvino.compile(bccd_graph, CompileOptions()) == bccd_graph.path.read_bytes()
+    assert openvino.compile(bccd_graph, CompileOptions()).content == bccd_graph.path.read_bytes()
     engine = graph_as_engine(bccd_graph)
     samples = bccd_dataset.splits["test"][:12]
     first = evaluate_engine(engine, samples)
@@ -185,7 +185,7 @@ def test_openvino_keeps_the_ap_in_the_half_precision_of_the_processor(
     arithmetic = json.loads((tmp_path / "half.fp16.onnx.json").read_text())["latency"]["arithmetic"]
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert arithmetic == ("f16" if "FP16" in capabilities else "bf16" if "BF16" in capabilities else "f32")
-    with openvino.load(load_engine(tmp_path / "half.fp16.onnx")) as runner:
+    with openvino.load(load_engine(tmp_path / "half.fp16.onnx"), LoadOptions()) as runner:
         assert runner.was_compiled, "what was compiled while measuring did not come along"
         assert runner.arithmetic == arithmetic
     assert ("has BF16 in place of FP16" in said) == (arithmetic == "bf16")
@@ -212,8 +212,8 @@ def test_tensorrt_rtx_builds_without_a_gpu(
     precision: str, bccd_graph: Graph, bccd_half_graph: Graph, bccd_int8_graph: Graph
 ):
     graph = {"fp32": bccd_graph, "fp16": bccd_half_graph, "int8": bccd_int8_graph}[precision]
-    together = tensorrt_rtx.compile(graph, CompileOptions(target="80+86+89+120"))
-    turing = tensorrt_rtx.compile(graph, CompileOptions(target="75"))
+    together = tensorrt_rtx.compile(graph, CompileOptions(target="80+86+89+120")).content
+    turing = tensorrt_rtx.compile(graph, CompileOptions(target="75")).content
     assert len(together) > 1_000_000 and len(turing) > 1_000_000
     assert together != turing
 
@@ -251,4 +251,4 @@ def test_int8_graph_with_fp16_around_it_builds_and_detects_the_same(
     one = evaluate_engine(graph_as_engine(bccd_int8_graph), samples)
     two = evaluate_engine(graph_as_engine(mixed), samples)
     assert two.AP == pytest.approx(one.AP, abs=tolerances.AP_INT8_REST_IN_FP16)
-    assert len(tensorrt_rtx.compile(mixed, CompileOptions(target="89"))) > 1_000_000
+    assert len(tensorrt_rtx.compile(mixed, CompileOptions(target="89")).content) > 1_000_000

@@ -20,7 +20,7 @@ from benchmarks.peers.plain_onnxruntime import PlainRunner
 from edge_effdet import build_engine, detect, evaluate, verify
 from edge_effdet.artifacts import Engine, Graph, file_sha256, load_engine, write_json
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
-from edge_effdet.backends.base import get_backend
+from edge_effdet.backends.base import load_runner
 from edge_effdet.backends.fingerprint import Fingerprint
 from edge_effdet.building.engine import CANDIDATES
 from edge_effdet.data.base import Dataset, readable_images
@@ -53,7 +53,7 @@ def as_built_with_vnni(graph: Graph, photographs: list[np.ndarray], folder: Path
     path = folder / "moved.int8.onnx"
     shutil.copy(graph.path, path)
     engine = Engine(path, graph.spec, "openvino", "int8", {})
-    with get_backend("onnxruntime").load(replace(engine, backend="onnxruntime")) as runner:
+    with load_runner(replace(engine, backend="onnxruntime")) as runner:
         golden = make_golden(runner, graph.spec, photographs, "pictures", "int8", WITH_VNNI)
     record = {
         "spec": graph.spec.to_dict(),

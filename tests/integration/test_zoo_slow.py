@@ -86,7 +86,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(precision: str, graph: Graph, data_ro
             graph, images, QuantizeOptions(method="max", high_precision="fp16"), tmp_path / "int8.onnx"
         )
     for target in ("86+89+120", "75") if graph.spec.name == f"{D}0" else ("89",):
-        assert len(tensorrt_rtx.compile(built, CompileOptions(target=target))) > 5_000_000
+        assert len(tensorrt_rtx.compile(built, CompileOptions(target=target)).content) > 5_000_000
 
 
 @pytest.mark.data

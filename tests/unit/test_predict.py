@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pytest
@@ -14,50 +12,12 @@ from PIL import Image
 
 from edge_effdet import predict
 from edge_effdet.artifacts import ModelSpec
-from edge_effdet.backends.base import TensorSpec
 from edge_effdet.errors import DataError
 from edge_effdet.evaluation.members import InferenceOptions, Member, chunks, predict_image, predict_images
 from edge_effdet.predict import readable_sources
 from edge_effdet.runtime.run import results_table
 from edge_effdet.runtime.sinks import picture_names
-
-
-class BrightBoxRunner:
-    """Returns the box around all white pixels, as an engine with a batch of ``batch`` (-1: any)."""
-
-    def __init__(self, side: int, batch: int = -1, score: float = 0.8) -> None:
-        self.inputs = (TensorSpec("images", (batch, 3, side, side), np.dtype(np.uint8)),)
-        self.outputs = (
-            TensorSpec("boxes", (batch, 1, 4), np.dtype(np.float32)),
-            TensorSpec("scores", (batch, 1), np.dtype(np.float32)),
-            TensorSpec("class_ids", (batch, 1), np.dtype(np.int32)),
-        )
-        self.batch, self.score = batch, score
-        self.runs: list[int] = []
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        pixels = feeds["images"]
-        assert self.batch in (-1, len(pixels))
-        self.runs.append(len(pixels))
-        boxes = np.zeros((len(pixels), 1, 4), np.float32)
-        for index, picture in enumerate(pixels):
-            rows, columns = np.nonzero(picture[0] > 127)
-            if len(rows):
-                boxes[index, 0] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-        shape = (len(pixels), 1)
-        return {
-            "boxes": boxes,
-            "scores": np.full(shape, self.score, np.float32),
-            "class_ids": np.zeros(shape, np.int32),
-        }
-
-    def __enter__(self) -> BrightBoxRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
+from tests.backends import BrightBoxRunner
 
 
 def member(side: int = 64, batch: int = -1, score: float = 0.8) -> Member:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import Engine, Graph, atomic_output
-from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.base import Available, Compiled, CompileOptions, LoadOptions, Traits, Unavailable
 from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.backends.tensorrt import cuda
-from edge_effdet.backends.tensorrt.engine import RunnerOptions
 from edge_effdet.backends.tensorrt.layers import convolution_precisions, layers_from_json, layers_from_log
 from edge_effdet.backends.tensorrt.library import (
     Flavor,
@@ -30,6 +29,7 @@ from edge_effdet.backends.tensorrt.library import (
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.errors import EdgeEffDetError, GraphError, InputError, UsageError
 
+TRAITS = Traits(on_cpu=False, automatic=1, rest="fp16", device_time=True, suppresses=True)
 SUFFIX = ".engine"
 
 logger = logging.getLogger("edge_effdet.backends.tensorrt")
@@ -57,17 +57,12 @@ def probe() -> Available | Unavailable:
     return probe_flavor(FLAVOR)
 
 
-def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
+def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - the protocol's name
     """Build an engine for this machine's GPU. See ``compile_graph``."""
     return compile_graph(FLAVOR, graph, options)
 
 
-def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, EngineAccount | None]:
-    """``compile``, and what TensorRT tells of the engine's layers."""
-    return compile_graph_with_account(FLAVOR, graph, options)
-
-
-def load(engine: Engine, options: RunnerOptions | None = None) -> TensorRTRunner:
+def load(engine: Engine, options: LoadOptions) -> TensorRTRunner:
     """Load an engine onto this machine's GPU. See ``TensorRTRunner``."""
     return TensorRTRunner(FLAVOR, engine, options)
 
@@ -89,8 +84,8 @@ def probe_flavor(flavor: Flavor) -> Available | Unavailable:
     return Available(trt.__version__, str(gpu))
 
 
-def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> bytes:
-    """Build a serialized engine, byte for byte as TensorRT made it.
+def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> Compiled:
+    """Build a serialized engine, byte for byte as TensorRT made it, with what TensorRT tells of its layers.
 
     Raises:
         UsageError: the target, the batch sizes or the timing cache do not fit this flavor.
@@ -132,21 +127,13 @@ def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> byte
     if options.timing_cache and cache is not None:
         with atomic_output(options.timing_cache) as temporary:
             temporary.write_bytes(bytes(cache.serialize()))
-    return bytes(serialized)
-
-
-def compile_graph_with_account(
-    flavor: Flavor, graph: Graph, options: CompileOptions
-) -> tuple[bytes, EngineAccount | None]:
-    """``compile_graph``, and what TensorRT tells of the engine's layers; None where it does not tell."""
-    content = compile_graph(flavor, graph, options)
-    trt = require_module(flavor)
+    content = bytes(serialized)
     # The log still holds what the builder said of this engine.
-    return content, _read_account(flavor, trt, get_log(trt), content)
+    return Compiled(content, _read_account(flavor, trt, log, content))
 
 
 def parse_target(flavor: Flavor, trt: Any, target: str) -> tuple[str, ...]:
-    """The SM versions that ``--target`` names, ``86+89+120`` as ("86", "89", "120"); empty for an engine of this GPU.
+    """The SM versions that a target names, ``86+89+120`` as ("86", "89", "120"); empty for an engine of this GPU.
 
     Raises:
         UsageError: a version that the bindings do not know, or a target where engines are built on their own GPU.

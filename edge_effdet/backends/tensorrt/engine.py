@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine
-from edge_effdet.backends.base import TensorSpec, Unavailable
+from edge_effdet.backends.base import LoadOptions, TensorSpec, Unavailable
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.backends.tensorrt.library import Flavor, get_log, load_plugins, start
@@ -19,27 +17,10 @@ from edge_effdet.backends.tensorrt.runtime_cache import RuntimeCache
 from edge_effdet.errors import EngineError, InputError
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerOptions:
-    """How an engine is run.
-
-    Attributes:
-        contexts: at most so many, each for one batch size and one thread at a time. They are made as they are needed.
-        cuda_graphs: whether runs are captured and launched as CUDA graphs.
-        timed: whether events are recorded, so that ``last_timing`` is known.
-        runtime_cache: TensorRT-RTX's file of compiled kernels; None for ``runtime_cache_path``.
-    """
-
-    contexts: int = 4
-    cuda_graphs: bool = True
-    timed: bool = False
-    runtime_cache: Path | None = None
-
-
 class LoadedEngine:
     """An engine file in TensorRT's runtime, and what its contexts share."""
 
-    def __init__(self, flavor: Flavor, trt: Any, engine: Engine, options: RunnerOptions) -> None:
+    def __init__(self, flavor: Flavor, trt: Any, engine: Engine, options: LoadOptions) -> None:
         self.flavor = flavor
         self.options = options
         self.name = engine.path.name

@@ -10,15 +10,13 @@ engine with SM 75 in it can be slower on the others; so build ``75`` apart.
 from __future__ import annotations
 
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, CompileOptions, Unavailable
-from edge_effdet.backends.engine_account import EngineAccount
+from edge_effdet.backends.base import Available, Compiled, CompileOptions, LoadOptions, Traits, Unavailable
 from edge_effdet.backends.tensorrt import builder as tensorrt
-from edge_effdet.backends.tensorrt.engine import RunnerOptions
 from edge_effdet.backends.tensorrt.library import Flavor
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 
+TRAITS = Traits(on_cpu=False, rest="fp16", device_time=True, default_target="86+89+120")
 SUFFIX = ".engine"
-DEFAULT_TARGET = "86+89+120"
 
 FLAVOR = Flavor(
     title="TensorRT-RTX",
@@ -27,7 +25,7 @@ FLAVOR = Flavor(
     install="run pip install 'edge-effdet[tensorrt-rtx]' (x86-64 only)",
     oldest=(1, 3),
     beyond=(2, 0),
-    default_target=DEFAULT_TARGET,
+    default_target=TRAITS.default_target,
     has_timing_cache=False,
     has_plugins=False,
     compiles_at_load=True,
@@ -39,16 +37,11 @@ def probe() -> Available | Unavailable:
     return tensorrt.probe_flavor(FLAVOR)
 
 
-def compile(graph: Graph, options: CompileOptions) -> bytes:  # noqa: A001 - the protocol's name
-    """Build an engine for ``options.target``. See ``builder.compile_graph``."""
+def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - the protocol's name
+    """Build an engine for ``options.target``, with what the builder logged of its layers; no GPU is needed. See ``builder.compile_graph``."""
     return tensorrt.compile_graph(FLAVOR, graph, options)
 
 
-def compile_with_account(graph: Graph, options: CompileOptions) -> tuple[bytes, EngineAccount | None]:
-    """``compile``, and what the builder logged of the engine's layers; no GPU is needed."""
-    return tensorrt.compile_graph_with_account(FLAVOR, graph, options)
-
-
-def load(engine: Engine, options: RunnerOptions | None = None) -> TensorRTRunner:
+def load(engine: Engine, options: LoadOptions) -> TensorRTRunner:
     """Load an engine onto this machine's GPU. See ``runner.TensorRTRunner``."""
     return TensorRTRunner(FLAVOR, engine, options)

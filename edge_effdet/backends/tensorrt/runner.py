@@ -10,22 +10,22 @@ import contextlib
 import functools
 import logging
 import threading
-import types
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine
+from edge_effdet.backends.base import MOST_CONTEXTS, LoadOptions, Runner
 from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.backends.tensorrt.context import ExecutionContext, Shapes, Timing
-from edge_effdet.backends.tensorrt.engine import LoadedEngine, RunnerOptions
+from edge_effdet.backends.tensorrt.engine import LoadedEngine
 from edge_effdet.backends.tensorrt.library import Flavor, require_module
-from edge_effdet.errors import EdgeEffDetError, EngineError, InputError, UsageError
+from edge_effdet.errors import EdgeEffDetError, EngineError, InputError
 
 logger = logging.getLogger("edge_effdet.backends.tensorrt")
 
 
-class TensorRTRunner:
+class TensorRTRunner(Runner):
     """An engine on GPU 0; any thread may call ``run``, several at a time.
 
     Raises:
@@ -35,10 +35,7 @@ class TensorRTRunner:
 
     concurrent = True
 
-    def __init__(self, flavor: Flavor, engine: Engine, options: RunnerOptions | None = None) -> None:
-        options = options or RunnerOptions()
-        if options.contexts < 1:
-            raise UsageError(f"{options.contexts} contexts run nothing; give 1 or more.")
+    def __init__(self, flavor: Flavor, engine: Engine, options: LoadOptions) -> None:
         trt = require_module(flavor)
         self._loaded = LoadedEngine(flavor, trt, engine, options)
         self._timing = threading.local()
@@ -49,7 +46,7 @@ class TensorRTRunner:
                 self.inputs, self.outputs = self._loaded.describe()
             # Not a method of this object: the pool would keep it alive until a collection of cycles.
             make = functools.partial(ExecutionContext, self._loaded, self.inputs, self.outputs)
-            self._pool = _Pool(make, options.contexts)
+            self._pool = _Pool(make, options.parallel_runs or MOST_CONTEXTS)
             stack.callback(self._pool.close)
             # What goes wrong goes wrong now, and not at the first picture.
             self._pool.make_one()
@@ -89,14 +86,6 @@ class TensorRTRunner:
         # What was never made has nothing to free.
         if hasattr(self, "_resources"):
             self.close()
-
-    def __enter__(self) -> TensorRTRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         name = self._loaded.name

@@ -1,24 +1,53 @@
-"""Which backend ``--backend auto`` takes."""
+"""What a backend declares, how one is loaded, and which one ``--backend auto`` takes."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from edge_effdet.backends import base
-from edge_effdet.backends.base import AUTOMATIC, Available, Unavailable, choose_automatically
-from edge_effdet.errors import BackendUnavailable
+from edge_effdet.artifacts import PRECISIONS, Engine, ModelSpec
+from edge_effdet.backends.base import (
+    BACKENDS,
+    Available,
+    LoadOptions,
+    Traits,
+    Unavailable,
+    automatic_backends,
+    choose_automatically,
+    get_backend,
+    load_runner,
+)
+from edge_effdet.errors import BackendUnavailable, UsageError
+from tests.backends import HERE, FakeBackend
 
-HERE = Available("1", "a processor")
+AUTOMATIC = automatic_backends()
 ELSEWHERE = Available("2", "builds for other machines", runs_here=False)
 MISSING = Unavailable("it is not installed", "install it")
 
 
 def choose_among(monkeypatch, *answers):
-    probes = dict(zip(AUTOMATIC, answers, strict=True))
-    monkeypatch.setattr(base, "get_backend", lambda name: SimpleNamespace(probe=lambda: probes[name]))
+    for name, answer in zip(AUTOMATIC, answers, strict=True):
+        monkeypatch.setitem(BACKENDS, name, FakeBackend(answer, traits=get_backend(name).TRAITS))
     return choose_automatically()
+
+
+def test_a_backend_declares_itself():
+    assert AUTOMATIC == ["tensorrt", "onnxruntime"]
+    for name in BACKENDS:
+        traits = get_backend(name).TRAITS
+        assert traits.rest in PRECISIONS
+        # A default of half precision costs a CPU accuracy and gains it nothing.
+        assert not (traits.on_cpu and traits.rest == "fp16")
+
+
+def test_threads_are_refused_where_nothing_runs_on_the_cpu(monkeypatch, tmp_path):
+    monkeypatch.setitem(BACKENDS, "card", FakeBackend(traits=Traits(on_cpu=False)))
+    (tmp_path / "x.fake").write_bytes(b"engine")
+    engine = Engine(tmp_path / "x.fake", ModelSpec("x", (64, 64), ("thing",), (1,)), "card", "fp32", {})
+    load_runner(engine, LoadOptions(parallel_runs=2)).close()
+    with pytest.raises(UsageError, match="`threads` 2 means nothing"):
+        load_runner(engine, LoadOptions(threads=2))
+    with pytest.raises(UsageError, match="`parallel_runs` -1 makes no sense"):
+        LoadOptions(parallel_runs=-1)
 
 
 def test_the_first_that_runs_here_is_taken(monkeypatch):

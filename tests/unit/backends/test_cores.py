@@ -67,10 +67,10 @@ def test_cores_are_no_more_than_the_quota_pays_for(tmp_path: Path):
 
 
 def test_runs_at_once_share_the_cores():
-    assert LoadOptions().threads_or_share() == usable_cores()
-    assert LoadOptions(parallel_runs=usable_cores()).threads_or_share() == 1
-    assert LoadOptions(parallel_runs=10 * usable_cores()).threads_or_share() == 1
-    assert LoadOptions(threads=7, parallel_runs=2).threads_or_share() == 7
+    assert LoadOptions().threads_of_a_run() == usable_cores()
+    assert LoadOptions(parallel_runs=usable_cores()).threads_of_a_run() == 1
+    assert LoadOptions(parallel_runs=10 * usable_cores()).threads_of_a_run() == 1
+    assert LoadOptions(threads=7, parallel_runs=2).threads_of_a_run() == 7
 
 
 def test_instruction_sets_are_those_of_all_cores_and_none_where_the_kernel_is_silent(tmp_path: Path):

@@ -69,11 +69,11 @@ def test_without_cuda_it_is_said_and_a_fallback_is_an_error(engine: Engine):
     with pytest.raises(BackendUnavailable, match="the one for CPUs; run pip uninstall onnxruntime"):
         load_runner(Engine(engine.path, SPEC, "onnxruntime-cuda", "fp32", {}))
     with pytest.raises(EngineError, match="CUDA"):
-        onnxruntime_cuda.load(engine)
+        onnxruntime_cuda.load(engine, LoadOptions())
 
 
 def test_a_file_that_is_no_graph_is_named(tmp_path: Path):
     (tmp_path / "x.onnx").write_bytes(b"words")
     for backend in (onnxruntime, openvino):
         with pytest.raises(EngineError, match=r"x\.onnx"):
-            backend.load(Engine(tmp_path / "x.onnx", SPEC, "onnxruntime", "fp32", {}))
+            backend.load(Engine(tmp_path / "x.onnx", SPEC, "onnxruntime", "fp32", {}), LoadOptions())

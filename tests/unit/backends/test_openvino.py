@@ -41,7 +41,7 @@ def test_fp32_stays_fp32_on_a_processor_with_bf16(tmp_path: Path):
     images = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), np.uint8)
     weights = numpy_helper.to_array(onnx.load(engine.path).graph.initializer[0])
     windows = np.lib.stride_tricks.sliding_window_view(images[0].astype(np.float32), (3, 3), axis=(1, 2))
-    with openvino.load(engine) as runner:
+    with openvino.load(engine, LoadOptions()) as runner:
         assert runner.arithmetic == "f32"
         np.testing.assert_allclose(
             runner.run({"images": images})["out"][0],
@@ -53,7 +53,7 @@ def test_fp32_stays_fp32_on_a_processor_with_bf16(tmp_path: Path):
 
 def test_fp16_is_computed_in_what_the_processor_has(tmp_path: Path):
     expected = "f16" if "FP16" in CAPABILITIES else "bf16" if "BF16" in CAPABILITIES else "f32"
-    with openvino.load(engine_with(tmp_path, np.float16)) as runner:
+    with openvino.load(engine_with(tmp_path, np.float16), LoadOptions()) as runner:
         assert runner.arithmetic == expected
 
 
@@ -105,7 +105,7 @@ def test_a_model_from_the_cache_computes_in_the_same_type(dtype: type, tmp_path:
     engine = engine_with(tmp_path, dtype)
     types = []
     for warm in (False, True):
-        with openvino.load(engine) as runner:
+        with openvino.load(engine, LoadOptions()) as runner:
             assert runner.was_compiled == warm
             types.append(runner.arithmetic)
     assert types[0] == types[1]
@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written_is_worth_a_warning_only(tmp_path: Path, 
     engine = engine_with(tmp_path, np.float32)
     # No folder can be made inside a file; as root, permissions would not do.
     (tmp_path / "file").write_text("")
-    with openvino.OpenVinoRunner(engine.path, None, "ab", tmp_path / "file" / "cache") as runner:
+    with openvino.OpenVinoRunner(engine.path, LoadOptions(), "ab", tmp_path / "file" / "cache") as runner:
         assert runner.run({"images": np.zeros((1, 3, 8, 8), np.uint8)})["out"].shape == (1, 16, 6, 6)
     assert "not kept for the next start" in caplog.text
 

@@ -16,7 +16,7 @@ from benchmarks.runner_tables import describe_runner
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.runtime.detector import Detector
-from tests.unit.test_predict import BrightBoxRunner
+from tests.backends import BrightBoxRunner
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet import build_engine
 from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
-from edge_effdet.backends.base import Available, CompileOptions
+from edge_effdet.backends.base import BACKENDS, Available, Compiled, CompileOptions, get_backend
 from edge_effdet.building import chain, summary
 from edge_effdet.building import engine as engine_module
 from edge_effdet.building.gate import judge, parse_budget
@@ -23,8 +22,8 @@ from edge_effdet.cli import options_from
 from edge_effdet.errors import AccuracyGateFailed, GraphError, UsageError
 from edge_effdet.graph.model import save_graph
 from edge_effdet.graph.rules.efficient_nms import PLUGIN
-from edge_effdet.quant import account
 from edge_effdet.quant.stage import QuantizeOptions
+from tests.backends import FakeBackend
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt-rtx"])
@@ -58,7 +57,7 @@ def test_the_plugin_is_not_raced(tmp_path, capsys):
 def test_a_cpu_that_gains_nothing_by_int8_is_told_of(
     tmp_path, monkeypatch, backend, milliseconds, vnni, race, said, advised
 ):
-    monkeypatch.setattr(summary, "cpu_has_vnni", lambda: vnni)
+    monkeypatch.setattr(summary, "cpu_has_dot_products", lambda: vnni)
     record = {"reference": {"latency": {"median_ms": 10.0}}, "latency": {"median_ms": milliseconds}}
     engine = Engine(
         tmp_path / "x.onnx",
@@ -144,11 +143,13 @@ def test_the_function_refuses_it_too(tmp_path):
 @pytest.mark.parametrize("nms", ["host", "efficientnms"])
 def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypatch, nms):
     """A backend that stands for TensorRT: its engine is the graph that it was given."""
-    simulated = types.SimpleNamespace(SUFFIX=".engine", compile=lambda graph, options: graph.path.read_bytes())
-    real = engine_module.get_backend
-    for module in (engine_module, account):
-        monkeypatch.setattr(module, "get_backend", lambda name: simulated if name == "tensorrt" else real(name))
-    monkeypatch.setattr(engine_module, "require", lambda name: Available("10.3.0", "Orin (SM 87)", runs_here=False))
+
+    class Simulated(FakeBackend):
+        def compile(self, graph, options):
+            return Compiled(graph.path.read_bytes())
+
+    orin = Available("10.3.0", "Orin (SM 87)", runs_here=False)
+    monkeypatch.setitem(BACKENDS, "tensorrt", Simulated(orin, traits=get_backend("tensorrt").TRAITS))
     engine = build(tmp_path, nms)
     compiled = onnx.load(str(engine.path))
     assert [node.op_type for node in compiled.graph.node].count(PLUGIN) == (nms == "efficientnms")
@@ -169,6 +170,8 @@ class Tries:
     def __init__(self, monkeypatch, tmp_path, drops, orders):
         self.drops, self.orders, self.built = drops, orders, []
         self.folder = tmp_path
+        for name in {backend for _, backend in drops}:
+            monkeypatch.setitem(BACKENDS, name, FakeBackend())
         monkeypatch.setattr(chain, "build_engine", self.build)
         monkeypatch.setattr(chain, "_race", self.race)
 

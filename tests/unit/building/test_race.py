@@ -10,43 +10,36 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Graph, ModelSpec
-from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, Unavailable
 from edge_effdet.building import race
 from edge_effdet.building.race import race_backends
 from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, GraphError
-from edge_effdet.runtime import latency
 from edge_effdet.runtime.golden import find_best
-from tests.unit.test_predict import BrightBoxRunner
+from tests.backends import HERE, BrightBoxRunner, FakeBackend
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
 
 
-class FakeBackend:
-    SUFFIX = ".fake"
+def backend(answer=HERE, seconds=0.0, score=0.8):
+    """One that takes so long for a run and gives its boxes this score."""
 
-    def __init__(self, answer=None, seconds=0.0, refuses=False, score=0.8):
-        self.answer, self.seconds, self.refuses = answer or Available("1", "nowhere"), seconds, refuses
-        self.score = score
-
-    def probe(self):
-        return self.answer
-
-    def compile(self, graph, options):
-        if self.refuses:
-            raise GraphError("it does not like the graph")
-        return b"engine"
-
-    def load(self, engine):
-        assert engine.path.read_bytes() == b"engine"
-        runner = BrightBoxRunner(64, score=self.score)
+    def make_runner():
+        runner = BrightBoxRunner(64, score=score)
         find = runner.run
 
         def run(feeds):
-            time.sleep(self.seconds)
+            time.sleep(seconds)
             return find(feeds)
 
         runner.run = run
         return runner
+
+    return FakeBackend(answer, make_runner)
+
+
+class Refusing(FakeBackend):
+    def compile(self, graph, options):
+        raise GraphError("it does not like the graph")
 
 
 @pytest.fixture
@@ -55,8 +48,8 @@ def graph(tmp_path: Path) -> Graph:
 
 
 def race_of(backends, graph, monkeypatch, draft=None, pictures=(), found=0.8):
-    for module in (race, latency):
-        monkeypatch.setattr(module, "get_backend", backends.__getitem__)
+    for name, each in backends.items():
+        monkeypatch.setitem(BACKENDS, name, each)
     exact = BrightBoxRunner(64, score=found)
     monkeypatch.setattr(
         race, "find_in_graph", lambda graph, pictures: [find_best(exact, graph.spec, each) for each in pictures]
@@ -71,7 +64,7 @@ def bright(x):
 
 
 def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, monkeypatch):
-    backends = {"slow": FakeBackend(seconds=0.005), "wrong": FakeBackend(score=0.4), "near": FakeBackend(score=0.79)}
+    backends = {"slow": backend(seconds=0.005), "wrong": backend(score=0.4), "near": backend(score=0.79)}
     result = race_of(backends, graph, monkeypatch, pictures=[bright(4), bright(20)])
     assert result.order == ("near", "slow")
     rows = {row["backend"]: row for row in result.rows}
@@ -90,16 +83,16 @@ def test_a_race_that_all_lose_by_what_they_find_is_no_missing_backend(graph, mon
     with pytest.raises(
         AccuracyGateFailed, match=r"No backend here computes the graph as it is written \(wrong: .* 50 %"
     ):
-        race_of({"wrong": FakeBackend(score=0.4)}, graph, monkeypatch, pictures=[bright(4)])
+        race_of({"wrong": backend(score=0.4)}, graph, monkeypatch, pictures=[bright(4)])
 
 
 def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
     backends = {
-        "slow": FakeBackend(seconds=0.005),
-        "fast": FakeBackend(),
-        "broken": FakeBackend(refuses=True),
-        "missing": FakeBackend(Unavailable("it is not installed", "install it")),
-        "elsewhere": FakeBackend(Available("2", "a card", runs_here=False)),
+        "slow": backend(seconds=0.005),
+        "fast": backend(),
+        "broken": Refusing(),
+        "missing": backend(Unavailable("it is not installed", "install it")),
+        "elsewhere": backend(Available("2", "a card", runs_here=False)),
     }
     result = race_of(backends, graph, monkeypatch)
     assert result.winner == "fast"
@@ -115,38 +108,34 @@ def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
 
 
 def test_each_backend_may_run_a_draft_of_its_own(graph, monkeypatch, tmp_path):
-    backends = {"one": FakeBackend(), "other": FakeBackend(seconds=0.005)}
-    compiled = {}
-    for name, backend in backends.items():
-        backend.compile = lambda given, options, name=name: (compiled.update({name: given.path.name}), b"engine")[1]
+    backends = {"one": backend(), "other": backend(seconds=0.005)}
     drafts = {name: replace(graph, path=tmp_path / f"{name}.onnx", precision="int8") for name in backends}
     # No draft could be made for it.
     drafts["other"] = replace(drafts["other"], precision="fp32")
     result = race_of(backends, graph, monkeypatch, drafts.__getitem__)
-    assert compiled == {"one": "one.onnx", "other": "other.onnx"}
+    assert {name: [each.path.name for each in fake.compiled] for name, fake in backends.items()} == {
+        "one": ["one.onnx"],
+        "other": ["other.onnx"],
+    }
     assert result.graph == {"precision": "int8", "sha256": graph.sha256}
     assert [row["precision"] for row in result.rows] == ["int8", "fp32"]
 
 
 def test_a_race_without_runners_is_an_error(graph, monkeypatch):
     with pytest.raises(BackendUnavailable, match=r"broken: it does not like the graph.*edge-effdet\[ort\]"):
-        race_of({"broken": FakeBackend(refuses=True)}, graph, monkeypatch)
+        race_of({"broken": Refusing()}, graph, monkeypatch)
 
 
 def test_the_picture_that_is_raced_on_is_an_empty_one_of_the_engines_input(graph, monkeypatch):
     """Timing must not depend on what is in a picture, so what is raced on is the letterbox's border all over."""
     seen = []
-    backend = FakeBackend()
-    load = backend.load
 
-    def watched(engine):
-        runner = load(engine)
-        find = runner.run
-        runner.run = lambda feeds: (seen.append(feeds["images"].copy()), find(feeds))[1]
-        return runner
+    class Watched(BrightBoxRunner):
+        def run(self, feeds):
+            seen.append(feeds["images"].copy())
+            return super().run(feeds)
 
-    backend.load = watched
-    race_of({"one": backend}, graph, monkeypatch)
+    race_of({"one": FakeBackend(make_runner=lambda: Watched(64))}, graph, monkeypatch)
     # Once to see whether it runs, and then again and again against the clock.
     assert len(seen) > 2
     assert {(picture.shape, picture.dtype.name) for picture in seen} == {((1, 3, 64, 64), "uint8")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import platform
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,12 +13,11 @@ import pytest
 
 from edge_effdet.artifacts import Engine, Graph, ModelSpec
 from edge_effdet.backends import openvino
-from edge_effdet.backends.base import CompileOptions
+from edge_effdet.backends.base import Compiled, CompileOptions, LoadOptions, get_backend
 from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.errors import UsageError
-from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
-from edge_effdet.quant import account
-from edge_effdet.quant.account import compile_with_account, prove_engine
+from edge_effdet.graph.counting import MACS_BEFORE_FUSION
+from edge_effdet.quant.account import account_of, prove_engine
 from edge_effdet.quant.precision import convert_to_half
 
 SPEC = ModelSpec("tiny", (16, 16), ("thing",), (1,))
@@ -79,10 +77,10 @@ def prove(tmp_path):
         proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
         onnx.save(proto, path)
         options = CompileOptions(target="89") if backend == "tensorrt-rtx" else CompileOptions()
-        content, told = compile_with_account(
-            Graph(path, SPEC, "quantized", "int8", {}, {}, {}, "0" * 64), backend, options
-        )
-        assert content
+        graph = Graph(path, SPEC, "quantized", "int8", {}, {}, {}, "0" * 64)
+        compiled = get_backend(backend).compile(graph, options)
+        assert compiled.content
+        told = account_of(compiled, graph, backend)
         return prove_engine(ir.from_proto(proto), told), told
 
     return of
@@ -142,7 +140,7 @@ def test_fp16_is_what_the_processor_computes_in(small_model, prove, tmp_path, ba
     proof, _ = prove(model, backend)
     computed = "fp32"
     if backend == "openvino":
-        with openvino.load(Engine(tmp_path / "tiny.onnx", SPEC, backend, "fp16", {})) as runner:
+        with openvino.load(Engine(tmp_path / "tiny.onnx", SPEC, backend, "fp16", {}), LoadOptions()) as runner:
             computed = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[runner.arithmetic]
     elif not ON_X86:
         pytest.skip("onnxruntime has convolutions in FP16 for some Arm processors")
@@ -152,12 +150,10 @@ def test_fp16_is_what_the_processor_computes_in(small_model, prove, tmp_path, ba
     assert proof.warning is None
 
 
-def test_an_engine_whose_backend_does_not_tell_is_counted_on_the_graph(small_model, tmp_path, monkeypatch):
-    silent = SimpleNamespace(compile=lambda graph, options: b"engine")
-    monkeypatch.setattr(account, "get_backend", lambda name: silent)
+def test_an_engine_whose_backend_does_not_tell_is_counted_on_the_graph(small_model, tmp_path):
     graph = Graph(tmp_path / "tiny.onnx", SPEC, "quantized", "int8", {}, {}, {}, "0" * 64)
-    content, told = compile_with_account(graph, "silent")
-    assert (content, told) == (b"engine", None)
+    told = account_of(Compiled(b"engine"), graph, "silent")
+    assert told is None
     proof = prove_engine(ir.from_proto(small_model()), told)
     assert proof.macs == {"int8": STEM + POINTWISE, "fp16": 0, "bf16": 0, "fp32": DEPTHWISE}
     raw = proof.to_dict()
@@ -206,4 +202,4 @@ def test_a_target_is_refused_where_there_is_none(small_model, tmp_path):
     graph = Graph(tmp_path / "tiny.onnx", SPEC, "quantized", "int8", {}, {}, {}, "0" * 64)
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(UsageError, match="no targets"):
-            compile_with_account(graph, backend, CompileOptions(target="89"))
+            get_backend(backend).compile(graph, CompileOptions(target="89"))

@@ -20,7 +20,7 @@ from PIL import Image
 from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.backends import onnxruntime as onnxruntime_backend
 from edge_effdet.backends.arithmetic import int8_arithmetic
-from edge_effdet.backends.base import BACKENDS, Available
+from edge_effdet.backends.base import BACKENDS, Available, LoadOptions
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import BackendUnavailable, GraphError, UsageError
 from edge_effdet.graph.model import save_graph
@@ -34,6 +34,7 @@ from edge_effdet.quant.precision import convert_to_half
 from edge_effdet.quant.probe import TIE_MARGIN, expose_tensors, find_layers, isolate_layers, keep_off_ties
 from edge_effdet.quant.statistics import fetch_tensors, open_session
 from edge_effdet.quant.tensor_errors import ErrorSums, TensorError
+from tests.backends import FakeBackend
 from tests.unit.quant.test_int8 import SPEC, residual_network
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
@@ -81,31 +82,28 @@ def exact(graph: Graph, calibration: CalibrationImages, tmp_path: Path) -> Graph
     return quantize(graph, calibration, tmp_path / "net.int8.onnx", Int8Options(weight_codes=63))
 
 
-class SimulatedFaultyBackend:
+class SimulatedFaultyBackend(FakeBackend):
     """Stands for a processor whose arithmetic is wrong, which this may not be: onnxruntime with one weight changed."""
 
     SUFFIX = ".onnx"
 
     def __init__(self, weight: str) -> None:
+        super().__init__()
         self.weight = weight
 
-    def probe(self) -> Available:
-        return Available("1", "simulated")
-
-    def load(self, engine: Engine):
+    def load(self, engine: Engine, options: LoadOptions):
         model = onnx.load(str(engine.path))
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == self.weight)
         array = numpy_helper.to_array(tensor).copy()
         array[0] = -array[0]
         tensor.CopyFrom(numpy_helper.from_array(array, self.weight))
         onnx.save(model, str(engine.path))
-        return onnxruntime_backend.load(engine)
+        return onnxruntime_backend.load(engine, options)
 
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(BACKENDS, "faulty", "simulated_faulty_backend")
-    monkeypatch.setitem(sys.modules, "simulated_faulty_backend", SimulatedFaultyBackend("third.weight_int8"))
+    monkeypatch.setitem(BACKENDS, "faulty", SimulatedFaultyBackend("third.weight_int8"))
     return "faulty"
 
 

@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet.artifacts import Graph, ModelSpec
-from edge_effdet.quant.account import compile_with_account
+from edge_effdet.backends import onnxruntime
+from edge_effdet.backends.base import CompileOptions
+from edge_effdet.quant.account import account_of
 from edge_effdet.quant.optimized_model import read_optimized
 
 SPEC = ModelSpec("tiny", (16, 16), ("thing",), (1,))
@@ -28,11 +30,12 @@ def save(path: Path, nodes: list, arrays: dict, shape: list[int]) -> Path:
     return path
 
 
-def account_of(path: Path) -> dict[str, str]:
+def precisions_of(path: Path) -> dict[str, str]:
     graph = Graph(path, SPEC, "optimized", "int8", {}, {}, {}, "0" * 64)
-    content, account = compile_with_account(graph, "onnxruntime")
+    compiled = onnxruntime.compile(graph, CompileOptions())
+    account = account_of(compiled, graph, "onnxruntime")
     assert account is not None
-    assert content == path.read_bytes()
+    assert compiled.content == path.read_bytes()
     assert [each.name for each in path.parent.iterdir()] == [path.name], "the optimized model was left behind"
     return dict(account.precisions)
 
@@ -50,7 +53,7 @@ def test_fp32_under_whatever_name_the_layout_gives_it(tmp_path: Path, activation
     ]
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     path = save(tmp_path / "tiny.onnx", nodes, arrays, [1, 16, 16, 16])
-    assert account_of(path) == {"first": "fp32", "second": "fp32"}
+    assert precisions_of(path) == {"first": "fp32", "second": "fp32"}
 
 
 def quantized(zero: int, arrays: dict) -> list:
@@ -86,7 +89,7 @@ def quantized(zero: int, arrays: dict) -> list:
 def test_a_convolution_is_int8_where_its_output_is_quantized_too(tmp_path: Path):
     arrays: dict = {}
     path = save(tmp_path / "tiny.onnx", quantized(128, arrays), arrays, [1, 8, 16, 16])
-    assert account_of(path) == {"conv": "int8", "open": "fp32"}
+    assert precisions_of(path) == {"conv": "int8", "open": "fp32"}
 
 
 def test_what_cannot_be_told_apart_is_left_out(tmp_path: Path):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from edge_effdet.errors import GraphError
-from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
+from edge_effdet.graph.counting import MACS_BEFORE_FUSION
 from edge_effdet.quant.precision import convert_to_half
 from edge_effdet.quant.proof import prove_precision
 

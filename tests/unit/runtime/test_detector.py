@@ -16,7 +16,7 @@ from edge_effdet.backends.base import LoadOptions, TensorSpec, load_runner
 from edge_effdet.errors import DataError, EngineError, UsageError
 from edge_effdet.runtime.detector import DetectOptions, Detector, detect_image
 from edge_effdet.runtime.preprocess import feeds_for_image
-from tests.unit.test_predict import BrightBoxRunner
+from tests.backends import BrightBoxRunner
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
 

@@ -29,7 +29,7 @@ from edge_effdet.runtime.golden import (
     require_same_results,
     without_pictures,
 )
-from tests.unit.test_predict import BrightBoxRunner
+from tests.backends import BrightBoxRunner
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing", "other"), (1, 2))
 BUILT_ON = Fingerprint("openvino", "2026.4.1", "x86", ("avx2", "avx512_vnni"))
@@ -322,7 +322,7 @@ def test_the_detector_checks_when_it_loads(engine, here, monkeypatch, caplog, ch
     closed = []
 
     class Wrong(BrightBoxRunner):
-        def __exit__(self, *_):
+        def close(self):
             closed.append(True)
 
     monkeypatch.setattr(detector, "load_runner", lambda engine, options: Wrong(64, 1, score=0.4))

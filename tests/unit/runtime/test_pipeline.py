@@ -17,7 +17,7 @@ from edge_effdet.runtime import pipeline
 from edge_effdet.runtime.detector import DetectOptions, Detector
 from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, Progress, loading_for
 from edge_effdet.runtime.sources import Camera, Frame, ImageFiles
-from tests.unit.test_predict import BrightBoxRunner
+from tests.backends import BrightBoxRunner
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
 

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet.artifacts import Engine, Graph, ModelSpec
-from edge_effdet.backends.base import Available, CompileOptions, Unavailable
+from edge_effdet.backends.base import Available, CompileOptions, LoadOptions, Unavailable
 from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt import context as tensorrt_context
 from edge_effdet.backends.tensorrt import cuda
@@ -96,17 +96,17 @@ def make_bfloat16_graph(folder):
 
 @pytest.mark.parametrize("target", ["", "75", "86", "86+89+120", "120+121"])
 def test_builds_for_each_target_without_a_gpu(tmp_path, target):
-    assert len(tensorrt_rtx.compile(make_conv_graph(tmp_path), CompileOptions(target=target))) > 10_000
+    assert len(tensorrt_rtx.compile(make_conv_graph(tmp_path), CompileOptions(target=target)).content) > 10_000
 
 
 def test_no_target_is_the_default_target(tmp_path):
     graph = make_conv_graph(tmp_path)
     assert tensorrt.parse_target(tensorrt_rtx.FLAVOR, trt, "") == ("86", "89", "120")
     sizes = {
-        target: len(tensorrt_rtx.compile(graph, CompileOptions(target=target)))
-        for target in ("", tensorrt_rtx.DEFAULT_TARGET, "86")
+        target: len(tensorrt_rtx.compile(graph, CompileOptions(target=target)).content)
+        for target in ("", tensorrt_rtx.TRAITS.default_target, "86")
     }
-    assert sizes[""] == sizes[tensorrt_rtx.DEFAULT_TARGET] != sizes["86"]
+    assert sizes[""] == sizes[tensorrt_rtx.TRAITS.default_target] != sizes["86"]
 
 
 @pytest.mark.parametrize("target", ["87", "86+90", "ampere", "86+", "SM86", "CURRENT"])
@@ -279,7 +279,7 @@ def test_tensorrt_without_a_gpu_is_unavailable(monkeypatch):
 def test_a_graph_is_not_loaded_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(BackendUnavailable, match="pycuda"):
-        tensorrt_rtx.load(Engine(tmp_path / "any.engine", SPEC, "tensorrt-rtx", "fp32", {}))
+        tensorrt_rtx.load(Engine(tmp_path / "any.engine", SPEC, "tensorrt-rtx", "fp32", {}), LoadOptions())
 
 
 def test_importing_the_backends_loads_neither_torch_nor_tensorrt():

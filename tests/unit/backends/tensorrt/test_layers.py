@@ -60,8 +60,9 @@ def make_graph(folder, batch: int | str = 1) -> Graph:
 def test_the_builder_tells_for_each_target_and_profile(tmp_path, target: str, batch):
     trt = pytest.importorskip("tensorrt_rtx")
     options = CompileOptions(target=target, batch_sizes=(1, 4))
-    content, account = tensorrt_rtx.compile_with_account(make_graph(tmp_path, batch), options)
-    assert len(content) > 10_000
+    compiled = tensorrt_rtx.compile(make_graph(tmp_path, batch), options)
+    account = compiled.account
+    assert len(compiled.content) > 10_000
     assert account is not None
     assert account.source == f"TensorRT-RTX's builder log {trt.__version__}"
     assert {name: account.precisions.get(name) for name in ("conv", "high")} == {"conv": "int8", "high": "fp32"}

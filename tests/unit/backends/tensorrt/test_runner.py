@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Engine, ModelSpec
+from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
-from edge_effdet.backends.tensorrt.engine import RunnerOptions
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
-from edge_effdet.errors import BackendUnavailable, EngineError, InputError, UsageError
+from edge_effdet.errors import BackendUnavailable, EngineError, InputError
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -34,7 +34,7 @@ def write_engine(folder, content=b"good", backend="tensorrt-rtx", **record):
 
 
 def load(folder, **options):
-    return TensorRTRunner(TENSORRT, write_engine(folder), RunnerOptions(**options))
+    return TensorRTRunner(TENSORRT, write_engine(folder), LoadOptions(**options))
 
 
 def images_of(batch, start=0):
@@ -88,7 +88,7 @@ def test_simulated_second_run_is_captured_and_later_ones_launched(tmp_path, simu
 
 
 def test_simulated_context_that_changes_its_batch_is_captured_again(tmp_path, simulation):
-    with load(tmp_path, contexts=1) as runner:
+    with load(tmp_path, parallel_runs=1) as runner:
         for batch in (1, 1, 4, 4, 1, 1):
             check(runner, images_of(batch, batch))
         assert len(simulation.engine.contexts) == 1
@@ -144,7 +144,7 @@ def test_simulated_timing(tmp_path, simulation):
 
 def test_simulated_threads_run_at_a_time_and_get_their_own_results(tmp_path, simulation):
     simulation.engine.seconds = 0.005
-    with load(tmp_path, contexts=3) as runner, ThreadPoolExecutor(8) as threads:
+    with load(tmp_path, parallel_runs=3) as runner, ThreadPoolExecutor(8) as threads:
         batches = [images_of(1 + number % 2, number) for number in range(40)]
         results = threads.map(lambda images: runner.run({"images": images})["out"], batches)
         for images, out in zip(batches, results, strict=True):
@@ -156,7 +156,7 @@ def test_simulated_threads_run_at_a_time_and_get_their_own_results(tmp_path, sim
 def test_simulated_threads_share_what_contexts_memory_allows(tmp_path, simulation, caplog):
     simulation.engine.most_contexts = 1
     simulation.engine.seconds = 0.005
-    with load(tmp_path, contexts=4) as runner, ThreadPoolExecutor(4) as threads:
+    with load(tmp_path, parallel_runs=4) as runner, ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda start: check(runner, images_of(1, start)), range(8)))
     assert simulation.engine.most_running == 1
     assert caplog.text.count("no more than 1 execution contexts") == 1
@@ -218,17 +218,12 @@ def test_simulated_errors_free_everything(tmp_path, simulation):
         load(tmp_path)
 
 
-def test_no_contexts_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="0 contexts"):
-        load(tmp_path, contexts=0)
-
-
 def test_simulated_refusal_names_the_versions_and_frees_everything(tmp_path, simulation):
     foreign = write_engine(tmp_path, b"foreign", backend_version="1.2.0", target="120")
     with pytest.raises(
         EngineError, match=rf"{trt.__version__} on simulated \(SM 86\) refuses .* 1\.2\.0 built for 120"
     ):
-        tensorrt_rtx.load(foreign)
+        tensorrt_rtx.load(foreign, LoadOptions())
 
 
 def test_simulated_refusal_gives_the_runtimes_diagnosis(tmp_path, simulation):
@@ -238,7 +233,7 @@ def test_simulated_refusal_gives_the_runtimes_diagnosis(tmp_path, simulation):
         int(kinds.VERSION_MISMATCH) | int(kinds.UNSUPPORTED_CC),
     )
     with pytest.raises(EngineError, match="version mismatch, unsupported cc, "):
-        tensorrt_rtx.load(write_engine(tmp_path, b"foreign"))
+        tensorrt_rtx.load(write_engine(tmp_path, b"foreign"), LoadOptions())
 
 
 @pytest.mark.parametrize(
@@ -250,12 +245,12 @@ def test_simulated_refusal_gives_the_runtimes_diagnosis(tmp_path, simulation):
 )
 def test_simulated_engine_of_another_machine_is_refused_with_the_fix(tmp_path, simulation, record, message):
     with pytest.raises(EngineError, match=f"{message}.*build it again on this machine"):
-        TensorRTRunner(TENSORRT, write_engine(tmp_path, **record))
+        TensorRTRunner(TENSORRT, write_engine(tmp_path, **record), LoadOptions())
 
 
 @pytest.mark.parametrize(("graphs", "strategy"), [(True, "WHOLE_GRAPH_CAPTURE"), (False, "DISABLED")])
 def test_simulated_rtx_captures_by_itself(tmp_path, simulation, graphs, strategy):
-    with tensorrt_rtx.load(write_engine(tmp_path), RunnerOptions(cuda_graphs=graphs)) as runner:
+    with tensorrt_rtx.load(write_engine(tmp_path), LoadOptions(cuda_graphs=graphs)) as runner:
         for start in range(3):
             check(runner, images_of(1, start))
         (config,) = simulation.engine.configs
@@ -270,7 +265,7 @@ def test_simulated_rtx_keeps_its_compiled_kernels(tmp_path, simulation, before):
     assert runtime_cache_path(engine) == path
     if before is not None:
         path.write_bytes(before)
-    with tensorrt_rtx.load(engine) as runner:
+    with tensorrt_rtx.load(engine, LoadOptions()) as runner:
         check(runner, images_of(1))
         check(runner, images_of(2))
         first, second = simulation.engine.configs
@@ -281,7 +276,7 @@ def test_simulated_rtx_keeps_its_compiled_kernels(tmp_path, simulation, before):
 
 def test_simulated_rtx_runs_where_its_kernels_cannot_be_kept(tmp_path, simulation, caplog):
     (tmp_path / "file").touch()
-    options = RunnerOptions(runtime_cache=tmp_path / "file" / "cache")
+    options = LoadOptions(runtime_cache=tmp_path / "file" / "cache")
     with tensorrt_rtx.load(write_engine(tmp_path), options) as runner:
         check(runner, images_of(1))
     assert "not kept for the next start" in caplog.text
