@@ -1,15 +1,14 @@
-"""What INT8 costs in AP, time and memory: ours against what a user would run without us, on the same images in one run.
+"""Measure what INT8 costs in AP, time and memory: ours against what a user would run without us, on the same images in one run.
 
 python -m benchmarks.accuracy --checkpoint tests/assets/bccd_lite0.safetensors --data ../shared/data/bccd --name bccd
 python -m benchmarks.accuracy --name quickstart
 
-NNCF is a peer where it is installed (``pip install -e .[peers]``).
+NNCF is among the peers where it is installed (``pip install -e .[peers]``).
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from edge_effdet.backends.base import Available, get_backend
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.base import Sample, match_classes, samples_sha256
 from edge_effdet.data.registry import read_dataset
+from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.evaluation.accuracy import graph_as_engine
 from edge_effdet.evaluation.intervals import drop_interval
 from edge_effdet.evaluation.metrics import coco_metrics
@@ -40,7 +40,7 @@ from edge_effdet.graph.model import load_graph
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.proof import prove_precision
-from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_graph
+from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_on_images
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
 from edge_effdet.runtime.images import read_image
 from edge_effdet.runtime.latency import measure_latency
@@ -51,15 +51,16 @@ FULL = f"{OURS}{TO_127}"
 OPENVINO = ", by OpenVINO"
 PLAIN = ", by plain onnxruntime"
 Quantize = Callable[[Graph, Path, CalibrationImages, Path], object]
-"""From our graph, the same graph with float32 pixels, the images, to the file that it writes."""
+"""Takes our graph, the same graph with float32 pixels, the calibration images, and the file to write."""
 
 
 def ours(**changes: Any) -> Quantize:
-    return lambda graph, _, images, path: quantize_graph(graph, images, QuantizeOptions(**changes), path)
+    """Our INT8 with these changes of ``QuantizeOptions``."""
+    return lambda graph, _, images, path: quantize_on_images(graph, images, QuantizeOptions(**changes), path)
 
 
 def peer(quantize: Callable[..., object], **options: Any) -> Quantize:
-    """A peer gets float32 pixels, as a user would export it: onnxruntime's quantizer fails on a uint8 input."""
+    """The INT8 of another tool. It gets a graph with float32 pixels, because onnxruntime's quantizer fails on a uint8 input."""
 
     def call(_: Graph, float_graph: Path, images: CalibrationImages, path: Path) -> None:
         quantize(float_graph, np.concatenate(list(images)).astype(np.float32), path, **options)
@@ -92,10 +93,19 @@ WAYS: dict[str, Quantize] = {
 def compare(
     graphs: Mapping[str, Graph], costs: Mapping[str, Any], samples: Sequence[Sample], by_others: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """One row a way: AP, what is lost against the first with its interval, share of INT8 MACs, milliseconds a run.
+    """Measure the graphs of all ways.
 
-    Our onnxruntime runner runs all of them, which computes INT8 exactly on any processor; OpenVINO, if it is here, and onnxruntime with
-    its default options run those in ``by_others`` too, as this processor does.
+    Our onnxruntime runner, which computes INT8 exactly on any processor, runs all of them. OpenVINO, where it is installed, and
+    onnxruntime with its default options also run those in ``by_others``, in the arithmetic of this processor.
+
+    Args:
+        graphs: the graph of each way, the FP32 one first.
+        costs: what it cost to make them, as ``cost_of`` gives it.
+        samples: the images that AP is measured on.
+        by_others: the ways that other runners run too.
+
+    Returns:
+        One row a way: AP, the points lost against the first way with their interval, the share of INT8 MACs, milliseconds a run.
     """
     engines = {name: graph_as_engine(each) for name, each in graphs.items()}
     files = dict(graphs)
@@ -103,9 +113,7 @@ def compare(
         files |= {f"{name}{OPENVINO}": graphs[name] for name in by_others}
         engines |= {f"{name}{OPENVINO}": replace(engines[name], backend="openvino") for name in by_others}
     found = {name: detect_samples(engine, samples) for name, engine in engines.items()}
-    latencies: dict[str, Any] = dict(
-        zip(engines, measure_latency(list(engines.values()), read_image(samples[0].path)), strict=True)
-    )
+    latencies = dict(zip(engines, measure_latency(list(engines.values()), read_image(samples[0].path)), strict=True))
     (readable, reference), spec = next(iter(found.values())), next(iter(graphs.values())).spec
     for name in by_others:
         files[f"{name}{PLAIN}"] = graphs[name]
@@ -114,7 +122,7 @@ def compare(
     before = coco_metrics(readable, reference, spec)
     rows = []
     for name, (_, after) in found.items():
-        metrics, latency = coco_metrics(readable, after, spec), latencies.get(name, {})
+        metrics, latency = coco_metrics(readable, after, spec), latencies.get(name)
         rows.append(
             {
                 "way": name,
@@ -124,15 +132,15 @@ def compare(
                 "drop_interval": drop_interval(readable, reference, after, spec.num_classes),
                 "int8_mac_fraction": count_int8(files[name].path),
                 "to_quantize": costs.get(name),
-                "median_ms": latency.get("median_ms"),
-                "arithmetic": latency.get("arithmetic"),
+                "median_ms": None if latency is None else latency.median_ms,
+                "arithmetic": None if latency is None else latency.arithmetic,
             }
         )
     return rows
 
 
 def count_int8(path: Path) -> float:
-    """Share of INT8 MACs; the peers' files come without the shapes that counting needs."""
+    """The share of the MACs in INT8, 0 to 1. The peers' files lack the shapes that counting needs, so these are inferred first."""
     model = ir.load(str(path))
     ShapeInferencePass()(model)
     return prove_precision(model).fraction("int8")
@@ -141,7 +149,7 @@ def count_int8(path: Path) -> float:
 def _run(arguments: argparse.Namespace) -> Result:
     if arguments.one:
         graph = load_graph(arguments.work / "fp32.onnx")
-        images, _ = _images(arguments.data, graph, arguments.images)
+        images = calibration_images(arguments.data, graph, arguments.images)
         codes = FULL_RANGE if arguments.one == FULL else EXACT_EVERYWHERE
         high = {"keep_high": arguments.keep_high, "weight_codes": codes}
         call = ours(**high) if arguments.keep_high else WAYS[arguments.one]
@@ -152,9 +160,9 @@ def _run(arguments: argparse.Namespace) -> Result:
         work = Path(folder)
         data = (arguments.data or quickstart_scenes(work)).resolve()
         checkpoint = arguments.checkpoint or quickstart_checkpoint()
-        graph = _export(checkpoint, work)
-        images, samples = _images(data, graph, arguments.images)
-        samples = samples[: arguments.judge or None]
+        graph = export_graphs(checkpoint, work)
+        images = calibration_images(data, graph, arguments.images)
+        samples = _test_samples(data, graph)[: arguments.judge or None]
         jobs = [(way, work, []) for way in WAYS if not arguments.only or way in (*arguments.only, OURS)]
         high = f"{OURS}, high: {arguments.keep_high}"
         if arguments.keep_high:
@@ -162,7 +170,7 @@ def _run(arguments: argparse.Namespace) -> Result:
             if FULL in (arguments.only or WAYS):
                 jobs.append((f"{high}{TO_127}", work, ["--keep-high", arguments.keep_high]))
         if arguments.qat:
-            _export(arguments.qat, work / "qat")
+            export_graphs(arguments.qat, work / "qat")
             jobs.append((f"{OURS}, after QAT", work / "qat", []))
         graphs, costs, refused = {"FP32": graph}, {}, {}
         shared = ["--data", data, "--images", arguments.images, "--name", "-"]
@@ -170,9 +178,9 @@ def _run(arguments: argparse.Namespace) -> Result:
             base = way if way in WAYS else FULL if way.endswith(TO_127) else OURS
             try:
                 costs[way] = run_module("benchmarks.accuracy", ["--one", base, "--work", own, *extra, *shared])
-            except subprocess.CalledProcessError as error:
-                # A peer that cannot do it is a finding, which the table shows.
-                refused[way] = f"exit code {error.returncode}"
+            except EdgeEffDetError as error:
+                # That a peer fails is a finding, and the text below the table says so.
+                refused[way] = str(error)
                 continue
             path = (own / "out.onnx").rename(work / f"{number}.onnx")
             graphs[way] = replace(graph, path=path, sha256=file_sha256(path))
@@ -193,7 +201,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     saved = save_result(f"accuracy-{arguments.name}", result)
     header = ("way", "AP", "AP50", "drop", "95 %", "INT8 MACs", "to quantize", "memory", "a run")
     text = table([header, *map(_cells, rows)])
-    text += "".join(f"\n{way}: failed ({why}); its message is above" for way, why in refused.items())
+    text += "".join(f"\n{way} failed: {why}" for way, why in refused.items())
     return Result(f"{text}\n\n{saved}", result)
 
 
@@ -212,8 +220,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _export(checkpoint: Path, work: Path) -> Graph:
-    """``fp32.onnx``, and ``float32.onnx`` with float32 pixels for the peers."""
+def export_graphs(checkpoint: Path, work: Path) -> Graph:
+    """Export a checkpoint as ``fp32.onnx``, which is returned, and as ``float32.onnx`` with float32 pixels for the peers."""
     network, spec, parents = load_source(checkpoint, None)
     floats = ExportOptions(input_dtype="float32")
     work.mkdir(exist_ok=True)
@@ -221,30 +229,44 @@ def _export(checkpoint: Path, work: Path) -> Graph:
     return export_network(network, spec, parents, work / "fp32.onnx", ExportOptions()).graph
 
 
-def _images(data: Path, graph: Graph, count: int) -> tuple[CalibrationImages, Sequence[Sample]]:
-    """What calibrates, and the labelled images that judge."""
+def calibration_images(data: Path, graph: Graph, count: int) -> CalibrationImages:
+    """``count`` images of the split ``calibration`` or ``train`` of a data set."""
     dataset = match_classes(read_dataset(data, quiet=True), graph.spec)
-    _, calibration = dataset.choose_split(None, ("calibration", "train"))
-    _, samples = dataset.choose_split("test", ())
-    return load_calibration_images(calibration, graph.spec, count, seed=0), samples
+    _, samples = dataset.choose_split(None, ("calibration", "train"))
+    return load_calibration_images(samples, graph.spec, count, seed=0)
+
+
+def _test_samples(data: Path, graph: Graph) -> Sequence[Sample]:
+    return match_classes(read_dataset(data, quiet=True), graph.spec).choose_split("test", ())[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "What INT8 costs in AP, against peers.", "python -m benchmarks.accuracy --name quickstart"
+        "benchmarks", "Measure what INT8 costs in AP, against peers.", "python -m benchmarks.accuracy --name quickstart"
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="default: the shipped model")
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="the model (default: the shipped one)")
     parser.add_argument(
-        "--data", type=Path, metavar="D", help="calibrates on train, judges on test; default: its scenes"
+        "--data",
+        type=Path,
+        metavar="D",
+        help="the data set: train calibrates, test is measured (default: the shipped model's scenes)",
     )
     parser.add_argument("--images", type=int, default=64, metavar="N", help="calibration images (default: 64)")
-    parser.add_argument("--judge", type=int, default=0, metavar="N", help="only so many test images (default: all)")
-    parser.add_argument("--keep-high", metavar="P", help="one more way: ours with these high, as a search found on val")
-    parser.add_argument("--qat", type=Path, metavar="F", help="one more way: ours of this checkpoint, from train --qat")
-    parser.add_argument("--only", nargs="+", choices=tuple(WAYS), metavar="WAY", help="and ours (default: all)")
+    parser.add_argument(
+        "--judge", type=int, default=0, metavar="N", help="how many test images are measured (default: all)"
+    )
+    parser.add_argument(
+        "--keep-high", metavar="P", help="patterns of convolutions that one more way of ours keeps high"
+    )
+    parser.add_argument(
+        "--qat", type=Path, metavar="F", help="a checkpoint of train --qat, which one more way of ours quantizes"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(WAYS), metavar="WAY", help="the ways to measure besides ours (default: all)"
+    )
     parser.add_argument("--one", choices=tuple(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--name", required=True, help="of the result file")
+    parser.add_argument("--name", required=True, help="the name of the result file, after accuracy-")
     return run_verb(parser, _run, argv)
 
 

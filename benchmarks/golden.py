@@ -1,10 +1,10 @@
-"""How surely the golden check tells an engine that saturates from one that is exact, on photographs and on drawn pictures.
+"""Measure how surely the golden check tells an engine that saturates from an exact one, on photographs and on drawn pictures.
 
 python -m benchmarks.golden --checkpoint tests/assets/bccd_lite0.safetensors --data ../shared/data/bccd --name bccd
 
-On a processor without VNNI, OpenVINO saturates with weights within 127 and is exact within 63, so both sides are measured; elsewhere
-both are exact. Distances are those of three pictures at a time (``golden.detection_distance``); the largest of the exact ones and the
-smallest of the others bound the tolerance from below and from above.
+On a processor without VNNI, OpenVINO saturates with weight codes up to 127 and is exact with codes up to 63, so both cases are measured.
+On any other processor both are exact. A distance is that of three pictures together (``agreement.detection_distance``). The tolerance of
+the check has to lie between the largest distance of an exact engine and the smallest one of an engine that saturates.
 """
 
 from __future__ import annotations
@@ -24,35 +24,29 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import _export, _images
+from benchmarks.accuracy import calibration_images, export_graphs
 from benchmarks.machine import save_result
 from edge_effdet.artifacts import Detections, Graph
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
-from edge_effdet.backends.base import load_runner
+from edge_effdet.backends.base import CompileOptions, load_runner
 from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.building.engine import compile_engine
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.data.base import readable_images
 from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine
-from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
+from edge_effdet.quant.stage import QuantizeOptions, quantize_on_images
 from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
-from edge_effdet.runtime.golden import (
-    PICTURES,
-    TOLERANCES,
-    detection_distance,
-    draw_pictures,
-    find_best,
-    make_golden,
-    require_same_results,
-)
+from edge_effdet.runtime.agreement import TOLERANCES, detection_distance, find_best
+from edge_effdet.runtime.golden import PICTURES, draw_pictures, make_golden, require_same_results
 from edge_effdet.runtime.preprocess import letterbox
 
 LOADS = 7
 GROUPS = 8
-"""Of ``PICTURES`` pictures each."""
+"""How many groups of ``PICTURES`` pictures are measured."""
 
 
 def distances(one: Sequence[Detections], other: Sequence[Detections]) -> list[float]:
-    """Of each group of pictures."""
+    """The distance between two lists of detections for each group of pictures."""
     return [
         detection_distance(one[start : start + PICTURES], other[start : start + PICTURES])
         for start in range(0, len(one) - PICTURES + 1, PICTURES)
@@ -60,7 +54,7 @@ def distances(one: Sequence[Detections], other: Sequence[Detections]) -> list[fl
 
 
 def measure(graph: Graph, quantized: dict[int, Graph], pictures: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
-    """One row a kind of pictures and a largest weight code."""
+    """One row a kind of pictures and a largest weight code: the distances between FP32, exact INT8 and OpenVINO."""
     rows = []
     for kind, images in pictures.items():
         reference = find_in_graph(graph, images)
@@ -83,15 +77,14 @@ def measure(graph: Graph, quantized: dict[int, Graph], pictures: dict[str, list[
 
 
 def time_check(graph: Graph, images: Sequence[np.ndarray], folder: Path) -> dict[str, float]:
-    """Milliseconds that the check adds to a load by OpenVINO on another machine, the first time and later; medians of ``LOADS``."""
-    path = folder / "moved.int8.onnx"
-    shutil.copy(graph.path, path)
-    engine = replace(graph_as_engine(graph), path=path, backend="openvino")
+    """Milliseconds that the check adds to a load by OpenVINO on another machine: to the first load and to later ones, medians of
+    ``LOADS`` loads."""
+    engine = compile_engine(graph, "openvino", CompileOptions(), folder / "moved.int8.onnx")
     elsewhere = replace(machine_fingerprint("openvino"), instructions=("avx2", "avx512_vnni"))
     times: dict[str, list[float]] = {"first": [], "later": []}
     with load_runner(engine) as runner, own_cache(folder):
         golden = make_golden(runner, graph.spec, images, "pictures", "int8", elsewhere)
-        engine = replace(engine, record={**engine.record, "golden": golden})
+        engine = replace(engine, record=replace(engine.require_record(), golden=golden))
         for _ in range(LOADS):
             shutil.rmtree(folder / "cache", ignore_errors=True)
             for name in times:
@@ -103,7 +96,7 @@ def time_check(graph: Graph, images: Sequence[np.ndarray], folder: Path) -> dict
 
 @contextmanager
 def own_cache(folder: Path) -> Iterator[None]:
-    """Answers are kept below ``folder`` and not for the user."""
+    """Keep what the check caches below ``folder`` in place of the user's cache."""
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     try:
@@ -118,10 +111,10 @@ def own_cache(folder: Path) -> Iterator[None]:
 def _run(arguments: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         work = Path(folder)
-        graph = _export(arguments.checkpoint or quickstart_checkpoint(), work)
-        images, _ = _images((arguments.data or quickstart_scenes(work)).resolve(), graph, 64)
+        graph = export_graphs(arguments.checkpoint or quickstart_checkpoint(), work)
+        images = calibration_images((arguments.data or quickstart_scenes(work)).resolve(), graph, 64)
         quantized = {
-            code: quantize_graph(
+            code: quantize_on_images(
                 graph, images, QuantizeOptions(weight_codes=code, keep_high=arguments.keep_high), work / f"{code}.onnx"
             )
             for code in (EXACT_EVERYWHERE, FULL_RANGE)
@@ -160,13 +153,20 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "benchmarks",
-        "How surely the golden check tells wrong from right.",
+        "Measure how surely the golden check tells engines that saturate from exact ones.",
         "python -m benchmarks.golden --name quickstart",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="default: the shipped model")
-    parser.add_argument("--data", type=Path, metavar="D", help="calibrates and is looked at; default: its scenes")
-    parser.add_argument("--keep-high", default="", metavar="P", help="convolutions that stay high")
-    parser.add_argument("--name", required=True, help="of the result file")
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="the model (default: the shipped one)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="D",
+        help="the data set that calibrates and is looked at (default: the model's scenes)",
+    )
+    parser.add_argument(
+        "--keep-high", default="", metavar="P", help="patterns of convolutions that stay in high precision"
+    )
+    parser.add_argument("--name", required=True, help="the name of the result file, after golden-")
     return run_verb(parser, _run, argv)
 
 

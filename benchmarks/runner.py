@@ -1,10 +1,10 @@
-"""The runner: JPEG bytes to boxes against what a user would run otherwise, and what a device feels of it.
+"""Measure the runner: from JPEG bytes to boxes against what a user would run without it, a folder, cold start, memory and install.
 
 python -m benchmarks.runner
 python -m benchmarks.runner --models tests/assets/bccd_lite0.safetensors --skip growth install --name bccd
 
-Ways that are compared take turns in one process, with the same number of threads; a ratio is the median of paired rounds.
-Cold start, memory and its growth are those of processes of their own, which load nothing of the host side.
+The ways that are compared take turns in one process, with the same number of threads, and a ratio is the median over paired rounds.
+Cold start, memory and its growth are measured in processes of their own, which load nothing of the host side.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from PIL import Image
 
 from benchmarks.graph import count_agreeing
 from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
-from benchmarks.latency import positive, summarize_times, time_in_turns
+from benchmarks.latency import positive, summarize_times, time_ways
 from benchmarks.machine import save_result
 from benchmarks.peers.effdet_photo import Detect, make_compiled, make_eager
 from benchmarks.peers.raw_export import export_plainly, make_onnxruntime, make_openvino
 from benchmarks.runner_process import measure_cold_start, measure_growth, measure_install
 from benchmarks.runner_tables import describe_runner
-from edge_effdet.artifacts import Engine, write_json
+from edge_effdet.artifacts import Engine, write_record
+from edge_effdet.artifacts.record import Golden
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
@@ -70,7 +71,7 @@ THRESHOLD = 0.3
 
 
 def make_photo() -> bytes:
-    """A photograph of a cup of coffee, 640x480, as JPEG: detail and noise as a camera gives, which a drawing does not."""
+    """A photograph of a cup of coffee, 640x480, as JPEG. It has the detail and noise of a camera, which a drawing does not have."""
     from skimage.data import coffee
 
     stream = io.BytesIO()
@@ -80,9 +81,9 @@ def make_photo() -> bytes:
 
 
 def make_engines(subject: Subject, work: Path) -> dict[str, Engine]:
-    """Our engines with their JSON: FP32 for each backend that is installed, FP16 and INT8 for OpenVINO.
+    """Make our engines with their JSON: in FP32 for each backend that is installed, and in FP16 and INT8 for OpenVINO.
 
-    That in INT8 is good for timing alone: it is calibrated on eight drawn scenes, which random weights have never seen.
+    The INT8 engine is good for timing alone: it is calibrated on eight drawn scenes, and its weights may be random.
     """
     graph = export_network(subject.network, subject.spec, {}, work / "ours.fp32.onnx", ExportOptions()).graph
     scenes = work / "scenes"
@@ -102,10 +103,10 @@ def make_engines(subject: Subject, work: Path) -> dict[str, Engine]:
         if isinstance(made, Skipped):
             logger.warning("%s was left out: %s", name, made.reason)
             continue
-        # Nothing is taken to another machine here, and a warning at each load would not help.
-        golden = {"kind": "none", "fingerprint": machine_fingerprint(backend).to_dict()}
-        made = replace(made, record={**made.record, "golden": golden})
-        write_json(made.json_path, made.record)
+        # The engine stays on this machine, so it needs no golden check, and no warning at each load that it has none.
+        golden = Golden(kind="none", fingerprint=machine_fingerprint(backend))
+        made = replace(made, record=replace(made.require_record(), golden=golden))
+        write_record(made)
         engines[name] = made
     return engines
 
@@ -113,12 +114,12 @@ def make_engines(subject: Subject, work: Path) -> dict[str, Engine]:
 def compare_latency(
     subject: Subject, engines: dict[str, Engine], photo: bytes, threads: int, rounds: int, compiled: bool, work: Path
 ) -> dict[str, Any]:
-    """JPEG bytes to boxes at batch 1, one row a way. The ratios are to the fastest of ours in FP32, and in less."""
+    """Time the way from JPEG bytes to boxes at batch 1, one row a way, with ratios to our fastest engine in FP32 and in less."""
     import torch
 
     torch.set_num_threads(threads)
     makers: dict[str, Callable[[], Detect]] = {}
-    # As effdet's own, which give their hundred best of any score.
+    # effdet gives its hundred best detections of any score, so ours do too.
     options = DetectOptions(0.0)
     for name, engine in engines.items():
         makers[OURS[name]] = lambda engine=engine: Detector.load(engine, threads=threads, options=options)
@@ -142,9 +143,9 @@ def compare_latency(
             skipped[name] = (way if isinstance(way, Skipped) else found).reason  # type: ignore[union-attr]
             continue
         ways[name] = way
-        # In less than FP32 no score of random weights stays within the thousandth that agreement is; AP is benchmarks.accuracy's.
+        # In less than FP32, scores of random weights differ by more than count_agreeing allows; benchmarks.accuracy measures AP.
         agreeing[name] = None if name in LESS_THAN_FP32 else f"{count_agreeing(expected, found)} of {len(expected)}"
-    times = time_in_turns({name: (lambda way=way: way(photo)) for name, way in ways.items()}, rounds)
+    times = time_ways({name: (lambda way=way: way(photo)) for name, way in ways.items()}, rounds)
     rows = summarize_times(times, {f"{name}_over_this": name for name in ways if name in OURS.values()})
     turns = {name: np.median(own, axis=1) for name, own in times.items()}
 
@@ -174,9 +175,9 @@ def compare_latency(
 
 
 def split_time(detector: Detector, photo: bytes, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each stage of one picture at a threshold of 0.3, and the share that is not the network.
+    """The median milliseconds of each stage of one picture at a score threshold of 0.3, and the share outside the network.
 
-    Beside them what Pillow takes for decoding and for resizing alone, as plain code would call it.
+    Beside them stand the milliseconds that Pillow alone takes for decoding and for resizing, called as plain code would.
     """
     stages: dict[str, list[float]] = {name: [] for name in ("decode", "letterbox", "network", "suppress", "total")}
     plain: dict[str, list[float]] = {"plain_decode": [], "plain_resize": []}
@@ -211,7 +212,7 @@ def split_time(detector: Detector, photo: bytes, rounds: int) -> dict[str, float
 
 
 def compare_folder(engine: Engine, photo: bytes, threads: int, rounds: int, work: Path) -> dict[str, Any]:
-    """Images a second through a folder: the pipeline against a plain loop, each with all threads that it may take."""
+    """Images a second through a folder: the pipeline against a plain loop, each with all threads that it may use."""
     folder = work / "photos"
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{number:03}.jpg" for number in range(FOLDER_PHOTOS)]
@@ -229,7 +230,7 @@ def compare_folder(engine: Engine, photo: bytes, threads: int, rounds: int, work
             for _ in Pipeline(shared, ImageFiles(paths, "photos"), options, loading):
                 pass
 
-        times = time_in_turns({"plain loop": loop, "pipeline": pipeline}, rounds, runs=1)
+        times = time_ways({"plain loop": loop, "pipeline": pipeline}, rounds, runs=1)
     turns = {name: np.median(own, axis=1) for name, own in times.items()}
     return {
         "photos": len(paths),
@@ -242,7 +243,7 @@ def compare_folder(engine: Engine, photo: bytes, threads: int, rounds: int, work
 
 
 def measure_subject(subject: Subject, arguments: argparse.Namespace, photo: bytes, work: Path) -> dict[str, Any]:
-    """All parts of one model that were not skipped."""
+    """All parts of one model that are not skipped, by the name of the part."""
     logger.info("%s: exporting", subject.title)
     engines = make_engines(subject, work)
     result: dict[str, Any] = {"model": subject.spec.name, "image_size": list(subject.spec.image_size)}
@@ -276,7 +277,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     for number, subject in enumerate(subjects):
         own = argparse.Namespace(**vars(arguments))
         if number:
-            # What grows is Python's and the runtime's; one network shows it.
+            # What would grow is the memory of Python and of the runtime, so one network shows it.
             own.skip = [*arguments.skip, "growth"]
         with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
             results.append(measure_subject(subject, own, photo, Path(folder)))
@@ -295,23 +296,36 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "The runner against its peers.", "python -m benchmarks.runner --skip growth")
+    parser = make_parser(
+        "benchmarks", "Measure the runner against its peers.", "python -m benchmarks.runner --skip growth"
+    )
     parser.add_argument(
         "--models", nargs="+", default=list(MODELS), metavar="M",
         help=f"NAME@SIZE with random weights, or a .safetensors (default: {' '.join(MODELS)})",
     )  # fmt: skip
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"of each way (default: {cores})")
+    parser.add_argument(
+        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
+    )
     parser.add_argument("--rounds", type=positive, default=8, metavar="N", help="turns of each way (default: 8)")
-    parser.add_argument("--starts", type=positive, default=7, metavar="N", help="cold starts (default: 7)")
     parser.add_argument(
-        "--growth-images", type=positive, default=20_000, metavar="N", help="through one process (default: 20000)"
+        "--starts", type=positive, default=7, metavar="N", help="how many cold starts are measured (default: 7)"
     )
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile, which takes minutes"
+        "--growth-images",
+        type=positive,
+        default=20_000,
+        metavar="N",
+        help="images through one process (default: 20000)",
     )
-    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS, help="what not to measure")
-    parser.add_argument("--name", default="", help="of the result file, after runner-")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether torch.compile is timed, which takes minutes",
+    )
+    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS, help="parts that are not measured")
+    parser.add_argument("--name", default="", help="the name of the result file, after runner-")
     return run_verb(parser, _run, argv)
 
 

@@ -1,10 +1,10 @@
-"""What the runner's options do to the AP: decoding at a reduced scale, and each kind of suppression.
+"""Measure how the runner's options change the AP: decoding at a reduced scale, and each kind of suppression.
 
 python -m benchmarks.runner_accuracy --model tests/assets/bccd_lite0.safetensors --data bccd --name bccd
 python -m benchmarks.runner_accuracy --data bccd --enlarge 3 --name bccd-enlarged
 
-A camera's photos are several times as large as the engine's input, and the data sets at hand are not: ``--enlarge`` makes
-them so, and all ways look at the same enlarged photos.
+A camera's photos are several times as large as the engine's input, and those of the data sets at hand are not. ``--enlarge`` enlarges
+them, and all options are measured on the same enlarged photos.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.graph_subjects import read_subject
 from benchmarks.latency import positive
 from benchmarks.machine import save_result
-from edge_effdet.artifacts import Detections, write_json
+from edge_effdet.artifacts import Detections, write_record
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.cli import Result, make_parser, progress, run_verb, table
@@ -42,14 +42,14 @@ JPEG_QUALITY = 95
 
 
 def option_sets() -> dict[str, DetectOptions]:
-    """What is compared, by name; the first is the default."""
+    """The options that are compared, by name; the first are the defaults."""
     kinds = {f"nms {kind}": DetectOptions(SCORE_FLOOR, kind) for kind in NMS_KINDS[1:]}
     reduced = {f"decode {kind}": DetectOptions(SCORE_FLOOR, reduced_decode=kind) for kind in ("close", "fast")}
     return {DEFAULT: DetectOptions(SCORE_FLOOR), **reduced, **kinds}
 
 
 def enlarge_photos(samples: Sequence[Sample], factor: int, folder: Path) -> list[Sample]:
-    """The same photos, ``factor`` times as high and wide, as JPEG files in a folder, and their boxes."""
+    """Write photos ``factor`` times as high and wide as JPEG files into a folder, and give their samples with enlarged boxes."""
     enlarged = []
     for sample in progress(samples, len(samples), "enlarging"):
         picture = Image.fromarray(read_image(sample.path))
@@ -63,7 +63,7 @@ def enlarge_photos(samples: Sequence[Sample], factor: int, folder: Path) -> list
 
 
 def compare_options(engine: Any, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """One row a set of options: COCO's metrics, and median milliseconds of decoding with the letterbox and of suppression."""
+    """One row a set of options: COCO's metrics, the median milliseconds of decoding and letterbox, and those of suppression."""
     rows = []
     for name, options in option_sets().items():
         with Detector.load(engine, options=options) as detector, detector.input_buffer() as buffer:
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         graph = export_network(subject.network, subject.spec, {}, Path(folder) / "graph.onnx", ExportOptions()).graph
         engine = compile_engine(graph, "onnxruntime", CompileOptions(), Path(folder) / "engine.onnx")
-        write_json(engine.json_path, engine.record)
+        write_record(engine)
         seen = samples if arguments.enlarge == 1 else enlarge_photos(samples, arguments.enlarge, Path(folder))
         rows = compare_options(engine, seen)
     result = {
@@ -128,15 +128,21 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "AP by the runner's options.", "python -m benchmarks.runner_accuracy --data bccd"
+        "benchmarks", "Measure the AP with the runner's options.", "python -m benchmarks.runner_accuracy --data bccd"
     )
     parser.add_argument(
         "--model", default="tests/assets/bccd_lite0.safetensors", metavar="M", help="a .safetensors (default: BCCD's)"
     )
     parser.add_argument("--data", type=Path, required=True, metavar="D", help="a labelled data set")
     parser.add_argument("--split", metavar="NAME", help="the split (default: test, else val, else everything)")
-    parser.add_argument("--enlarge", type=positive, default=1, metavar="N", help="times the photos' size (default: 1)")
-    parser.add_argument("--name", default="", help="of the result file, after runner-accuracy-")
+    parser.add_argument(
+        "--enlarge",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="the factor on the photos' height and width (default: 1)",
+    )
+    parser.add_argument("--name", default="", help="the name of the result file, after runner-accuracy-")
     return run_verb(parser, _run, argv)
 
 

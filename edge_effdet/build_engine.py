@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     source = arguments.checkpoint if arguments.onnx is None else arguments.onnx
     engine = build(source, options_from(BuildConfig, arguments))
     # The record names the file beside it; a script wants to find it.
-    return Result(build_report(engine), {**without_pictures(engine.record), "engine": str(engine.path)})
+    return Result(build_report(engine), {**without_pictures(engine.require_record()), "engine": str(engine.path)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

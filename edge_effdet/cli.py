@@ -129,7 +129,8 @@ def make_parser(verb: str, description: str, example: str) -> argparse.ArgumentP
 
 
 def name_flags(text: str, flags: Mapping[str, str]) -> str:
-    """A message for the command line: each `` `field` `` in it becomes the flag that sets the field.
+    """A message for the command line: each `` `field` `` in it becomes the flag that sets the field, and
+    each `` `field=False` `` the flag that switches it off.
 
     A stage names the field of its options, for it may be called from Python, where there are no flags.
 
@@ -137,7 +138,15 @@ def name_flags(text: str, flags: Mapping[str, str]) -> str:
         text: the message.
         flags: the flag of each field that the verb can set. Of another field the name is left, without the backticks.
     """
-    return re.sub(r"(?<!`)`([a-z]\w*)`(?!`)", lambda found: flags.get(found[1], found[1]), text)
+
+
+    def flag(found: re.Match[str]) -> str:
+        name = flags.get(found[1])
+        if name is None:
+            return found[0].strip("`")
+        return name.replace("--", "--no-", 1) if found[2] else name
+
+    return re.sub(r"(?<!`)`([a-z]\w*)(=False)?`(?!`)", flag, text)
 
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Find objects: ``(Engine, pictures) -> Detections``. What runs on the device; it imports no torch.
+"""``python -m edge_effdet.detect``: find objects with an engine. It runs on the device and imports no torch.
 
-The work is in ``runtime``: ``runtime.detector`` (one picture), ``runtime.pipeline`` (many), and ``runtime.sources`` and
-``runtime.sinks`` (where they come from and go to).
+The work is in ``runtime``: ``runtime.detector`` (one picture), ``runtime.pipeline`` (many), ``runtime.sources``
+(where pictures come from) and ``runtime.sinks`` (where results go).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("edge_effdet.detect")
 def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "detect",
-        "Find objects with an engine: in an image, a folder of images, a video, or what a camera sees.",
+        "Find objects with an engine in an image, a folder of images, a video, or the stream of a camera.",
         "python -m edge_effdet.detect --engine engines/quickstart.int8.onnx --source photos --output found",
     )
     parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
@@ -50,8 +50,8 @@ def make_argument_parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    options = options_from(DetectOptions, arguments).check()
-    running, pipelining = options_from(RunOptions, arguments).check(), options_from(PipelineOptions, arguments).check()
+    options = options_from(DetectOptions, arguments)
+    running, pipelining = options_from(RunOptions, arguments), options_from(PipelineOptions, arguments)
     engine = load_engine(arguments.engine)
     require(engine.backend)
     source = open_source(arguments.source)
@@ -63,7 +63,8 @@ def _run(arguments: argparse.Namespace) -> Result:
     with Detector.load(
         engine, options=options, batch_size=running.batch_size, loading=loading, self_check=running.self_check
     ) as detector:
-        # An engine that does not load leaves no folder behind; one that does shall not run for hours before it cannot write.
+        # The sinks are opened after loading, so that an engine that fails to load leaves no folder, and before the first frame, so
+        # that a folder that cannot be written is refused at once.
         sinks = make_sinks(source, engine, running, output, arguments.json)
         with Pipeline(detector, source, pipelining, loading, keep_images=_draws(sinks)) as pipeline:
             frames = islice(pipeline, running.limit or None)

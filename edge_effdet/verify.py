@@ -1,6 +1,7 @@
-"""See that an engine finds on this machine what it found where it was proven: its golden check, its AP, and each of its layers.
+"""``python -m edge_effdet.verify``: compare what an engine finds on this machine with what it found where it was built.
 
-Nothing of the engine is rewritten. ``runtime.golden`` has the check itself, ``quant.layers`` the comparison of layers.
+It repeats the golden check (``runtime.golden``) and, if asked, measures the AP and compares each layer (``quant.layers``). The
+engine's files stay as they are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_effdet.artifacts import Engine, load_engine, require_writable, write_json
+from edge_effdet.artifacts.reading import to_json
 from edge_effdet.backends.base import BACKENDS
-from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.backends.fingerprint import describe_machine, machine_fingerprint
 from edge_effdet.building.gate import DEFAULT_BUDGET
 from edge_effdet.building.verify import compare_engine_layers, verify_engine
 from edge_effdet.cli import Result, make_parser, run_verb, table
@@ -35,17 +37,19 @@ HEADER: tuple[str, ...] = ("check", "where it was proven", "on this machine", "d
 def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "verify",
-        "See that an engine finds on this machine what it found where it was proven. It rewrites nothing.",
+        "Check that an engine finds on this machine what it found where it was built. The engine's files stay as they are.",
         "python -m edge_effdet.verify --engine engines/quickstart.int8.onnx --layers",
     )
     parser.add_argument("--engine", type=Path, required=True, metavar="F", help="an engine that build_engine wrote")
-    parser.add_argument("--data", type=Path, metavar="D", help="labelled images to measure the AP on, too")
+    parser.add_argument("--data", type=Path, metavar="D", help="also measure the AP, on these labelled images")
     parser.add_argument(
-        "--split", metavar="NAME", help="the split of --data (default: the one of the record, else test, else val)"
+        "--split",
+        metavar="NAME",
+        help="the split of --data (default: the one that the engine's record names, else test, else val)",
     )
     parser.add_argument(
         "--layers", action="store_true",
-        help="compare layer by layer with the graph and with FP32, and name the first layer where they part",
+        help="compare each layer with the graph and with FP32, and name the first layer whose results differ",
     )  # fmt: skip
     parser.add_argument("--against", choices=tuple(BACKENDS), help="with --layers: another backend to compare with")
     parser.add_argument(
@@ -67,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     data: dict[str, Any] = {"engine": str(engine.path), "engine_sha256": engine.sha256}
     check = verify_engine(engine)
     data["golden"] = None if check is None else check.to_dict()
-    data["here"] = machine_fingerprint(engine.backend).to_dict()
+    data["here"] = to_json(machine_fingerprint(engine.backend))
     if check is None:
         rows.append(("golden pictures", "none were kept", "-", "-", "-", "not checked"))
     else:
@@ -83,13 +87,13 @@ def _run(arguments: argparse.Namespace) -> Result:
             )
     text = table(rows)
     if check is not None:
-        text += f"\n\nproven on {check.proven_on.text()}\nthis is   {check.here.text()}"
+        text += f"\n\nproven on {describe_machine(check.proven_on)}\nthis is   {describe_machine(check.here)}"
     failure: EdgeEffDetError | None = None
     if failed:
-        advice = "" if arguments.layers else "; --layers shows in which layer it parts"
+        advice = "" if arguments.layers else "; --layers shows in which layer the results first differ"
         failure = AccuracyGateFailed(
-            f"{engine.path} is not on this machine what was proven: {' and '.join(failed)}; build it again with python -m "
-            f"edge_effdet.build_engine{advice}."
+            f"{engine.path} does not find on this machine what it found where it was proven: {' and '.join(failed)}; build it "
+            f"again with python -m edge_effdet.build_engine{advice}."
         )
     if arguments.layers:
         try:
@@ -97,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> Result:
             data["layers"] = comparison.to_dict()
             text += "\n\n" + _report_layers(engine, comparison, arguments.output)
         except EdgeEffDetError as error:
-            # What was found out before is printed all the same.
+            # The results of the checks above are printed even if this comparison fails.
             failure = failure or error
     return Result(text, data, failure)
 
@@ -115,19 +119,19 @@ def _golden_row(check: Check) -> tuple[str, ...]:
 
 
 def _measure(engine: Engine, data: Path, split: str | None) -> dict[str, Any]:
-    proven = engine.record.get("accuracy") or {}
+    proven = engine.require_record().accuracy
     dataset = match_classes(read_dataset(data), engine.spec)
-    wanted = split or (proven.get("split") if proven.get("split") in dataset.splits else None)
+    wanted = split or (proven.split if proven is not None and proven.split in dataset.splits else None)
     chosen, samples = dataset.choose_split(wanted, SPLIT_ORDER)
     logger.info("measuring AP on %d images of %s (split %s)", len(samples), data, chosen)
     metrics = evaluate_engine(engine, samples)
-    same = samples_sha256(samples) == proven.get("data_sha256")
+    same = proven is not None and samples_sha256(samples) == proven.data_sha256
     return {
         "AP": metrics.AP,
         "split": chosen,
         "images": metrics.images,
-        "proven_AP": proven.get("AP") if same else None,
-        "passed": 100 * (proven["AP"] - metrics.AP) <= DEFAULT_BUDGET if same and "AP" in proven else None,
+        "proven_AP": proven.AP if proven is not None and same else None,
+        "passed": 100 * (proven.AP - metrics.AP) <= DEFAULT_BUDGET if proven is not None and same else None,
     }
 
 
@@ -135,7 +139,14 @@ def _accuracy_row(engine: Engine, measured: dict[str, Any]) -> tuple[str, ...]:
     name = f"AP, {measured['images']} images ({measured['split']})"
     here = f"{100 * measured['AP']:.1f}"
     if measured["proven_AP"] is None:
-        return name, "other images" if engine.record.get("accuracy") else "not measured", here, "-", "-", "not compared"
+        return (
+            name,
+            "other images" if engine.require_record().accuracy else "not measured",
+            here,
+            "-",
+            "-",
+            "not compared",
+        )
     drop = 100 * (measured["proven_AP"] - measured["AP"])
     verdict = "passed" if measured["passed"] else "FAILED"
     return name, f"{100 * measured['proven_AP']:.1f}", here, f"{-drop:+.2f}", f"{-DEFAULT_BUDGET:+g}", verdict

@@ -1,8 +1,7 @@
 """What a backend tells of the engine that it built: in which precision each convolution runs.
 
-A backend that tells offers ``compile_with_account``, which compiles as ``compile`` does and returns the account beside the bytes. Some
-know it only while they build, so it is not asked of the engine afterwards. onnxruntime tells by a model that it writes
-(``write_optimized``), and what reads that imports onnx. ``quant.account`` asks all of them, and counts.
+A compiler returns it beside the engine (``base.Compiled.account``), because some know it only while they build. onnxruntime tells by the model
+that it made of the graph (``base.Compiled.optimized``); to read that takes onnx, so ``quant.account`` does it.
 """
 
 from __future__ import annotations

@@ -6,11 +6,7 @@ finds. Two machines with one fingerprint run the same kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from edge_effdet.artifacts import text_sha256
+from edge_effdet.artifacts.record import Fingerprint
 from edge_effdet.backends.arithmetic import VNNI
 from edge_effdet.backends.base import get_backend, require
 from edge_effdet.backends.cores import cpu_flags, processor_family
@@ -26,52 +22,21 @@ INSTRUCTION_SETS = frozenset(
 """Those for which a runtime has kernels of its own, as Linux names them. Others, as for encryption, change no result."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """A machine as an engine sees it.
-
-    Attributes:
-        backend: a name of ``backends.base.BACKENDS``.
-        version: of its runtime.
-        processor: ``x86``, ``arm`` or another family, or the GPU.
-        instructions: the ``INSTRUCTION_SETS`` that the processor has, sorted; empty for a GPU.
-    """
-
-    backend: str
-    version: str
-    processor: str
-    instructions: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "instructions": list(self.instructions)}
-
-    @property
-    def sha256(self) -> str:
-        return text_sha256(repr(self))
-
-    def text(self) -> str:
-        """For people: what tells two processors apart in INT8, and the runtime."""
-        # OpenVINO's version goes on with the build's number and branch.
-        runtime = f"{self.backend} {self.version.partition('-')[0]}"
-        if not get_backend(self.backend).TRAITS.on_cpu:
-            return f"{self.processor}, {runtime}"
-        if self.processor == "arm":
-            kind = "Arm"
-        else:
-            widest = next((name for name in ("avx512f", "avx2", "avx", "sse4_2") if name in self.instructions), "")
-            kind = f"{' '.join(filter(None, (self.processor, widest)))} {'without' if VNNI.isdisjoint(self.instructions) else 'with'} VNNI"
-        return f"{kind}, {runtime}"
-
-
-def read_fingerprint(raw: Mapping[str, Any]) -> Fingerprint:
-    """What ``to_dict`` wrote. Raises KeyError or TypeError where it is damaged."""
-    return Fingerprint(
-        str(raw["backend"]), str(raw["version"]), str(raw["processor"]), tuple(map(str, raw["instructions"]))
-    )
+def describe_machine(machine: Fingerprint) -> str:
+    """A fingerprint for people: what tells two processors apart in INT8, and the runtime."""
+    # OpenVINO's version goes on with the build's number and branch.
+    runtime = f"{machine.backend} {machine.version.partition('-')[0]}"
+    if not get_backend(machine.backend).TRAITS.on_cpu:
+        return f"{machine.processor}, {runtime}"
+    if machine.processor == "arm":
+        return f"Arm, {runtime}"
+    widest = next((name for name in ("avx512f", "avx2", "avx", "sse4_2") if name in machine.instructions), "")
+    vnni = "without" if VNNI.isdisjoint(machine.instructions) else "with"
+    return f"{' '.join(filter(None, (machine.processor, widest)))} {vnni} VNNI, {runtime}"
 
 
 def machine_fingerprint(backend: str) -> Fingerprint:
-    """This machine's. Raises BackendUnavailable where the backend does not work here."""
+    """The fingerprint of this machine. Raises BackendUnavailable where the backend does not work here."""
     available = require(backend)
     if not get_backend(backend).TRAITS.on_cpu:
         return Fingerprint(backend, available.version, available.device, ())

@@ -99,8 +99,8 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
 
 def load(engine: Engine, options: LoadOptions) -> OpenVinoRunner:
     """Load an engine on the CPU. Raises EngineError where OpenVINO refuses it."""
-    digest = str(engine.record.get("engine_sha256", ""))
-    return OpenVinoRunner(engine.path, options, digest, runtime_cache_path(engine) if digest else None)
+    cache = runtime_cache_path(engine) if engine.sha256 else None
+    return OpenVinoRunner(engine.path, options, engine.sha256, cache)
 
 
 class OpenVinoRunner(Runner):

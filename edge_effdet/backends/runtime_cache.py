@@ -26,5 +26,5 @@ def runtime_cache_path(engine: Engine) -> Path:
         # Writing fails, and the caller says so.
         return beside
     # What is run without a JSON beside it, as the cost model does, has no hash.
-    digest = str(engine.record.get("engine_sha256", ""))[:16]
+    digest = engine.sha256[:16]
     return folder / f"{digest}-{beside.name}"

@@ -9,12 +9,8 @@ from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 
-from edge_effdet.artifacts import (
-    Engine,
-    Graph,
-    require_writable,
-    write_json,
-)
+from edge_effdet.artifacts import Engine, Graph, require_writable
+from edge_effdet.artifacts.record import Race, Verdict
 from edge_effdet.backends.base import CompileOptions, choose_automatically, require
 from edge_effdet.building.engine import (
     BuildJob,
@@ -26,7 +22,7 @@ from edge_effdet.building.engine import (
 )
 from edge_effdet.building.gate import Budget, parse_budget
 from edge_effdet.building.options import BuildConfig, ExportChoices
-from edge_effdet.building.race import Race, race_backends
+from edge_effdet.building.race import describe_race, race_backends
 from edge_effdet.data.base import Dataset, Sample, match_classes, samples_manifest
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import (
@@ -62,7 +58,7 @@ def parse_batch_sizes(text: str | Sequence[int]) -> tuple[int, ...]:
         return tuple(text)
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):
-        raise UsageError(f"--batch-sizes {text} are no whole numbers that ascend; write 1,8, for example.")
+        raise UsageError(f"`batch_sizes` {text} are no whole numbers that ascend; write 1,8, for example.")
     return tuple(map(int, words))
 
 
@@ -103,9 +99,9 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
     budget = parse_budget(config.max_ap_drop)
     own_model = source is not None
     if budget.asked and budget.points is not None and config.eval_data is None and own_model:
-        raise UsageError("--max-ap-drop needs labelled images to measure AP on; add --eval-data D.")
+        raise UsageError("`max_ap_drop` needs labelled images to measure AP on; add `eval_data` D.")
     if config.search and (budget.points is None or (config.eval_data is None and own_model)):
-        raise UsageError("--search needs a budget and labelled images; add --max-ap-drop X and --eval-data D.")
+        raise UsageError("`search` needs a budget and labelled images; add `max_ap_drop` X and `eval_data` D.")
     require_writable(Path(config.output))
     name, graph = _source_graph(source, config)
     _refuse_lowered(graph, config, budget)
@@ -124,7 +120,7 @@ def _refuse_lowered(graph: Graph, config: BuildConfig, budget: Budget) -> None:
     if budget.asked and budget.points is not None and graph.precision != "fp32":
         raise UsageError(
             f"{graph.path} is {graph.precision} already, so there is no FP32 graph here to lose AP against; leave "
-            "--max-ap-drop out, or give the FP32 graph."
+            "`max_ap_drop` out, or give the FP32 graph."
         )
 
 
@@ -166,7 +162,7 @@ def _source_graph(source: str | PathLike[str] | Graph | None, config: BuildConfi
     path = source.path if isinstance(source, Graph) else None if source is None else Path(source)
     if path is not None and path.suffix == ".onnx":
         exporting = [item.name for item in fields(ExportChoices)]
-        given = [f"--{name.replace('_', '-')}" for name in exporting if getattr(config, name) is not None]
+        given = [f"`{name}`" for name in exporting if getattr(config, name) is not None]
         if given:
             raise UsageError(f"{given[0]} says how to export, and {path} is exported already; leave it out.")
         graph = source if isinstance(source, Graph) else load_graph(path)
@@ -219,13 +215,13 @@ def _build_within_budget(job: BuildJob, config: BuildConfig, backend: str) -> En
                 tries.note(f"{precision.upper()}: {error}", error)
                 continue
             order = race.order
-            logger.info("%s", race.text())
+            logger.info("%s", describe_race(race))
         for name in order:
             if tries.failed:
                 logger.warning("building %s with %s instead: %s", precision.upper(), name, tries.failed[-1])
             engine = tries.build(precision, name, race)
-            if engine is not None and engine.record["gate"]["passed"]:
-                return _with_history(engine, tries.failed[:-1])
+            if engine is not None and _verdict(engine).passed:
+                return engine
     raise tries.give_up()
 
 
@@ -256,12 +252,12 @@ class _Tries:
         job, options = self._job, self._config.quantizing(backend)
         key = (precision, options)
         try:
-            engine = build_engine(job, precision, backend, options, race, self._lowered.get(key))
+            engine = build_engine(job, precision, backend, options, race, self._lowered.get(key), self.failed)
         except (AccuracyGateFailed, GraphError, EngineError) as error:
             self.note(f"{precision.upper()} by {backend}: {error}", error)
             return None
         self._engine = engine
-        self.note(f"{precision.upper()} by {backend}: {engine.record['gate']['text']}")
+        self.note(f"{precision.upper()} by {backend}: {_verdict(engine).text}")
         # FP32, and a graph that was given in this precision, are not lowered: a file of that name is of another build.
         if precision not in ("fp32", job.graph.precision) and lowered_path(job, precision).is_file():
             self._lowered[key] = load_graph(lowered_path(job, precision))
@@ -276,29 +272,26 @@ class _Tries:
         if self._engine is None and self._error is not None and len(self.failed) == 1:
             return self._error
         config, precision = self._config, self._config.precision
-        remedy = "calibrate on more images, fine-tune with train --qat, use --fp16"
+        remedy = "calibrate on more images, fine-tune with python -m edge_effdet.train --qat, build in fp16"
         if precision != "int8":
             remedy = "try another backend"
         elif config.search:
             split = config.search_split or "val"
             remedy = f"give the search a smaller budget than the gate's (it kept its own on {split}), {remedy}"
         else:
-            remedy = f"let --search find the layers that have to stay high, {remedy}"
+            remedy = f"let `search` find the layers that have to stay high, {remedy}"
         kept = "No engine was built"
         if self._engine is not None:
             kept = f"{self._engine.path} was built and is kept, but it is not within the budget"
         return AccuracyGateFailed(
-            f"{kept} ({'; '.join(self.failed)}); {remedy}, or move the budget with --max-ap-drop."
+            f"{kept} ({'; '.join(self.failed)}); {remedy}, or move the budget with `max_ap_drop`."
         )
 
 
-def _with_history(engine: Engine, failed: Sequence[str]) -> Engine:
-    """Write into the record what was tried before and did not pass."""
-    if not failed:
-        return engine
-    engine = replace(engine, record={**engine.record, "gate": {**engine.record["gate"], "tried_before": list(failed)}})
-    write_json(engine.json_path, engine.record)
-    return engine
+def _verdict(engine: Engine) -> Verdict:
+    verdict = engine.require_record().gate
+    assert verdict is not None
+    return verdict
 
 
 def _race(config: BuildConfig, job: BuildJob, precision: str) -> Race:
@@ -344,7 +337,7 @@ def _search_options(
     split, samples = match_classes(dataset, graph.spec).choose_split(config.search_split, ("val",))
     if split in ("all", evaluation[0]):
         logger.warning(
-            "the search is judged by the images of the gate (split %s), so that the gate's drop flatters; judge by --split test",
+            "the search is judged by the images of the gate (split %s), so that the gate's drop flatters; judge by `split` test",
             evaluation[0],
         )
         samples = evaluation[1]

@@ -9,40 +9,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import (
-    RECORD_FORMAT,
     Engine,
+    EngineRecord,
     Graph,
     atomic_output,
     engine_json_path,
     file_sha256,
     require_writable,
-    write_json,
+    write_record,
 )
+from edge_effdet.artifacts.reading import from_json
+from edge_effdet.artifacts.record import Agreement, Calibration, Golden, Race, Reference
 from edge_effdet.backends.base import CompileOptions, get_backend, load_runner, require
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.backends.runtime_cache import SUFFIX as RUNTIME_CACHE
 from edge_effdet.building.example import save_example
 from edge_effdet.building.gate import Budget, judge
-from edge_effdet.building.race import Race
 from edge_effdet.data.base import (
     Sample,
     readable_images,
 )
-from edge_effdet.errors import UsageError
+from edge_effdet.errors import GraphError, UsageError
 from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine, measure_accuracy
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.stage import (
     QuantizeOptions,
     Search,
     convert_to_fp16,
-    quantize_graph,
+    quantize_on_images,
 )
-from edge_effdet.runtime.golden import draw_pictures, find_best, make_golden, measure_agreement
+from edge_effdet.runtime.agreement import find_best, measure_agreement
+from edge_effdet.runtime.golden import draw_pictures, make_golden
 from edge_effdet.runtime.latency import measure_latency
 from edge_effdet.runtime.preprocess import letterbox
 
@@ -65,7 +66,7 @@ class BuildJob:
         evaluation: the split's name and labelled samples to measure AP on, or None.
         compiling: options for the compiler.
         nms: one of ``building.options.NMS_PLACES``.
-        calibration_table, search: see ``quantize_graph``.
+        calibration_table, search: see ``quantize_on_images``.
         golden: one of ``golden.KINDS``.
         budget: points of AP that may be lost.
     """
@@ -98,7 +99,7 @@ def lower_graph(
     if precision == "fp16":
         return convert_to_fp16(graph, output)
     assert images is not None
-    return quantize_graph(graph, images, options, output, table, search)
+    return quantize_on_images(graph, images, options, output, table, search)
 
 
 def require_nms(nms: str, backend: str) -> None:
@@ -129,29 +130,34 @@ def compile_engine(graph: Graph, backend: str, options: CompileOptions, path: Pa
         logger.warning("%s", proof.warning)
     with atomic_output(path) as temporary:
         temporary.write_bytes(compiled.content)
-    target = options.target or get_backend(backend).TRAITS.default_target or available.device
-    record = {
-        "format": RECORD_FORMAT,
-        "spec": graph.spec.to_dict(),
-        "engine": path.name,
-        "engine_sha256": file_sha256(path),
-        "backend": backend,
-        "backend_version": available.version,
-        "target": target,
-        "precision": graph.precision,
-        "nms": nms,
-        "proof": proof.to_dict(),
-        "calibration": dict(graph.calibration),
-        "accuracy": None,
-        "measured_on": None,
-        "engine_verified": False,
-        "latency": None,
-        "reference": None,
-        "rewrites": dict(graph.rewrites),
-        "parents": {**graph.parents, "compiled_graph": graph.sha256},
-        "built_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    return Engine(path, graph.spec, backend, graph.precision, record)
+    digest = file_sha256(path)
+    record = EngineRecord(
+        engine=path.name,
+        engine_sha256=digest,
+        spec=graph.spec,
+        backend=backend,
+        backend_version=available.version,
+        target=options.target or get_backend(backend).TRAITS.default_target or available.device,
+        precision=graph.precision,
+        nms=nms,
+        proof=proof.record(),
+        calibration=_calibration(graph),
+        rewrites=dict(graph.rewrites),
+        parents={**graph.parents, "compiled_graph": graph.sha256},
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    return Engine(path, graph.spec, backend, graph.precision, digest, record)
+
+
+def _calibration(graph: Graph) -> Calibration | None:
+    if not graph.calibration:
+        return None
+    try:
+        return from_json(Calibration, graph.calibration)
+    except ValueError as error:
+        raise GraphError(
+            f"What {graph.path} says of its calibration is damaged ({error}); quantize the FP32 graph again."
+        ) from error
 
 
 def build_engine(
@@ -161,6 +167,7 @@ def build_engine(
     quantizing: QuantizeOptions,
     race: Race | None = None,
     lowered: Graph | None = None,
+    tried_before: Sequence[str] = (),
 ) -> Engine:
     """Lower, compile, measure, judge, and write ``<name>.<precision>.<ext>`` and its JSON into the job's folder.
 
@@ -172,6 +179,7 @@ def build_engine(
         race: why this backend, for the record.
         lowered: the graph in this precision, where an earlier try with the same options made it; made again where its file is another's
             by now.
+        tried_before: what did not pass before, a clause each, for the record.
 
     Returns:
         The engine, whose record says under ``gate`` whether it may be used.
@@ -204,13 +212,11 @@ def build_engine(
         os.replace(engine.path, path)
         if kept.exists():
             os.replace(kept, cache)
-    record = {**engine.record, "gate": judge(engine.record, job.budget).to_dict()}
-    if race is not None:
-        record["race"] = race.to_dict()
-    # The golden pictures are long, and a person reads from the top.
-    record["golden"] = record.pop("golden")
+    record = engine.require_record()
+    verdict = judge(record.accuracy, record.agreement, job.budget, tuple(tried_before))
+    record = replace(record, gate=verdict, race=race)
     engine = replace(engine, path=path, record=record)
-    write_json(engine.json_path, engine.record)
+    write_record(engine)
     if job.evaluation is not None:
         shown = engine if require(backend).runs_here else graph_as_engine(built)
         save_example(shown, job.evaluation[1], path.with_suffix(".jpg"))
@@ -224,36 +230,31 @@ def lowered_path(job: BuildJob, precision: str) -> Path:
 
 def _verify(engine: Engine, job: BuildJob, built: Graph) -> Engine:
     """Fill in the parts of the record that are measured."""
-    changes: dict[str, Any] = {}
-    graph, evaluation = job.graph, job.evaluation
+    record, graph, evaluation = engine.require_record(), job.graph, job.evaluation
     runs_here = require(engine.backend).runs_here
-    runner_backend = engine.backend if runs_here else "onnxruntime"
     if evaluation is not None:
         split, samples = evaluation
         logger.info("measuring AP before and after on %d images (split %s)", len(samples), split)
         accuracy = measure_accuracy(engine, graph, built, samples, split)
-        changes["accuracy"] = {**accuracy.to_dict(), "machine": machine_fingerprint(runner_backend).to_dict()}
-        changes["measured_on"] = accuracy.measured_on
-        changes["engine_verified"] = runs_here
+        record = replace(record, accuracy=accuracy, engine_verified=runs_here)
     image = _any_image(evaluation, engine)
     timed = {"engine": engine} if runs_here else {}
     if built.sha256 != graph.sha256:
         timed["reference"] = graph_as_engine(graph)
     latencies = dict(zip(timed, measure_latency(list(timed.values()), image), strict=True))
-    changes["latency"] = latencies.get("engine")
+    record = replace(record, latency=latencies.get("engine"))
     if "reference" in timed:
-        size = graph.path.stat().st_size
-        changes["reference"] = {"sha256": graph.sha256, "bytes": size, "latency": latencies["reference"]}
-    changes |= _look_at_pictures(engine, job, built, runs_here)
-    return replace(engine, record={**engine.record, **changes})
+        reference = Reference(graph.sha256, graph.path.stat().st_size, latencies["reference"])
+        record = replace(record, reference=reference)
+    agreement, golden = _look_at_pictures(engine, job, built, runs_here)
+    return replace(engine, record=replace(record, agreement=agreement, golden=golden))
 
 
-def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bool) -> dict[str, Any]:
+def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bool) -> tuple[Agreement | None, Golden]:
     """Whether the engine finds what its graph finds, and the golden pictures that it carries to other machines."""
     compared, drawn = comparison_pictures(job)
     shown = engine if runs_here else graph_as_engine(built)
-    changes: dict[str, Any] = {}
-    kind, why = job.golden, ""
+    agreement, kind, why = None, job.golden, ""
     if kind == "pictures" and drawn:
         kind = "drawn"
     images = draw_pictures(engine.spec.image_size, CANDIDATES) if kind == "drawn" and not drawn else compared
@@ -264,15 +265,12 @@ def _look_at_pictures(engine: Engine, job: BuildJob, built: Graph, runs_here: bo
             reference = find_in_graph(job.graph, compared) if job.graph.sha256 != built.sha256 else exact
             found = [find_best(runner, engine.spec, picture) for picture in compared]
             agreement = measure_agreement(reference, exact, found, title, engine.precision, drawn)
-            changes["agreement"] = agreement.to_dict()
             if not agreement.backend_right and kind != "none":
                 # What a backend gets wrong here must not become what other machines are measured by.
                 why, kind = "the engine does not find what its graph finds", "none"
         fingerprint = machine_fingerprint(shown.backend)
-        changes["golden"] = make_golden(runner, engine.spec, images, kind, engine.precision, fingerprint)
-    if why:
-        changes["golden"]["why"] = why
-    return changes
+        golden = make_golden(runner, engine.spec, images, kind, engine.precision, fingerprint)
+    return agreement, replace(golden, why=why) if why else golden
 
 
 def comparison_pictures(job: BuildJob) -> tuple[list[np.ndarray], bool]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from edge_effdet.artifacts.record import Accuracy, Agreement, Verdict
 from edge_effdet.errors import UsageError
 
 DEFAULT_BUDGET = 1.0
@@ -26,29 +25,6 @@ class Budget:
     asked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the gate says of an engine.
-
-    Attributes:
-        passed: whether the engine may be used; True where there was nothing to judge.
-        decided_by: ``agreement`` (with the graph and with FP32, on pictures without labels), ``drop``, ``interval`` (of the drop), ``no limit``, or
-            ``nothing`` where there was nothing to judge.
-        max_ap_drop: the budget; None for no limit.
-        budget_was: ``asked`` or ``default``.
-        text: a clause for people.
-    """
-
-    passed: bool
-    decided_by: str
-    max_ap_drop: float | None
-    budget_was: str
-    text: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def parse_budget(text: str | float | None) -> Budget:
     """``1.5`` or ``none``, or None for the default; a number is one.
 
@@ -64,51 +40,61 @@ def parse_budget(text: str | float | None) -> Budget:
     except ValueError:
         points = math.nan
     if not math.isfinite(points):
-        raise UsageError(f"--max-ap-drop {text} is neither a number of points nor none; write 1.0, for example.")
+        raise UsageError(f"`max_ap_drop` {text} is neither a number of points nor none; write 1.0, for example.")
     return Budget(points, asked=True)
 
 
-def judge(record: Mapping[str, Any], budget: Budget) -> Verdict:
+def judge(
+    accuracy: Accuracy | None, agreement: Agreement | None, budget: Budget, tried_before: tuple[str, ...] = ()
+) -> Verdict:
     """Judge what was measured of an engine.
 
-    A drop within the budget passes. One above it fails where its whole interval (95 %, ``accuracy.drop_interval``) is above it too. Where
-    the interval straddles the budget, these images cannot tell, and the engine passes with a remark, unless its backend does not compute its
-    own graph. Where no AP was measured, the engine's agreement with its graph and with FP32 decides: that needs no labels.
+    A drop within the budget passes. One above it fails where its whole interval (95 %) is above it too. Where the interval straddles
+    the budget, these images cannot tell, and the engine passes with a remark, unless its backend does not compute its own graph. Where
+    no AP was measured, the engine's agreement with its graph and with FP32 decides: that needs no labels.
 
     Args:
-        record: of the engine; its ``accuracy`` and ``agreement`` are looked at.
+        accuracy: the AP before and after, where labelled images were given.
+        agreement: whether the engine finds what its graph finds, where it runs here.
         budget: what may be lost.
+        tried_before: what did not pass before this engine was built, for the record.
     """
-    accuracy: Mapping[str, Any] = record.get("accuracy") or {}
-    agreement: Mapping[str, Any] = record.get("agreement") or {}
-    drop, interval = accuracy.get("drop"), accuracy.get("drop_interval")
+    drop = None if accuracy is None else accuracy.drop
+    interval = None if accuracy is None else accuracy.drop_interval
     limit = budget.points
 
     def verdict(passed: bool, decided_by: str, text: str) -> Verdict:
-        return Verdict(passed, decided_by, limit, "asked" if budget.asked else "default", text)
+        return Verdict(
+            passed=passed,
+            decided_by=decided_by,
+            max_ap_drop=limit,
+            budget_was="asked" if budget.asked else "default",
+            text=text,
+            tried_before=tried_before,
+        )
 
     measured = "no AP was measured against FP32"
     if drop is not None:
         measured = f"it {'loses' if drop >= 0 else 'gains'} {abs(drop):.2f} points of AP"
     if limit is None:
-        return verdict(True, "no limit", f"{measured}, and --max-ap-drop none lets any engine pass")
+        return verdict(True, "no limit", f"{measured}, and a budget of none lets any engine pass")
     if drop is not None and drop > limit:
         low, high = interval or (drop, drop)
         known = f"{drop:.2f} points of AP (95 %: {low:+.2f} to {high:+.2f}), and {limit:g} are allowed"
         if not low <= limit:
             return verdict(False, "interval", f"it loses {known}")
         # So few images cannot tell, and pictures without labels can: the backend computes something else.
-        if agreement and not agreement["backend_right"]:
-            return verdict(False, "agreement", f"it loses {known}, and {agreement['text']}")
+        if agreement is not None and not agreement.backend_right:
+            return verdict(False, "agreement", f"it loses {known}, and {agreement.text}")
         return verdict(
             True,
             "interval",
-            f"it loses {known}: so few images cannot tell whether that is too much, so judge it on more with --eval-data",
+            f"it loses {known}: so few images cannot tell whether that is too much, so judge it on more labelled images",
         )
     if drop is not None:
         return verdict(True, "drop", f"{measured}, and {limit:g} are allowed")
-    if agreement and not agreement["right"]:
-        return verdict(False, "agreement", str(agreement["text"]))
-    if agreement:
-        return verdict(True, "agreement", f"{measured}, and it finds what {agreement['reference']} finds")
+    if agreement is not None and not agreement.right:
+        return verdict(False, "agreement", agreement.text)
+    if agreement is not None:
+        return verdict(True, "agreement", f"{measured}, and it finds what {agreement.reference} finds")
     return verdict(True, "nothing", f"{measured}, so nothing was judged")

@@ -103,7 +103,7 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
         if self.precision not in PRECISIONS:
             raise UsageError(f"There is no precision {self.precision!r}; the precisions are {', '.join(PRECISIONS)}.")
         if self.search and self.precision != "int8":
-            raise UsageError("--search chooses what becomes INT8, and there is nothing to choose here; leave it out.")
+            raise UsageError("`search` chooses what becomes INT8, and there is nothing to choose here; leave it out.")
         if self.weight_codes is not None:
             check_weight_codes(self.weight_codes)
 

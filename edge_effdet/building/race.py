@@ -5,51 +5,31 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Detections, Engine, Graph
-from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, get_backend, load_runner
+from edge_effdet.artifacts.record import Race, RaceEntry
+from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, Unavailable, get_backend, load_runner
 from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, EdgeEffDetError
 from edge_effdet.evaluation.accuracy import find_in_graph
-from edge_effdet.runtime.golden import find_best, measure_agreement
+from edge_effdet.runtime.agreement import find_best, measure_agreement
 from edge_effdet.runtime.latency import measure_latency
 from edge_effdet.runtime.preprocess import feeds_for_image
 
 logger = logging.getLogger("edge_effdet.building.race")
 
 WRONG = "it computes something else here"
-"""What a row says of a backend that is left out for its results, before the figures."""
+"""How the reason begins for which a backend is left out because of its results."""
 
 
-@dataclass(frozen=True, slots=True)
-class Race:
-    """How each backend did.
-
-    Attributes:
-        winner: the name of the backend with the lowest median among those that computed right.
-        order: all of those, the fastest first.
-        rows: a backend each: its version, the precision that it ran in, ``agreement`` with the FP32 graph, median and P90 in
-            milliseconds, or why it was ``skipped``.
-        graph: in what precision the winner ran, and the SHA-256 of the graph that was given.
-    """
-
-    winner: str
-    order: tuple[str, ...]
-    rows: tuple[dict[str, Any], ...]
-    graph: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"winner": self.winner, "order": list(self.order), "graph": self.graph, "backends": list(self.rows)}
-
-    def text(self) -> str:
-        """For people: the times, and who was left out for what it computed."""
-        times = (f"{row['backend']} {row['median_ms']:.1f} ms" for row in self.rows if "median_ms" in row)
-        wrong = (f"{row['backend']}: {row['skipped']}" for row in self.rows if row.get("skipped", "").startswith(WRONG))
-        return "; ".join([f"backend {self.winner} is the fastest here ({', '.join(times)})", *wrong])
+def describe_race(race: Race) -> str:
+    """A race for people: the times, and who was left out for what it computed."""
+    times = (f"{each.backend} {each.latency.median_ms:.1f} ms" for each in race.backends if each.latency is not None)
+    wrong = (f"{each.backend}: {each.skipped}" for each in race.backends if (each.skipped or "").startswith(WRONG))
+    return "; ".join([f"backend {race.winner} is the fastest here ({', '.join(times)})", *wrong])
 
 
 def race_backends(
@@ -76,7 +56,7 @@ def race_backends(
         AccuracyGateFailed: some run it, and none computes the graph as it is written.
         BackendUnavailable: none runs it.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    entries: dict[str, RaceEntry] = {}
     reference = reference or graph
     expected: dict[str, list[Detections]] = {}
 
@@ -90,57 +70,62 @@ def race_backends(
         engines: dict[str, Engine] = {}
         for name in names:
             answer = get_backend(name).probe()
-            row = rows[name] = {"backend": name}
-            if not isinstance(answer, Available):
-                row["skipped"] = answer.reason
-                continue
-            row["version"] = answer.version
-            if not answer.runs_here:
-                row["skipped"] = "it compiles here and cannot run here"
+            entry = RaceEntry(backend=name)
+            if isinstance(answer, Available):
+                entry = replace(entry, version=answer.version)
+            if isinstance(answer, Unavailable) or not answer.runs_here:
+                why = answer.reason if isinstance(answer, Unavailable) else "it compiles here and cannot run here"
+                entries[name] = replace(entry, skipped=why)
                 continue
             logger.info("racing: %s", name)
             raced = draft(name) if draft is not None else graph
-            row["precision"] = raced.precision
-            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, raced.precision, {})
+            entry = entries[name] = replace(entry, precision=raced.precision)
+            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, raced.precision)
             try:
                 engine.path.write_bytes(get_backend(name).compile(raced, options).content)
                 # One that fails only when it runs must not end the race of the others.
                 with load_runner(engine) as runner:
                     runner.run(feeds_for_image(runner, image, graph.spec))
                     found = [find_best(runner, graph.spec, picture) for picture in pictures]
-                agreement = None
                 if pictures:
                     title = "the FP32 graph" if reference.precision == "fp32" else "the graph that was given"
                     agreement = measure_agreement(
                         exactly(reference), exactly(raced), found, title, raced.precision, drawn
                     )
+                    entry = entries[name] = replace(entry, agreement=agreement)
             except EdgeEffDetError as error:
-                row["skipped"] = str(error)
+                entries[name] = replace(entry, skipped=str(error))
                 continue
-            if agreement is not None:
-                row["agreement"] = agreement.to_dict()
-                # What rounding has spoilt is the gate's business: a draft's ranges are quick ones.
-                if not agreement.backend_right:
-                    row["skipped"] = f"{WRONG}: {agreement.text()}"
-                    logger.warning("%s is left out, since %s", name, row["skipped"])
-                    continue
+            # What rounding has spoilt is the gate's business: a draft's ranges are quick ones.
+            if entry.agreement is not None and not entry.agreement.backend_right:
+                entry = entries[name] = replace(entry, skipped=f"{WRONG}: {entry.agreement.text}")
+                logger.warning("%s is left out, since %s", name, entry.skipped)
+                continue
             engines[name] = engine
         for name, measured in zip(engines, measure_latency(list(engines.values()), image), strict=True):
-            rows[name].update(measured)
-    return _decide(graph, rows)
+            entries[name] = replace(entries[name], latency=measured)
+    return _decide(graph, tuple(entries.values()))
 
 
-def _decide(graph: Graph, rows: dict[str, dict[str, Any]]) -> Race:
-    timed = sorted((row for row in rows.values() if "median_ms" in row), key=lambda row: row["median_ms"])
-    if not timed:
-        reasons = "; ".join(f"{row['backend']}: {row['skipped']}" for row in rows.values())
-        if any("agreement" in row for row in rows.values()):
+def _decide(graph: Graph, entries: tuple[RaceEntry, ...]) -> Race:
+    order = sorted(
+        (each for each in entries if each.latency is not None),
+        key=lambda each: each.latency.median_ms if each.latency else 0.0,
+    )
+    if not order:
+        reasons = "; ".join(f"{each.backend}: {each.skipped}" for each in entries)
+        if any(each.agreement is not None for each in entries):
             raise AccuracyGateFailed(
                 f"No backend here computes the graph as it is written ({reasons}); build in another precision, or name a backend with "
-                "--backend."
+                "`backend`."
             )
         raise BackendUnavailable(
             f"No backend runs this graph here ({reasons}); pip install 'edge-effdet[ort]' installs one that runs anywhere."
         )
-    ran = {"precision": timed[0]["precision"], "sha256": graph.sha256}
-    return Race(timed[0]["backend"], tuple(row["backend"] for row in timed), tuple(rows.values()), ran)
+    return Race(
+        winner=order[0].backend,
+        order=tuple(each.backend for each in order),
+        precision=order[0].precision or graph.precision,
+        graph_sha256=graph.sha256,
+        backends=entries,
+    )

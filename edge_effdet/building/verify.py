@@ -66,10 +66,10 @@ def compare_engine_layers(engine: Engine, against: str | None = None, reference:
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx", "export", "to compare layers") from error
 
-    parents = engine.record.get("parents") or {}
+    record = engine.require_record()
     # With suppression inside, the engine's own graph holds a plugin that only TensorRT knows; its layers are those of the graph before.
-    suppressed = engine.record.get("nms") == "efficientnms"
-    graph = find_graph(engine, parents.get("graph" if suppressed else "compiled_graph"))
+    suppressed = record.nms == "efficientnms"
+    graph = find_graph(engine, record.parents.get("graph" if suppressed else "compiled_graph"))
     if graph is None:
         raise UsageError(
             f"The graph that {engine.path} was compiled from is not beside it, so its layers cannot be looked at; copy the folder "
@@ -83,7 +83,7 @@ def compare_engine_layers(engine: Engine, against: str | None = None, reference:
         source = find_graph(engine, graph.parents.get("graph"))
         if source is None:
             logger.warning(
-                "the FP32 graph is not beside %s, so nothing is said about what rounding costs; give --reference",
+                "the FP32 graph is not beside %s, so nothing is said about what rounding costs; give `reference`",
                 engine.path,
             )
     golden = read_golden(engine)

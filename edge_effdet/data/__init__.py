@@ -1,1 +1,1 @@
-"""One reader a format, one Dataset type, the training transforms and the synthetic scenes."""
+"""Data sets: a reader for each format, the data check, the transforms of training, and synthetic scenes."""

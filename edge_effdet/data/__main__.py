@@ -1,4 +1,4 @@
-"""``python -m edge_effdet.data check D``: look a data set over before hours are spent on it."""
+"""``python -m edge_effdet.data check D``: report what a data set holds and what is wrong in it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from edge_effdet.options import option
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """What is looked at."""
+    """What the check looks at."""
 
     split: str | None = option(None, help="count this split only (default: all)")
-    image_size: Size = option((512, 512), help="the network's input, N or HxW, in whose pixels box sizes are counted")
+    image_size: Size = option(
+        (512, 512), help="size of the network's input, N or HxW; box sizes are given in its pixels"
+    )
     decode: bool = option(False, help="decode every image, to find damaged ones")
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "data",
-        "Look a data set over: what is in it, what is wrong with it and where, and whether the anchors fit.",
+        "Report what a data set holds, what is wrong in it and where, and whether the anchors fit its boxes.",
         "python -m edge_effdet.data check bccd --image-size 320",
     )
-    parser.add_argument("action", choices=("check",), help="what to do")
+    parser.add_argument("action", choices=("check",), help="the only action")
     parser.add_argument("data", type=Path, metavar="D", help="a data set in COCO, Pascal VOC, YOLO or CSV form")
     add_options(parser, CheckOptions)
     return parser
@@ -38,7 +40,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> Result:
     options = options_from(CheckOptions, arguments)
-    # The report says everything itself.
+    # The report lists notes and problems, so they are not logged as well.
     dataset = read_dataset(arguments.data, quiet=True)
     report = check_dataset(dataset, options.image_size, options.split, options.decode)
     return Result(report_text(report), report.to_dict())

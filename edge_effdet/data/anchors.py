@@ -10,22 +10,27 @@ import numpy as np
 from edge_effdet.artifacts import AnchorSpec
 
 GOOD_ENOUGH = 0.02
-"""A gain in mean best IoU below it is not worth anchors that differ from those of every pretrained head."""
+"""A smaller gain in mean best IoU does not justify anchors that differ from those of the pretrained heads."""
 
 _FEWEST_BOXES = 10
 _MOST_BOXES = 20_000
 _SEED = 0
 _SCALES = tuple(round(2 ** (step / 6), 2) for step in range(6, 19))
-"""Candidates for ``anchor_scale``, 2 to 8: a level's three sizes are 2^(1/3) apart, so steps of 2^(1/6) miss little. Anchors
-of less than 2 strides are left out: they would lie beside a box of their own size as often as on it."""
+"""Candidates for ``anchor_scale``, 2 to 8: a level's three sizes are 2^(1/3) apart, so steps of 2^(1/6) miss little. A
+scale below 2 is left out: its anchors are so far apart that a box of their size may overlap none of them well."""
 
 _AS_GOOD = 0.005
-"""Scales whose fit differs by less are equal: twice the scale gives the same anchors, one level lower."""
+"""Scales whose fit differs by less count as equal. Twice the scale gives the same anchors, one level lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorAdvice:
-    """Anchors that fit better, and by how much: means over the boxes of the best IoU with an anchor at the box's centre."""
+    """The suggested anchors beside the default ones.
+
+    Attributes:
+        default, suggested: the anchors.
+        default_iou, suggested_iou: the best IoU of a box with any of these anchors at its centre, as a mean over all boxes.
+    """
 
     default: AnchorSpec
     suggested: AnchorSpec
@@ -41,13 +46,13 @@ class AnchorAdvice:
 
 
 def anchor_bases(spec: AnchorSpec) -> np.ndarray:
-    """Sides of the square anchors, pixels: ``anchor_scale * 2**level * 2**(i / num_scales)``, float64 [levels, num_scales]."""
+    """Sides of the square anchors in pixels: ``anchor_scale * 2**level * 2**(i / num_scales)``, float64 [levels, num_scales]."""
     levels = np.arange(spec.min_level, spec.max_level + 1)[:, None]
     return spec.anchor_scale * 2.0 ** (levels + np.arange(spec.num_scales) / spec.num_scales)
 
 
 def best_levels(sizes: np.ndarray, spec: AnchorSpec) -> np.ndarray:
-    """The level whose base anchors are nearest, as a ratio.
+    """The pyramid level of each box: the level with the square anchor whose side is nearest, by ratio, to the box's.
 
     Args:
         sizes: sqrt(area) of boxes in pixels of the network's input, [N].
@@ -61,7 +66,7 @@ def best_levels(sizes: np.ndarray, spec: AnchorSpec) -> np.ndarray:
 
 
 def mean_best_iou(sides: np.ndarray, spec: AnchorSpec) -> float:
-    """Mean over boxes of the best IoU with any anchor, both at one centre (arXiv 1612.08242, section 2).
+    """Mean over boxes of the best IoU with any anchor at the box's centre (arXiv 1612.08242, section 2).
 
     Args:
         sides: width and height of each box in pixels of the network's input, [N, 2].
@@ -73,14 +78,16 @@ def mean_best_iou(sides: np.ndarray, spec: AnchorSpec) -> float:
 
 
 def suggest_anchors(sides: np.ndarray, default: AnchorSpec) -> AnchorAdvice | None:
-    """Aspect ratios by k-means over the boxes' shapes, then the scale that fits best with them, near the default's if it can be.
+    """Suggest aspect ratios, by k-means over the boxes' shapes, and the scale that fits best with them.
+
+    Of scales that fit equally well, the nearest to the default's is taken.
 
     Args:
         sides: width and height of each box in pixels of the network's input, [N, 2].
-        default: what is compared; its levels, and how many scales and ratios it has, stay.
+        default: the anchors to compare with. The suggestion has the same levels and as many scales and ratios.
 
     Returns:
-        None for fewer than 10 boxes.
+        The suggestion with its fit, or None for fewer than 10 boxes.
     """
     if len(sides) < _FEWEST_BOXES:
         return None
@@ -97,9 +104,9 @@ def suggest_anchors(sides: np.ndarray, default: AnchorSpec) -> AnchorAdvice | No
 def _cluster_ratios(sides: np.ndarray, count: int) -> tuple[tuple[float, float], ...]:
     """Centres of k-means over shapes with the distance 1 - IoU (arXiv 1612.08242, section 2), as factors on width and height.
 
-    Size is the levels' business, so each box is scaled to area 1: (e^t, e^-t) with t = log(width / height) / 2. Two such
+    The pyramid levels take care of size, so each box is scaled to area 1: (e^t, e^-t) with t = log(width / height) / 2. Two such
     shapes overlap by m = e^-|t - t'|, and their IoU m / (2 - m) falls with |t - t'|: the nearest centre is the nearest t.
-    The centres start at quantiles, so that the result is always the same.
+    The centres start at quantiles, so that the result is deterministic.
     """
     shapes = np.log(sides[:, 0] / sides[:, 1]) / 2
     centres = np.quantile(shapes, (np.arange(count) + 0.5) / count)

@@ -1,4 +1,4 @@
-"""The one Dataset type, and what every reader does: splits and folds, class matching, problems that are recorded."""
+"""The ``Dataset`` that all readers return, and what they share: splits, folds, matching of classes, recorded problems."""
 
 from __future__ import annotations
 
@@ -29,13 +29,12 @@ PROBLEM_KINDS = {
     "degenerate": "a box without area inside its image: skipped",
     "not_finite": "a box with NaN or infinity for a number: skipped",
     "outside": "a box that reaches more than 1 pixel beyond its image: clipped",
-    "duplicate": "a box that its image has already, of the same class: kept",
-    "missing_image": "an image that is named and not there: skipped",
+    "duplicate": "a second box of the same class at the same place: kept",
+    "missing_image": "an image that an annotation names and that is not there: skipped",
     "unreadable_image": "a file that is not an image, or a damaged one: skipped",
     "class_names": "classes whose names differ only in case or spaces: kept apart",
 }
-"""What can be wrong in a data set, and what is done about it."""
-
+"""The kinds of problems in a data set, each with what is done about it."""
 
 _OUTSIDE_PIXELS = 1.0
 _FOLD = re.compile(r"fold(\d+)")
@@ -51,15 +50,15 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture and its truth.
+    """One picture and its true boxes.
 
     Attributes:
-        image_id: unique in the data set.
-        path: the picture.
-        height, width: pixels, upright.
-        boxes: float32 [N, 4], xyxy in pixels, inside the picture and not degenerate.
+        image_id: the picture's identifier, unique in the data set.
+        path: the picture's file.
+        height, width: size of the upright picture, pixels.
+        boxes: float32 [N, 4], xyxy in pixels, inside the picture and with an area.
         class_ids: int64 [N], 0-based.
-        ignore: bool [N]: crowds and difficult boxes, left out of training and not counted in evaluation.
+        ignore: bool [N], true for crowds and difficult boxes: training leaves them out, evaluation does not count them.
     """
 
     image_id: str
@@ -77,8 +76,8 @@ class Problem:
 
     Attributes:
         kind: a key of ``PROBLEM_KINDS``.
-        where: ``file:line`` of the annotation, or the image's path where it is the image that is broken.
-        text: what is wrong with it.
+        where: ``file:line`` of the annotation, or the image's path if the image is damaged.
+        text: what is wrong, and what was done about it.
     """
 
     kind: str
@@ -88,15 +87,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Samples with names for their classes.
+    """A data set as its reader returns it.
 
     Attributes:
         root: the folder or file that was given.
         kind: the reader: ``coco``, ``voc``, ``yolo`` or ``csv``.
-        class_names: 0-based.
-        category_ids: the data set's own ids.
+        class_names: the name of each class, by 0-based class id.
+        category_ids: the data set's own id of each class.
         splits: the samples of each split, by name.
-        notes: what a person should know of how it was read.
+        notes: sentences for the user about how it was read.
         problems: what is wrong in it, in the order of the files.
     """
 
@@ -117,14 +116,14 @@ class Dataset:
         """The same data with fold ``k`` as ``val`` and all other folds as ``train``; a split like ``test`` stays.
 
         Raises:
-            DataError: the data set has no folds, or none with this number, or no other.
+            DataError: the data set has no fold ``k``, or no other fold.
         """
         folds = self.folds
         if not folds:
             raise DataError(
                 f"{self.root} has no folds, so there is no fold {k}: folds come from a CSV file with a column fold (a "
                 "number from 0 in each row) or from COCO files named instances_fold0.json and so on; add them or leave "
-                "--fold out."
+                "`fold` out."
             )
         if k not in folds:
             raise DataError(f"{self.root} has no fold {k}; it has {', '.join(map(str, folds))}: give one of them.")
@@ -144,24 +143,26 @@ class Dataset:
         return replace(self, splits={**splits, **others}, notes=notes)
 
     def choose_split(self, wanted: str | None, defaults: Sequence[str]) -> tuple[str, tuple[Sample, ...]]:
-        """The split ``wanted``, or the first of ``defaults`` that exists, or all samples, which may be asked for as ``all``.
+        """The name and the samples of the split ``wanted``, else of the first of ``defaults`` that exists, else of ``all``.
+
+        ``all`` names the samples of all splits.
 
         Raises:
             DataError: ``wanted`` does not exist, or the split is empty.
         """
         if wanted in ("train", "val") and wanted not in self.splits and self.folds:
             raise DataError(
-                f"{self.root} has no split {wanted!r} but the folds {', '.join(map(str, self.folds))}; give --fold K to "
+                f"{self.root} has no split {wanted!r} but the folds {', '.join(map(str, self.folds))}; give `fold` K to "
                 "train on all folds but K and validate on K."
             )
         if wanted not in (None, "all", *self.splits):
             raise DataError(
-                f"{self.root} has no split {wanted!r}; it has {', '.join(self.splits)}: name one of them with --split."
+                f"{self.root} has no split {wanted!r}; it has {', '.join(self.splits)}: give one of them as `split`."
             )
         name = wanted or next((name for name in defaults if name in self.splits), "all")
         samples = self.splits[name] if name in self.splits else self.all_samples()
         if not samples:
-            raise DataError(f"The split {name!r} of {self.root} holds no usable image; choose another with --split.")
+            raise DataError(f"The split {name!r} of {self.root} holds no usable image; choose another `split`.")
         return name, samples
 
     def all_samples(self) -> tuple[Sample, ...]:
@@ -178,15 +179,15 @@ def make_sample(
     source: str | Callable[[int], str],
     problems: list[Problem] | None = None,
 ) -> Sample:
-    """Build a sample from rows of (xyxy box, class id, ignore), dropping what is no box.
+    """Build a sample from rows of (xyxy box in pixels, class id, ignore).
 
-    A box is clipped to the picture; one without area or with a number that is not finite is skipped.
+    A box is clipped to the picture. A box without area inside the picture, or with a number that is not finite, is skipped.
 
     Args:
-        image_id, path, height, width: of the picture.
+        image_id, path, height, width: the picture, as in ``Sample``.
         rows: the boxes.
-        source: where the rows stand, or a function that tells where row number N stands.
-        problems: takes what is wrong; without it, warnings are logged.
+        source: the place of all rows, as in ``Problem.where``, or a function from a row's number to its place.
+        problems: the list that problems are added to; None logs them as warnings.
     """
     boxes: list[list[float]] = []
     class_ids: list[int] = []
@@ -196,11 +197,11 @@ def make_sample(
     for position, (box, class_id, ignored) in enumerate(rows):
         corners = [float(value) for value in box]
         inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], width), min(corners[3], height))
-        # Rounded as they are stored, so that what has no area then is seen now.
+        # Rounded to float32 as they are stored, because a thin box may lose its area by that.
         clipped = [float(np.float32(value)) for value in inside]
         fault = _box_fault(corners, clipped, height, width)
         if fault is None and (class_id, *corners) in seen:
-            fault = ("duplicate", "the box {} stands there a second time")
+            fault = ("duplicate", "the box {} is there twice")
         seen.add((class_id, *corners))
         if fault is not None:
             kind, text = fault
@@ -228,12 +229,12 @@ def make_sample(
 
 
 def unreadable_image(path: Path, error: DataError) -> Problem:
-    """The problem of a picture that ``image_size`` or ``read_image`` refused."""
+    """The problem to record for a picture that ``image_size`` or ``read_image`` refused."""
     return Problem("unreadable_image", str(path), f"skipped, because it {str(error).removeprefix(f'{path} ')}")
 
 
 def _box_fault(corners: Sequence[float], clipped: Sequence[float], height: int, width: int) -> tuple[str, str] | None:
-    """The kind of a box's fault and a text with a place for the box."""
+    """What is wrong with a box: the kind, and a text with ``{}`` for the box; None if nothing is wrong."""
     if not np.isfinite(corners).all():
         return "not_finite", "skipped the box {}, whose numbers are not all finite"
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
@@ -248,7 +249,7 @@ def _box_fault(corners: Sequence[float], clipped: Sequence[float], height: int, 
 
 
 def split_in_name(*names: str) -> str | None:
-    """``train``, ``val`` or ``test`` where one of the names tells it: ``instances_val2017``, ``valid``, ``training-set``."""
+    """The split, ``train``, ``val`` or ``test``, that a name contains, as ``instances_val2017`` or ``training-set``; else None."""
     words = (word for name in names for word in re.findall(r"[a-z]+", name.lower()))
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
@@ -256,9 +257,9 @@ def split_in_name(*names: str) -> str | None:
 def gather_splits(
     parts: Iterable[tuple[str | None, tuple[Sample, ...]]], source: Path
 ) -> tuple[dict[str, tuple[Sample, ...]], tuple[str, ...]]:
-    """Join parts into splits by their names. Returns the splits and notes.
+    """Join parts of a data set into splits by their names. Returns the splits and notes.
 
-    Parts without a name become the split ``all`` beside named ones, and are split by ``hold_out`` where there are none.
+    Parts without a name become the split ``all`` if other parts have names; if none has, ``hold_out`` splits them.
     """
     splits: dict[str, tuple[Sample, ...]] = {}
     unnamed: tuple[Sample, ...] = ()
@@ -276,15 +277,15 @@ def gather_splits(
 
 
 def first_existing(paths: Iterable[Path]) -> Path | None:
-    """The first path where there is a file or a folder.
+    """The first path that exists, or None.
 
-    A damaged annotation holds names that no file can have, for which ``Path.exists`` raises an error.
+    ``Path.exists`` is not used: it raises an error for names that no file can have, as damaged annotations hold them.
     """
     return next((path for path in paths if os.path.exists(path)), None)  # noqa: PTH110
 
 
 def with_unique_ids(parts: Sequence[tuple[Sample, ...]], base: Path) -> list[tuple[Sample, ...]]:
-    """The same parts, with the pictures' paths below ``base`` for ids where one id means two pictures."""
+    """Make image ids unique: if one id means two pictures, all ids become the pictures' paths relative to ``base``."""
     pictures: dict[str, set[Path]] = defaultdict(set)
     for samples in parts:
         for sample in samples:
@@ -298,7 +299,7 @@ def with_unique_ids(parts: Sequence[tuple[Sample, ...]], base: Path) -> list[tup
 
 
 def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[Sample, ...]], str]:
-    """Split samples that come without a split file: a seeded fraction becomes ``val``. Returns the splits and a note."""
+    """Split samples that no file assigns to splits: a seeded random fraction becomes ``val``. Returns the splits and a note."""
     ordered = sorted(samples, key=lambda sample: sample.image_id)
     count = max(1, round(len(ordered) * HELD_OUT_FRACTION)) if len(ordered) > 1 else 0
     chosen = set(random.Random(HELD_OUT_SEED).sample(range(len(ordered)), count))
@@ -311,14 +312,14 @@ def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[S
 
 
 def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
-    """Renumber a data set's classes into those of a model: by name, then by id.
+    """Renumber a data set's classes as the model numbers them. Classes are matched by name, then by category id.
 
-    Classes of the data set without a box do not matter. The model may know more classes than the data set.
+    Classes of the data set without a box need no match. The model may know more classes than the data set.
 
     Raises:
-        DataError: a class with boxes that the model does not know; names it.
+        DataError: the model does not know a class that has boxes.
     """
-    # Exact names go first: in a data set of letters "a" is not "A".
+    # Exact names are matched first: in a data set of letters "a" is not "A".
     by_name = {name: index for index, name in enumerate(spec.class_names)}
     by_folded_name = {name.casefold(): index for index, name in enumerate(spec.class_names)}
     by_id = {number: index for index, number in enumerate(spec.category_ids)}
@@ -327,11 +328,13 @@ def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
     by_number = _ids_mean_the_same(dataset, spec, named)
     for own, index in enumerate(named):
         fallback = by_id.get(dataset.category_ids[own], -1) if by_number else -1
-        # A class that another one already has by its name is not given out twice.
+        # A class of the model that was matched by name is not matched again by id.
         table[own] = index if index >= 0 or fallback in named else fallback
         if index < 0 <= table[own]:
             number, name = dataset.category_ids[own], spec.class_names[fallback]
-            logger.info("class %r is taken for %r: both have the id %d", dataset.class_names[own], name, number)
+            logger.info(
+                "class %r is matched with the model's %r: both have the id %d", dataset.class_names[own], name, number
+            )
     used = sorted({int(own) for sample in dataset.all_samples() for own in np.unique(sample.class_ids)})
     unknown = [dataset.class_names[own] for own in used if table[own] < 0]
     if unknown:
@@ -348,20 +351,20 @@ def match_classes(dataset: Dataset, spec: ModelSpec) -> Dataset:
 
 
 def _ids_mean_the_same(dataset: Dataset, spec: ModelSpec, named: Sequence[int]) -> bool:
-    """Whether category ids may stand in for names that do not match.
+    """Whether classes whose names do not match may be matched by category id.
 
-    Ids alone prove nothing: most data sets number their classes from 1, so blood cells would become balls. They are
-    trusted where some names match and each of those has the same id on both sides, or where names are only numbers.
+    Most data sets number their classes from 1, so equal ids alone prove nothing. They are trusted if some names match and
+    each of these classes has the same id on both sides, or if all names are numbers.
     """
     agreeing = [spec.category_ids[index] == dataset.category_ids[own] for own, index in enumerate(named) if index >= 0]
     if agreeing:
-        # Only a COCO file has ids of its own; those of the other formats are made up by their reader.
+        # Only COCO's ids identify a class; in the other formats they are positions in a list.
         return dataset.kind == "coco" and all(agreeing)
     return all(name.strip().isdigit() for name in dataset.class_names)
 
 
 def readable_images(samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Decode each sample's picture; one that cannot be decoded is skipped with a warning, and all are counted at the end."""
+    """Each sample with its picture, uint8 [H, W, 3]. Pictures that cannot be decoded are skipped, with warnings that count them."""
     skipped = 0
     for sample in samples:
         try:
@@ -376,7 +379,7 @@ def readable_images(samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndar
 
 
 def samples_manifest(samples: Sequence[Sample]) -> dict[str, str]:
-    """Image id to SHA-256 of the image file, sorted by id; missing files are left out."""
+    """The SHA-256 of each image file by image id, sorted by id; missing files are left out."""
     return {
         sample.image_id: file_sha256(sample.path)
         for sample in sorted(samples, key=lambda sample: sample.image_id)
@@ -389,6 +392,6 @@ def manifest_sha256(manifest: Mapping[str, str]) -> str:
 
 
 def samples_sha256(samples: Sequence[Sample]) -> str:
-    """One hash over the images and their boxes, so that an AP names the data it was measured on."""
+    """One hash over the images and their boxes, which identifies the data that an AP was measured on."""
     truth = {sample.image_id: [sample.boxes.tolist(), sample.class_ids.tolist()] for sample in samples}
     return text_sha256(json.dumps([samples_manifest(samples), truth], sort_keys=True))

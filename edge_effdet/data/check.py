@@ -22,7 +22,7 @@ from edge_effdet.runtime.preprocess import letterbox_size
 
 SHOWN_A_KIND = 20
 SMALL_SHARE = 0.2
-"""Where more boxes than this share are smaller than every anchor, the text advises a larger input."""
+"""If a larger share of the boxes is smaller than every anchor, the text advises a larger input."""
 
 _SPLIT_ORDER = ("train", "val", "test")
 _FORMATS = {"coco": "COCO JSON", "voc": "Pascal VOC", "yolo": "YOLO", "csv": "CSV"}
@@ -30,7 +30,7 @@ _FORMATS = {"coco": "COCO JSON", "voc": "Pascal VOC", "yolo": "YOLO", "csv": "CS
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """One split in numbers. ``boxes`` and ``by_class`` leave out those that are ignored (crowd, difficult)."""
+    """One split in numbers. ``boxes`` and ``by_class`` leave out ignored boxes (crowd, difficult)."""
 
     images: int
     images_without_boxes: int
@@ -41,7 +41,7 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class LevelCount:
-    """The boxes that the anchors of one pyramid level fit best; the anchors' base sizes in pixels of the input."""
+    """How many boxes the anchors of one pyramid level fit best, and the sides of its square anchors in pixels of the input."""
 
     level: int
     smallest_anchor: float
@@ -54,18 +54,18 @@ class DataReport:
     """What the check found.
 
     Attributes:
-        root, kind, class_names: of the data set.
-        image_size: the network's input that box sizes are counted in.
-        images: how many there are, each counted once.
-        splits: numbers of each split.
-        smallest_image, largest_image: (height, width) by area.
-        levels: boxes by pyramid level.
-        below_smallest: boxes whose sqrt(area) is smaller than the smallest anchor.
-        duplicates: groups of (split, path) with the same bytes, of more than one split.
-        problems: of the data set, and with ``decode`` of its pixels.
-        notes: of the data set.
-        decoded: images that were decoded, None where that was not asked for.
-        anchors: None where there are too few boxes to say.
+        root, kind, class_names: the data set, as in ``Dataset``.
+        image_size: height and width of the network's input, in whose pixels boxes are measured.
+        images: number of images, each counted once.
+        splits: the counts of each split, by name.
+        smallest_image, largest_image: (height, width) of the images with the least and the most pixels.
+        levels: the boxes of each pyramid level.
+        below_smallest: number of boxes whose sqrt(area) is smaller than the smallest anchor.
+        duplicates: groups of (split, path) of images with the same bytes in more than one split.
+        problems: the data set's problems and, with ``decode``, the images that cannot be decoded.
+        notes: the data set's notes.
+        decoded: number of images that were decoded; None without ``decode``.
+        anchors: the suggested anchors; None for too few boxes.
     """
 
     root: Path
@@ -85,7 +85,7 @@ class DataReport:
     anchors: AnchorAdvice | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as an object for JSON."""
         return {
             "data": str(self.root),
             "format": self.kind,
@@ -112,20 +112,20 @@ def check_dataset(
     decode: bool = False,
     anchors: AnchorSpec | None = None,
 ) -> DataReport:
-    """Look a data set over.
+    """Count what a data set holds, and compare its boxes with anchors.
 
     Args:
-        dataset: as it was read, with its problems.
-        image_size: the network's input, height and width.
-        split: count this one only; problems are those of the whole data set all the same.
-        decode: decode each image, to find those whose header alone is whole.
-        anchors: what the boxes are compared with; the default is the model's own default.
+        dataset: the data set, as ``read_dataset`` returns it.
+        image_size: height and width of the network's input.
+        split: count this split only; None for all. Problems are always those of the whole data set.
+        decode: decode each image, to find damaged ones whose header is whole.
+        anchors: the anchors to compare the boxes with; None for the default ones.
 
     Raises:
         DataError: there is no such split, or it is empty.
     """
     anchors = anchors or AnchorSpec()
-    # Those with well-known names first, in their usual order.
+    # Splits with well-known names come first, in their usual order.
     names = sorted(dataset.splits, key=lambda name: (name not in _SPLIT_ORDER, *map(name.__ne__, _SPLIT_ORDER)))
     splits = {name: dataset.splits[name] for name in names}
     samples = dataset.all_samples()
@@ -163,7 +163,7 @@ def check_dataset(
 
 
 def report_text(report: DataReport) -> str:
-    """The report for a person."""
+    """The report as text for a person."""
     sections = [
         _heading(report),
         _split_table(report),
@@ -210,8 +210,8 @@ def _decoding_fault(sample: Sample) -> DataError | None:
 
 
 def _duplicates(dataset: Dataset, split: str | None) -> tuple[tuple[tuple[str, Path], ...], ...]:
-    """Groups of files with the same bytes in different splits. Files of different lengths are not read."""
-    # The challenge's trainval is train and val by design.
+    """Groups of files with the same bytes in different splits. Only files of equal length are read."""
+    # Pascal VOC's split trainval is train and val together.
     hidden = {"trainval"} if {"train", "val"} & dataset.splits.keys() else set()
     by_size: dict[int, set[tuple[str, Path]]] = defaultdict(set)
     for name, samples in dataset.splits.items():
@@ -279,7 +279,7 @@ def _size_table(report: DataReport) -> str:
     if report.below_smallest:
         text += f": {100 * share:.1f} %"
     if share > SMALL_SHARE:
-        text += "; a larger --image-size or smaller anchors would help them"
+        text += "; a larger `image_size` or smaller anchors would help them"
     return f"{table(rows)}\n{text}"
 
 
@@ -297,7 +297,9 @@ def _anchor_text(report: DataReport) -> str:
     else:
         ratios = ",".join(f"{width:g}x{height:g}" for width, height in advice.suggested.aspect_ratios)
         flags = f"--anchor-scale {advice.suggested.anchor_scale:g} --aspect-ratios {ratios}"
-        lines.append(f"         the suggested anchors fit better by {gain:.3f}: train with {flags}")
+        lines.append(
+            f"         the suggested anchors fit better by {gain:.3f}: train with python -m edge_effdet.train {flags}"
+        )
     return "\n".join(lines)
 
 
@@ -308,8 +310,8 @@ def _anchors_shown(spec: AnchorSpec) -> str:
 
 def _duplicate_text(report: DataReport) -> str:
     if not report.duplicates:
-        return "no image stands in two splits" if len(report.splits) > 1 else ""
-    lines = [f"{_counted(len(report.duplicates), 'image stands', 'images stand')} in two splits, byte for byte:"]
+        return "no image is in two splits" if len(report.splits) > 1 else ""
+    lines = [f"{_counted(len(report.duplicates), 'image is', 'images are')} in two splits, byte for byte:"]
     for group in report.duplicates[:SHOWN_A_KIND]:
         lines += ["  " + " = ".join(f"{path} ({name})" for name, path in group)]
     return "\n".join(lines + _more(len(report.duplicates)))
@@ -335,7 +337,7 @@ def _size(size: Size) -> str:
 
 
 def _more(count: int) -> list[str]:
-    return [f"  and {count - SHOWN_A_KIND} more; --json lists all"] if count > SHOWN_A_KIND else []
+    return [f"  and {count - SHOWN_A_KIND} more; `json` lists all"] if count > SHOWN_A_KIND else []
 
 
 def _counted(count: int, one: str, many: str) -> str:

@@ -1,7 +1,7 @@
 """COCO JSON: one file, or a folder as COCO and the usual exporters lay it out.
 
-Recognised: ``annotations/*.json`` beside image folders (``train2017``, ``val2017``, ``images``), and a folder a split with
-``_annotations.coco.json`` in it. A file's split is read from its name or its folder's.
+A folder has ``annotations/*.json`` beside image folders (``train2017``, ``val2017``, ``images``), or one folder for each split
+with ``_annotations.coco.json`` in it. The name of a file or of its folder tells its split.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edge_effdet.runtime.images import image_size
 
 _HEAD_BYTES = 1 << 16
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
-"""How the files begin that COCO's own folder holds beside the boxes."""
+"""Prefixes of COCO's own annotation files that hold no boxes of objects."""
 
 
 def recognises(path: Path) -> bool:
@@ -39,10 +39,10 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Dataset:
-    """Read every annotation file of ``path``. Classes stand in the order of their ids, over all files.
+    """Read every annotation file of ``path``. Classes are ordered by category id, over all files.
 
     Raises:
-        DataError: a file that is no COCO JSON.
+        DataError: a file is not COCO detection JSON, or two files name a category differently.
     """
     contents = {file: _load(file) for file in _annotation_files(path)}
     categories: dict[int, str] = {}
@@ -69,7 +69,7 @@ def read(path: Path) -> Dataset:
         _read_samples(file, path if path.is_dir() else file.parent, content, index, problems)
         for file, content in contents.items()
     ]
-    # Roboflow numbers the images of each split from 0.
+    # Roboflow numbers the images of each split from 0, so ids repeat.
     parts = with_unique_ids(parts, root)
     named = [(_split_of(file, path), samples) for file, samples in zip(contents, parts, strict=True)]
     splits, notes = gather_splits(named, path)
@@ -89,7 +89,7 @@ def _looks_like_coco(file: Path) -> bool:
         head = stream.read(_HEAD_BYTES)
     if '"images"' in head or '"annotations"' in head or '"categories"' in head:
         return True
-    # The keys may stand behind a long list; an empty or truncated file given by name is ours to explain.
+    # The keys may come later or, in a damaged file, be missing; by its name it is taken for COCO, so that reading it tells the fault.
     return file.name.startswith(("instances_", "_annotations"))
 
 
@@ -180,7 +180,7 @@ def _teller(lines: _Lines, content: dict[str, Any], positions: list[int]) -> Cal
 
 
 class _Lines:
-    """The lines of the entries of a COCO file's lists. The text is read and walked when the first is asked for."""
+    """Tells the line of each entry in the lists of a COCO file. The text is read when the first line is asked for."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -197,7 +197,7 @@ class _Lines:
 
 
 def _entry_starts(text: str) -> dict[str, list[int]]:
-    """Where the entries of each list in a JSON object begin, by key, in a text that is known to be valid."""
+    """The offset of each entry of each list in a JSON object, by key. The text must be valid JSON."""
     decoder, space = json.JSONDecoder(), re.compile(r"[\s,:]*")
 
     def skip(position: int) -> int:
@@ -234,7 +234,7 @@ def _image_folders(file: Path, root: Path) -> list[Path]:
 
 
 def _split_of(file: Path, root: Path) -> str | None:
-    """The split that a file's name, or its folder's below ``root``, tells: ``train``, ``val``, ``test`` or a name of its own."""
+    """The split of a file, by its name or its folders below ``root``: ``train``, ``val``, ``test`` or what follows ``instances_``."""
     inner = file.relative_to(root) if root in file.parents else Path(file.name)
     split = split_in_name(inner.stem, *reversed(inner.parent.parts))
     if split is not None:

@@ -1,7 +1,7 @@
-"""CSV files with a box a row: ``image_id,x_min,y_min,x_max,y_max,label[,fold]``.
+"""CSV files with one box in each row: ``image_id,x_min,y_min,x_max,y_max,label[,fold]``.
 
 One file, or a folder of files whose names tell the split (``train.csv``, ``test.csv``). In place of ``x_max,y_max`` a file may
-have ``width,height``; other columns are ignored. A row whose box is empty is an image without boxes. A column ``fold``
+have ``width,height``; other columns are ignored. A row with an empty box stands for an image without boxes. A column ``fold``
 divides a file into the splits ``fold0``, ``fold1`` and so on, unless its name says that it is the split val or test.
 """
 
@@ -48,7 +48,7 @@ class _Picture:
 
 
 class _Columns(NamedTuple):
-    """Positions of the columns in a row."""
+    """The positions of the columns in a row."""
 
     image_id: int
     box: tuple[int, ...]
@@ -58,7 +58,7 @@ class _Columns(NamedTuple):
 
 
 class _BadRow(Exception):
-    """What is wrong with a row. It goes no further than this module."""
+    """Says what is wrong with a row. It is raised and caught in this module only."""
 
 
 def recognises(path: Path) -> bool:
@@ -69,10 +69,10 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Dataset:
-    """Read a CSV file or a folder of them. Classes are numbered by name.
+    """Read a CSV file or a folder of CSV files. Classes are ordered by name.
 
     Raises:
-        DataError: no header, a file that is no text, an image in two folds, or no labelled box at all.
+        DataError: a file has no header or is not text, an image is in two folds, or no row has a box and a label.
     """
     problems: list[Problem] = []
     tables = {file: _read_table(file, problems) for file in (_files(path) if path.is_dir() else [path])}
@@ -105,7 +105,7 @@ def _has_header(file: Path) -> bool:
 
 
 def _read_table(file: Path, problems: list[Problem]) -> dict[str, _Picture]:
-    """The pictures of a file by their id, in its order."""
+    """The pictures of a file by their id, in the order of the file."""
     pictures: dict[str, _Picture] = {}
     rows = _rows(file)
     columns = _find_columns(file, next(rows, (1, []))[1])
@@ -127,7 +127,7 @@ def _read_table(file: Path, problems: list[Problem]) -> dict[str, _Picture]:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with its line."""
+    """The rows that are not blank, each with its line number."""
     with open(file, newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream)
         try:
@@ -141,7 +141,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _find_columns(file: Path, header: list[str]) -> _Columns:
-    # Of a column that stands there twice, the first is taken.
+    # Of two columns with the same name, the first is taken.
     positions = {name.lower(): column for column, name in reversed(list(enumerate(header)))}
     for box in (_CORNERS, _CORNER_AND_SIZE):
         if all(name in positions for name in ("image_id", "label", *box)):
@@ -182,7 +182,7 @@ def _read_row(cells: list[str], columns: _Columns, line: int) -> tuple[str, int 
 
 
 def _read_fold(cell: str) -> int:
-    # A column with a gap comes out of pandas as 0.0, 1.0.
+    # pandas writes a column of whole numbers that has gaps as 0.0, 1.0.
     whole = cell.removesuffix(".0")
     if not (whole.isascii() and whole.isdecimal()):
         raise _BadRow(f"its fold {cell!r} is not a number from 0")
@@ -192,7 +192,7 @@ def _read_fold(cell: str) -> int:
 def _read_samples(
     file: Path, table: dict[str, _Picture], number: dict[str, int], problems: list[Problem]
 ) -> dict[str | None, tuple[Sample, ...]]:
-    """The samples of a file by the name of their split, None where nothing names it."""
+    """The samples of a file by split; the key is None where neither the file's name nor a fold tells the split."""
     named = split_in_name(file.stem)
     parts: dict[str | None, list[Sample]] = {}
     finder = _ImageFinder(file, named)
@@ -216,7 +216,7 @@ def _read_samples(
 
 
 class _ImageFinder:
-    """Finds the picture of an image id: a path below one of some folders, with or without its suffix."""
+    """Finds the picture of an image id, which is a path below one of the usual folders, with or without a suffix."""
 
     def __init__(self, file: Path, split: str | None) -> None:
         names = ["", file.stem, "images", f"images/{file.stem}", *([split, f"images/{split}"] if split else [])]

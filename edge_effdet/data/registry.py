@@ -1,4 +1,4 @@
-"""Which reader takes a folder or file: the one place that knows all formats."""
+"""Recognises the format of a data set and reads it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from edge_effdet.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-
 _COUNTED_ONLY = frozenset({"outside", "duplicate"})
-"""Kinds that lose nothing: reading says how many there are, the data check lists them."""
-
+"""Problems by which no box and no image is lost: reading logs only how many there are, the data check lists them."""
 
 _LOGGED_A_KIND = 10
 
@@ -25,10 +23,10 @@ def read_dataset(path: Path, quiet: bool = False) -> Dataset:
 
     Args:
         path: a file or a folder.
-        quiet: leave it to the caller to say what the notes and problems are; else they are logged.
+        quiet: do not log the notes and problems.
 
     Raises:
-        DataError: nothing there, no known format, or no usable image.
+        DataError: there is nothing at ``path``, its format is not known, or it has no usable image.
     """
     from edge_effdet.data import coco, csv_file, voc, yolo
 
@@ -38,9 +36,9 @@ def read_dataset(path: Path, quiet: bool = False) -> Dataset:
     reader = next((reader for reader in (coco, voc, yolo, csv_file) if reader.recognises(path)), None)
     if reader is None:
         raise DataError(
-            f"{path} is no data set of a known format: expected COCO (a JSON file or the folder of one), Pascal VOC (a "
-            "folder with Annotations beside JPEGImages), YOLO (a data.yaml or its folder) or CSV (a file or the folder of "
-            "one, with the header image_id,x_min,y_min,x_max,y_max,label[,fold])."
+            f"{path} is no data set of a known format: expected COCO (a JSON file or its folder), Pascal VOC (a folder with "
+            "Annotations beside JPEGImages), YOLO (a data.yaml or its folder) or CSV (a file or its folder, with the header "
+            "image_id,x_min,y_min,x_max,y_max,label[,fold])."
         )
     dataset = reader.read(path)
     dataset = replace(dataset, problems=dataset.problems + _similar_class_names(dataset))
@@ -55,7 +53,7 @@ def read_dataset(path: Path, quiet: bool = False) -> Dataset:
 
 
 def _similar_class_names(dataset: Dataset) -> tuple[Problem, ...]:
-    """Classes that are most likely one: their names differ in case or spaces only."""
+    """Problems for classes that are most likely the same: their names differ only in case or spaces."""
     alike: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(dataset.class_names):
         alike["".join(name.casefold().split())].append(index)
@@ -78,7 +76,7 @@ def _similar_class_names(dataset: Dataset) -> tuple[Problem, ...]:
 
 
 def _log_problems(dataset: Dataset) -> None:
-    """Warn of each problem where something was left out, but of no more than a few a kind."""
+    """Log the first problems of each kind as warnings, and how many more there are."""
     by_kind: dict[str, list[Problem]] = defaultdict(list)
     for problem in dataset.problems:
         by_kind[problem.kind].append(problem)

@@ -1,11 +1,11 @@
 """A seeded data set with exact ground truth: drawn objects over the photographs that the scikit-image wheel carries.
 
 The classes are told apart by shape; colour, pattern, light, turn and proportion are random. Nothing is downloaded.
-Validation and test scenes lie over photographs that training never sees (``PHOTOGRAPHS``); calibration shares those of
-training.
+Validation and test scenes have photographs behind them that training never sees (``PHOTOGRAPHS``); calibration has
+training's.
 
-An object is never left visible without a box: whatever would hide more than ``1 - MIN_VISIBLE`` of an object placed
-earlier, or cut its box out of the allowed range, is placed elsewhere or left out.
+Every visible object has a box: a patch that would hide more than ``1 - MIN_VISIBLE`` of an earlier object, or leave it with a
+box outside the allowed sizes, is placed elsewhere or left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from edge_effdet.options import option
 from edge_effdet.runtime.drawing import save_picture
 
 MIN_VISIBLE = 0.3
-"""The part of an object's area that stays visible, after the picture's edge and all that lies over it."""
+"""The least share of an object's area that stays visible, inside the picture and not hidden by later patches."""
 
 JPEG_QUALITY = 92
 
@@ -55,14 +55,14 @@ PHOTOGRAPHS: Mapping[str, tuple[str, ...]] = {
 }
 """Files of ``skimage/data`` behind the scenes of each split; a split of another name has those of ``train``.
 
-Left out, because they show what could pass for a ball: coins, cell, clock, colour wheel.
+The photographs of coins, a cell, a clock and a colour wheel are left out, because these could pass for a ball.
 """
 
 _PARTS = {
-    # Elsewhere stand cardboard boxes, which would be boxes without a label.
+    # The rest shows cardboard boxes, which would be unlabelled objects of the class box.
     "motorcycle_left.png": (0, 0, 330, 500),
     "motorcycle_right.png": (0, 300, 741, 500),
-    # The whole is a disc on black, which could pass for a ball.
+    # The whole picture is a disc on black, which could pass for a ball.
     "retina.jpg": (330, 330, 1130, 1130),
 }
 
@@ -74,22 +74,22 @@ _NOTHING, _OCCLUDER = -1, -2
 class SceneOptions:
     """What a scene may hold. ``photographs`` names the files of ``skimage/data`` to choose the background from."""
 
-    image_size: tuple[int, int] = option((480, 640), help="N or HxW of the pictures, pixels")
+    image_size: tuple[int, int] = option((480, 640), help="size of the pictures, N or HxW, pixels")
     min_side: int = option(8, help="shortest side of a box, pixels")
     max_side: int = option(300, help="longest side of a box, pixels")
-    max_objects: int = option(12, help="most objects in a picture; the least is 1")
+    max_objects: int = option(12, help="most objects in a picture; there is at least one")
     photographs: tuple[str, ...] = _TRAIN_PHOTOGRAPHS
 
     def __post_init__(self) -> None:
-        # The flattest object, a bottle, is not quite four times as long as it is wide.
+        # The narrowest object, a bottle, is nearly four times as long as it is wide.
         if self.min_side < 4 or 4 * self.min_side > min(self.max_side, *self.image_size):
             raise UsageError(
                 f"Boxes of {self.min_side} to {self.max_side} pixels in pictures of "
-                f"{self.image_size[0]}x{self.image_size[1]} leave too little choice: --min-side is at least 4, and at "
-                "most a quarter of --max-side and of the picture."
+                f"{self.image_size[0]}x{self.image_size[1]} leave too little choice: `min_side` must be at least 4, and "
+                "at most a quarter of `max_side` and of the picture's sides."
             )
         if self.max_objects < 1 or not self.photographs:
-            raise UsageError("A scene needs at least one object and one photograph; raise --max-objects.")
+            raise UsageError("A scene needs at least one object and one photograph; raise `max_objects`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +100,18 @@ class SplitOptions:
     val: int = option(100, help="pictures to choose the best epoch on, over other photographs")
     calibration: int = option(64, help="pictures to calibrate INT8 on, over the photographs of train")
     test: int = option(100, help="pictures to report accuracy on, over yet other photographs")
-    seed: int = option(0, help="seed of all that is random")
+    seed: int = option(0, help="seed of all random choices")
 
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A scene before the camera's faults.
+    """A scene before ``photograph`` adds the faults of a camera.
 
     Attributes:
         background: float32 [H, W, 3], 0 to 255: the photograph with the clutter that lies under all objects.
-        image: float32 [H, W, 3], 0 to 255: with the objects and what hides them.
-        owner: int16 [H, W]: the object that is seen in each pixel, -1 where none is, -2 where clutter hides.
-        class_ids: int64 [N].
+        image: float32 [H, W, 3], 0 to 255: the background, the objects, and the clutter over them.
+        owner: int16 [H, W]: the index of the object seen in each pixel, -1 where there is none, -2 where clutter covers all.
+        class_ids: int64 [N], the class of each object.
     """
 
     background: np.ndarray
@@ -125,13 +125,13 @@ def write_scenes(
 ) -> dict[str, int]:
     """Write a COCO data set: ``annotations/instances_<split>.json`` and ``<split>/000000.jpg``.
 
-    The background of each split comes from ``PHOTOGRAPHS``, whatever ``options`` names. Category ids count from 1;
+    The backgrounds come from ``PHOTOGRAPHS``; ``options.photographs`` is not used. Category ids count from 1;
     image ids are unique over all splits. Returns the number of boxes of each split.
 
     Raises:
-        UsageError: a split without pictures.
+        UsageError: a split has no pictures.
         InputError: the folder cannot be written.
-        MissingDependency: no scikit-image.
+        MissingDependency: scikit-image is not installed.
     """
     options = options or SceneOptions()
     if not splits or min(splits.values()) < 1:
@@ -168,7 +168,7 @@ def write_scenes(
 
 
 def scene_seed(seed: int, split: str, index: int) -> int:
-    """The seed of one scene, 64 bits; the same in every process, and another for every split and index."""
+    """The 64-bit seed of one scene: the same in every process, and different for every split and index."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{split}/{index}".encode()).digest()[:8], "big")
 
 
@@ -179,7 +179,7 @@ def render_scene(options: SceneOptions, seed: int) -> tuple[np.ndarray, np.ndarr
         The picture, uint8 [H, W, 3]; boxes, float32 [N, 4], xyxy in whole pixels; class ids, int64 [N].
 
     Raises:
-        MissingDependency: no scikit-image.
+        MissingDependency: scikit-image is not installed.
         DataError: the installed scikit-image lacks a photograph.
     """
     rng = np.random.default_rng(seed)
@@ -188,9 +188,9 @@ def render_scene(options: SceneOptions, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def compose_scene(options: SceneOptions, rng: np.random.Generator) -> Composition:
-    """Background, clutter, objects from back to front, and clutter that hides parts of them.
+    """Draw a background, clutter, objects from back to front, and clutter that hides parts of them.
 
-    Sides are log-uniform; about one object in seven may be cut by the picture's edge.
+    The objects' longer sides are log-uniform. About one object in seven may be cut by the picture's edge.
     """
     background = _background(options, rng)
     limit = min(options.max_side, *options.image_size)
@@ -225,7 +225,7 @@ def photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         image: float32 [H, W, 3], 0 to 255.
-        rng: source of all that is random.
+        rng: the source of randomness.
 
     Returns:
         uint8 [H, W, 3].
@@ -250,7 +250,7 @@ def photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def blur_motion(picture: Image.Image, angle: float) -> Image.Image:
-    """Smear along a line of five pixels through each pixel; the line is centred, so that nothing moves."""
+    """Blur along a line of five pixels at ``angle`` radians. The line is centred on each pixel, so that nothing moves."""
     kernel = np.zeros((5, 5))
     for step in np.linspace(-2, 2, 9):
         kernel[round(2 + step * math.sin(angle)), round(2 + step * math.cos(angle))] += 1
@@ -267,7 +267,7 @@ class _Canvas:
     areas: list[int]
 
     def try_place(self, patch: Patch, x: int, y: int, class_id: int | None) -> bool:
-        """Draw ``patch`` with its corner at (x, y), unless some object would then be no longer fit to be boxed."""
+        """Draw ``patch`` with its corner at (x, y), unless an object would then lack a valid box (``_boxable``). Returns whether it did."""
         owner = self.owner.copy()
         index = _OCCLUDER if class_id is None else len(self.class_ids)
         area = int(patch.solid.sum())

@@ -15,7 +15,7 @@ from edge_effdet.artifacts import Size
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """rgb: float32 [h, w, 3], 0 to 255. alpha: float32 [h, w], 0 to 1. solid: bool [h, w], where alpha is over half."""
+    """A drawing to paste. rgb: float32 [h, w, 3], 0 to 255. alpha: float32 [h, w], 0 to 1. solid: bool [h, w], alpha above 0.5."""
 
     rgb: np.ndarray
     alpha: np.ndarray
@@ -28,13 +28,13 @@ _NEUTRAL = 128
 
 @dataclass(slots=True)
 class _Drawing:
-    """Polygons, float [K, 2] with y down, in a frame of their own about the origin.
+    """The polygons of an object, float [K, 2] each, around the origin, with y down.
 
     Attributes:
-        base: the colour where nothing is painted.
-        outline, holes: where the object is, and where one sees through it.
-        paint: patterns, in order.
-        shade: light, in order; 128 leaves the paint as it is.
+        base: the colour where no pattern is painted.
+        outline, holes: the area of the object, and the holes in it.
+        paint: the polygons of a pattern with their colours, in drawing order.
+        shade: polygons with their brightness, in drawing order; 128 leaves the colour as it is.
     """
 
     base: _Color
@@ -164,7 +164,7 @@ CLASS_NAMES = tuple(_DRAWERS)
 
 
 def object_patch(class_id: int, max_side: int, min_side: int, rng: np.random.Generator) -> Patch:
-    """An object whose longer side is log-uniform, as far as the shorter one is at least ``min_side``."""
+    """A random object whose longer side is log-uniform up to ``max_side`` pixels and whose shorter side is at least ``min_side``."""
     draw, turn = _DRAWERS[CLASS_NAMES[class_id]]
     angle, toward_light = math.radians(rng.uniform(-turn, turn)), rng.uniform(0, 2 * math.pi)
     squash = rng.uniform(0.93, 1.0) if draw is _draw_ball else rng.uniform(0.75, 1.1)
@@ -174,14 +174,14 @@ def object_patch(class_id: int, max_side: int, min_side: int, rng: np.random.Gen
     drawing = draw(rng, light)
     matrix = rotation @ np.array([[1.0, shear], [0.0, squash]])
     spans = np.ptp(np.vstack(drawing.outline) @ matrix.T, axis=0)
-    # A pointed end fills less than half of its last pixel, and a place between pixels may take one more.
+    # A pointed end fills less than half of its last pixel, and the random offset between pixels may cost one more.
     shortest, longest = min_side * float(spans.max() / spans.min()) + 1.5, max_side - 1
     side = math.exp(rng.uniform(math.log(min(shortest, longest)), math.log(longest)))
     return _rasterise(drawing, matrix, side, rng)
 
 
 def clutter_patch(rng: np.random.Generator, image_size: Size) -> Patch:
-    """A bar, a leaf or a shard: what lies about and hides, and is no class."""
+    """A bar, a leaf or a shard, which hides other things and belongs to no class."""
     base, other = _colors(rng)
     kind = rng.integers(3)
     length = float(rng.uniform(0.06, 0.6)) * min(image_size)
@@ -240,7 +240,7 @@ def _rasterise(drawing: _Drawing, matrix: np.ndarray, side: float, rng: np.rando
 
 
 def _surface(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A gradient times coarse and fine stains, about 1: float32 [height, width]."""
+    """Random factors on the brightness, around 1: a gradient times stains, float32 [height, width]."""
     slope_x, slope_y = rng.uniform(-0.25, 0.25, 2)
     gradient = 1 + slope_x * np.linspace(-1, 1, width)[None, :] + slope_y * np.linspace(-1, 1, height)[:, None]
     cells = int(rng.integers(3, 24))
@@ -273,7 +273,7 @@ def _mirrored(right: np.ndarray) -> np.ndarray:
 
 
 def _round_shading(right: np.ndarray, light: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Lambert's law on a body of revolution, in strips from the left edge to the right."""
+    """The shading of a body of revolution by Lambert's law, in strips from the left edge to the right."""
     edges = np.sin(np.linspace(-math.pi / 2, math.pi / 2, 13))
     strips = []
     for left_edge, right_edge in itertools.pairwise(edges):

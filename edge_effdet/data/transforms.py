@@ -1,4 +1,4 @@
-"""Training transforms: each maps (picture, xyxy boxes) to the network's input size and moves the boxes along."""
+"""Transforms of a training picture, uint8 [H, W, 3], and its xyxy boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 from edge_effdet.artifacts import PreprocessSpec, Size
 
 MIN_VISIBLE_SIDE = 2.0
-"""Pixels: a box that a crop leaves thinner than this is dropped."""
+"""A box that a crop leaves narrower or lower than this many pixels is dropped."""
 
 
 def jitter_letterbox(
@@ -19,18 +19,19 @@ def jitter_letterbox(
     scale_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Letterbox at a random scale: larger is cropped at a random place, smaller stands in the top-left corner.
+    """Letterbox at a random scale: a picture larger than the target is cropped at a random place, a smaller one is put into the
+    top-left corner.
 
     Args:
         image: uint8 [height, width, 3].
         boxes: float32 [N, 4], xyxy in pixels of ``image``.
         target: height and width of the result.
         preprocess: gives the fill colour.
-        scale_range: factors on the scale of the plain letterbox.
+        scale_range: least and greatest factor on the scale of the plain letterbox.
         rng: the source of randomness.
 
     Returns:
-        uint8 [target height, target width, 3]; float32 [M, 4] in its pixels; the indices of the boxes that remain, [M].
+        The picture, uint8 [target height, target width, 3]; its boxes, float32 [M, 4]; the indices of the boxes that remain, [M].
     """
     height, width = image.shape[:2]
     scale = min(target[0] / height, target[1] / width) * rng.uniform(*scale_range)
@@ -63,20 +64,20 @@ def move_affinely(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rotate and scale a picture about its centre, then shift it.
 
-    A rotated box becomes the upright box around the ellipse that the box held, and not around its corners, which would
+    A rotated box becomes the upright box around the ellipse inscribed in it, and not around its corners, which would
     grow a square by up to 1.41 and teach the detector loose boxes (Kalra et al., Towards Rotation Invariance in Object
     Detection, ICCV 2021).
 
     Args:
         image: uint8 [height, width, 3].
-        boxes: float32 [N, 4], xyxy in its pixels.
-        angle: degrees, clockwise as seen.
-        scale: factor.
-        shift: to the right and down, as shares of width and height.
-        fill: colour of what comes into view.
+        boxes: float32 [N, 4], xyxy in pixels of ``image``.
+        angle: degrees, clockwise in the picture.
+        scale: factor on the picture's size.
+        shift: shift to the right and down, as shares of width and height.
+        fill: RGB colour of the area outside the original picture.
 
     Returns:
-        uint8 of the same shape; float32 [M, 4]; the indices of the boxes that remain, [M].
+        The picture, uint8 of the same shape; its boxes, float32 [M, 4]; the indices of the boxes that remain, [M].
     """
     height, width = image.shape[:2]
     cosine, sine = scale * np.cos(np.radians(angle)), scale * np.sin(np.radians(angle))
@@ -105,7 +106,7 @@ def change_colors(image: np.ndarray, brightness: float, contrast: float) -> np.n
 
 
 def _clip_to(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to a picture, float32 [M, 4], and the indices of those of which enough is left."""
+    """Clip boxes to a picture. Returns the boxes that are large enough then, float32 [M, 4], and their indices [M]."""
     clipped = np.clip(boxes, 0, np.array([width, height] * 2, np.float32)).astype(np.float32)
     kept = np.flatnonzero((clipped[:, 2:] - clipped[:, :2] >= MIN_VISIBLE_SIDE).all(axis=1))
     return clipped[kept], kept

@@ -1,7 +1,7 @@
-"""Pascal VOC folders, as they are found: one XML file a picture, in folders of several names.
+"""Pascal VOC folders: one XML file for each picture.
 
-``Annotations``, ``annotations``, ``annots`` or ``xml`` beside ``JPEGImages``, ``images`` or ``Images``; or XML files and
-pictures in one folder. Splits come from ``ImageSets/Main/*.txt``.
+The XML files are in ``Annotations``, ``annotations``, ``annots`` or ``xml``, and the pictures beside it in ``JPEGImages``,
+``images`` or ``Images``; or all are in one folder. Splits come from ``ImageSets/Main/*.txt``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Dataset:
-    """Read a VOC folder. Classes are numbered by name. Raises DataError where there is nothing to read."""
+    """Read a VOC folder. Classes are ordered by name. Raises DataError if no readable annotation has an object."""
     folder = _annotation_folder(path)
     assert folder is not None, "call recognises first"
     image_folder = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), folder)
@@ -90,10 +90,10 @@ def _annotation_folder(path: Path) -> Path | None:
 
 
 def _read_objects(xml: Path) -> list[_Object] | Problem:
-    """The objects of one file, the corners as they are written; or what makes the file unusable.
+    """The objects of one file, or the problem that makes the file unusable.
 
-    The challenge's own files count pixels from 1, most others from 0, and nothing in a file tells which: so none is moved.
-    One object that cannot be understood costs the whole file: its picture would teach that there is nothing.
+    Corners stay as they are written: Pascal VOC's own files count pixels from 1, most others from 0, and no file tells which.
+    One object that cannot be understood makes the file unusable, because training would take the object for background.
     """
     try:
         root, lines = _parse_with_lines(xml)
@@ -121,7 +121,7 @@ def _read_objects(xml: Path) -> list[_Object] | Problem:
 
 
 def _parse_with_lines(xml: Path) -> tuple[ElementTree.Element, dict[ElementTree.Element, int]]:
-    """The root of a file, and the line of each element's start tag, which ElementTree's own parser does not tell."""
+    """The root element of a file, and the line of each element, which ElementTree's own parser does not tell."""
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     lines: dict[ElementTree.Element, int] = {}
 
@@ -148,7 +148,7 @@ def _read_splits(
             continue
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         stems = [(line, text.split()[0]) for line, text in enumerate(lines, start=1) if text.strip()]
-        # What has a file is reported there.
+        # If the XML file exists but cannot be used, that problem is recorded already.
         problems.extend(
             Problem("missing_image", f"{file}:{line}", f"skipped {stem}, which has no XML file")
             for line, stem in stems

@@ -1,8 +1,8 @@
-"""YOLO folders as Ultralytics and the exporters that follow it lay them out: a ``data.yaml``, and a text file an image.
+"""YOLO folders as Ultralytics and the exporters that follow it lay them out: a ``data.yaml``, and one text file for each image.
 
-``data.yaml`` names the classes (``names``) and for ``train``, ``val`` and ``test`` a folder of images, several, or a text file
-that lists them. The labels of ``…/images/a.jpg`` are in ``…/labels/a.txt``, or beside it: rows of ``class x_center y_center
-width height`` in fractions of the image. A row with more numbers is the outline of a shape, of which the bounding box is taken.
+``data.yaml`` names the classes (``names``) and, for ``train``, ``val`` and ``test``, a folder of images, a list of folders, or a
+text file that lists images. The labels of ``…/images/a.jpg`` are in ``…/labels/a.txt``, or in ``a.txt`` beside the image: rows of
+``class x_center y_center width height`` in fractions of the image. A row with more numbers is a polygon; its bounding box is taken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILE_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 
 _SPLITS = ("train", "val", "test")
 _LARGEST_FRACTION = 2.0
-"""A coordinate beyond it is no fraction of an image whose box hangs over the edge, but a pixel."""
+"""A larger coordinate is taken for pixels. Slightly more than 1 is a box that reaches beyond the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Config:
     text: str
 
     def where(self, key: str) -> str:
-        """``file:line`` of a key."""
+        """The place of a key, ``file:line``."""
         found = re.search(rf"^{key}\s*:", self.text, re.MULTILINE)
         return f"{self.file}:{self.text.count(chr(10), 0, found.start()) + 1 if found else 1}"
 
@@ -52,10 +52,10 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> Dataset:
-    """Read the splits that a ``data.yaml`` names. The classes stand in the order of their numbers.
+    """Read the splits that a ``data.yaml`` names. Classes are ordered by their numbers.
 
     Raises:
-        DataError: no YAML, no names of classes, or no images where it says.
+        DataError: the file is not YAML, names no classes, or leads to no images.
         MissingDependency: PyYAML is not installed.
     """
     file = path if path.is_file() else next(path / name for name in FILE_NAMES if (path / name).is_file())
@@ -98,7 +98,7 @@ def _load(file: Path) -> _Config:
 
 
 def _class_names(config: _Config, problems: list[Problem]) -> dict[int, str]:
-    """Names by number, ascending."""
+    """The names of the classes by number, ascending."""
     names, count = config.content.get("names"), config.content.get("nc")
     if names is None and isinstance(count, int) and count > 0:
         return {number: f"class_{number}" for number in range(count)}
@@ -113,7 +113,7 @@ def _class_names(config: _Config, problems: list[Problem]) -> dict[int, str]:
             f"{config.file} has no usable names of classes ({names!r:.80}); write names: [cat, dog], or a line 0: cat for each."
         )
     if count is not None and count != len(numbered):
-        text = f"nc is {count}, but names has {len(numbered)} classes; names is followed"
+        text = f"nc is {count}, but names has {len(numbered)} classes; names is used"
         problems.append(Problem("bad_row", config.where("nc"), text))
     return {number: str(numbered[number]).strip() for number in sorted(numbered)}
 
@@ -151,7 +151,7 @@ def _images(config: _Config, split: str, entry: str, problems: list[Problem]) ->
 
 
 def _report_labels_alone(folder: Path, images: list[Path], problems: list[Problem]) -> None:
-    """A label file in the labels folder of an image folder, without an image."""
+    """Record the label files that have no image."""
     labels = _in_labels_folder(folder)
     if labels is None or not labels.is_dir():
         return
@@ -194,7 +194,7 @@ def _read_samples(images: list[Path], index: dict[int, int], config: _Config, pr
 def _read_labels(
     label: Path, height: int, width: int, index: dict[int, int], config: _Config, problems: list[Problem]
 ) -> tuple[list[tuple[list[float], int, bool]], list[str]]:
-    """The rows of one file as (xyxy box in pixels, class id, False), and where each stands."""
+    """The rows of one file as (xyxy box in pixels, class id, False), and the place of each row, ``file:line``."""
     rows: list[tuple[list[float], int, bool]] = []
     lines: list[str] = []
     for line, text in enumerate(label.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
@@ -207,7 +207,7 @@ def _read_labels(
             problems.append(Problem("bad_row", where, f"skipped the row {text.strip()[:60]!r}: it is not all numbers"))
             continue
         if "kpt_shape" in config.content:
-            # The keypoints of a pose stand behind its box.
+            # In a row of a pose data set, keypoints follow the box.
             values = values[:4]
         fault = _row_fault(number, values, index)
         if fault is not None:
@@ -220,15 +220,15 @@ def _read_labels(
 
 
 def _row_fault(number: float, values: list[float], index: dict[int, int]) -> tuple[str, str] | None:
-    """The kind of a row's problem and what is wrong."""
+    """The kind of a row's problem and what is wrong; None if nothing is wrong."""
     if not number.is_integer():
         return "bad_row", "its first number is not the number of a class"
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        return "bad_row", f"{len(values)} numbers behind the class are neither a box (4) nor an outline (6, 8, …)"
+        return "bad_row", f"{len(values)} numbers after the class are neither a box (4) nor a polygon (6, 8, …)"
     if not all(math.isfinite(value) for value in values):
         return "not_finite", "its numbers are not all finite"
     if any(abs(value) > _LARGEST_FRACTION for value in values):
-        return "bad_row", "its numbers are no fractions of the image; divide pixels by its width and height"
+        return "bad_row", "its numbers are not fractions of the image; divide pixels by its width and height"
     if int(number) not in index:
         return "unknown_class", f"class {int(number)} has no name in the YAML file"
     return None

@@ -5,9 +5,10 @@
     fast        c_i = relu(w_i) / (1e-4 + sum_j relu(w_j))      fast normalised, eq. 3
     softmax     c_i = exp(w_i) / sum_j exp(w_j)                 eq. 2
     unbounded   c_i = w_i                                       eq. 1
-    sum         c_i = 1                                         no weights: RetinaNet's and effdet's lite models' way
+    sum         c_i = 1                                         no weights, as in effdet's lite models
 
-effdet has all but ``unbounded``, which is here. At export each becomes ``sum_i c_i x_i`` with constant factors.
+effdet implements all but ``unbounded``, which this module adds. The export turns each kind into ``sum_i c_i x_i`` with
+constant factors.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import torch
 from torch import nn
 
 FUSION_OF_WEIGHT_METHOD = {"fastattn": "fast", "attn": "softmax", "sum": "sum"}
-"""effdet's name to ours."""
+"""effdet's name of each kind of fusion, mapped to the name used here."""
 
 FPN_NAMES = {"fast": "bifpn_fa", "softmax": "bifpn_attn", "unbounded": "bifpn_attn", "sum": "bifpn_sum"}
-"""Our name to the BiFPN of effdet to build; ``make_unbounded`` then changes the nodes of the one for ``unbounded``."""
+"""Each kind of fusion, mapped to the BiFPN that effdet builds for it. For ``unbounded``, ``make_unbounded`` then replaces its nodes."""
 
 _EPSILON = 1e-4
 
 
 class UnboundedFusion(nn.Module):
-    """A node of a BiFPN by eq. 1, made from one of effdet's with weights; parameters keep their names."""
+    """A BiFPN node with unbounded fusion (eq. 1), made from an effdet node that has fusion weights; parameters keep their names."""
 
     def __init__(self, combine: Any) -> None:
         super().__init__()
@@ -37,18 +38,18 @@ class UnboundedFusion(nn.Module):
         self.edge_weights: nn.Parameter = combine.edge_weights
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Features of the levels and nodes so far, float [B, C_i, H_i, W_i], to [B, C, H, W] of this node."""
+        """Map the features of all earlier levels and nodes, float [B, C_i, H_i, W_i] each, to this node's, float [B, C, H, W]."""
         weights = self.edge_weights.to(features[0].dtype).unbind()
         inputs = zip(self.inputs_offsets, self.resample.values(), weights, strict=True)
         total, *terms = (resample(features[offset]) * weight for offset, resample, weight in inputs)
-        # A chain of sums, because a stack on a new last axis copies every input into another memory layout.
+        # Added one by one: stacking the inputs on a new last axis, as effdet does, copies each into another memory layout.
         for term in terms:
             total = total + term
         return total
 
 
 def fusion_of_config(config: Any) -> str:
-    """``fast``, ``softmax`` or ``sum``, from an effdet configuration; effdet's default is fast normalised."""
+    """The kind of fusion in an effdet configuration: ``fast``, which is effdet's default, ``softmax`` or ``sum``."""
     from effdet.config import get_fpn_config
 
     if config.fpn_name is None:
@@ -58,31 +59,31 @@ def fusion_of_config(config: Any) -> str:
 
 
 def make_unbounded(network: Any) -> None:
-    """Make every node of an effdet network's BiFPN, which must have weights, an unbounded one, in place."""
+    """Replace, in place, every node of an effdet network's BiFPN by an unbounded one. The nodes must have fusion weights."""
     for cell in network.fpn.cell:
         for node in cell.fnode:
             node.combine = UnboundedFusion(node.combine)
 
 
 def is_edge_weight(name: str) -> bool:
-    """Whether a tensor of a network's state is the fusion weights of a node."""
+    """Whether the tensor ``name`` of a network's state holds a node's fusion weights."""
     return name.endswith(".combine.edge_weights")
 
 
 def convert_edge_weights(state: Mapping[str, torch.Tensor], source: str, target: str) -> dict[str, torch.Tensor]:
-    """A network's state with its fusion weights changed so that another kind of fusion gives the same factors.
+    """Convert a network's fusion weights so that another kind of fusion gives the same factors, as far as it can.
 
-    Exact into ``unbounded``. Into ``fast`` and ``softmax``, whose factors add up to 1, the ratios are kept: the same
-    factors where the source's add up to 1 too, and negative ones become 0. From ``sum`` there is nothing to convert; the
-    weights that the target starts with, 1, are that very sum in ``unbounded`` and the mean in the others. Into ``sum``
-    the weights are dropped.
+    The conversion to ``unbounded`` is exact. The factors of ``fast`` and ``softmax`` add up to 1, so a conversion to these
+    keeps only the ratios between a node's factors, and turns negative factors into 0. ``sum`` has no weights: a conversion to
+    it drops them, and after a conversion from it the target keeps its initial weights of 1, which give the same sum in
+    ``unbounded`` and the mean in ``fast`` and ``softmax``.
 
     Args:
-        state: names to tensors, of a network with fusion ``source``.
-        source, target: kinds of fusion.
+        state: the network's state, names to tensors.
+        source, target: the kinds of fusion before and after.
 
     Returns:
-        The state without those fusion weights that the target lacks; those that the source lacks are not added.
+        The converted state. Fusion weights that the source lacks are not added.
     """
     if target == "sum":
         return {name: tensor for name, tensor in state.items() if not is_edge_weight(name)}

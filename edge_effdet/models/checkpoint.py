@@ -1,6 +1,6 @@
-"""Checkpoints: safetensors with the ModelSpec, the training provenance and a hash of the weights in the file's metadata.
+"""Checkpoints: safetensors files whose metadata hold the ModelSpec, how the model was trained, and a hash of the weights.
 
-``python -m edge_effdet.models.checkpoint IN.safetensors OUT.safetensors`` stores one in FP16, half the size.
+``python -m edge_effdet.models.checkpoint IN.safetensors OUT.safetensors`` stores a checkpoint in FP16, at half the size.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ def save_checkpoint(
     Args:
         path: the file, by convention ``.safetensors``.
         weights: the state of the network that ``create_network(spec)`` builds.
-        spec: travels in the metadata.
-        provenance: command, data, metrics; anything that JSON holds.
+        spec: the model's description, stored in the metadata.
+        provenance: how the weights were made (command, data, metrics), stored in the metadata as JSON.
         half: store floating-point tensors as FP16.
+
+    Raises:
+        CheckpointError: a weight is not finite.
     """
     import torch
     from safetensors.torch import save
@@ -56,7 +59,7 @@ def save_checkpoint(
     content = {"spec": spec.to_dict(), "provenance": dict(provenance), "tensors_sha256": tensors_sha256(tensors)}
     metadata = {_METADATA_KEY: json.dumps(content, sort_keys=True)}
     with atomic_output(path) as temporary:
-        # Not save_file, which hides a full disk behind an exception of its own.
+        # safetensors' save_file would hide a full disk behind an exception of its own.
         temporary.write_bytes(save(tensors, metadata=metadata))
     return Checkpoint(path, spec, dict(provenance), file_sha256(path))
 
@@ -64,7 +67,7 @@ def save_checkpoint(
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, types, shapes and values, in the order of the names, as a hexadecimal string.
 
-    The same tensors give the same hash whatever their order, device and memory layout, and whatever stands beside them.
+    The hash does not depend on the order, device or memory layout of the tensors.
     """
     import torch
 
@@ -78,10 +81,10 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's header; its weights are not looked at.
+    """Read a checkpoint's description; its weights are not checked.
 
     Raises:
-        CheckpointError: missing, truncated, or not written by ``save_checkpoint``.
+        CheckpointError: the file is missing or truncated, or ``save_checkpoint`` did not write it.
     """
     path = Path(path)
     content = _read_description(path)
@@ -93,7 +96,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_description(path: Path) -> Any:
-    """What ``save_checkpoint`` put into the metadata: JSON, not yet looked at. Raises CheckpointError."""
+    """The JSON that ``save_checkpoint`` put into the metadata, not yet checked. Raises CheckpointError."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -108,7 +111,7 @@ def _read_description(path: Path) -> Any:
     if _METADATA_KEY not in metadata:
         raise CheckpointError(
             f"{path} is a safetensors file of another program: it carries no edge_effdet model description; "
-            "train with python -m edge_effdet.train; export, build_engine and train also take effdet's .pth, with --model NAME."
+            "give one that python -m edge_effdet.train wrote; export, build_engine and train also take effdet's .pth, with `model`."
         )
     try:
         return json.loads(metadata[_METADATA_KEY])
@@ -120,8 +123,8 @@ def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
     """The checkpoint's network in evaluation mode, FP32, on the CPU.
 
     Raises:
-        CheckpointError: the weights are not those that were written (older files carry no hash and are not checked), or
-            they do not fit the checkpoint's spec.
+        CheckpointError: the weights do not match the hash in the metadata, which older files lack, or do not fit the
+            checkpoint's spec.
     """
     from safetensors.torch import load_file
 
@@ -135,24 +138,24 @@ def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
 
 
 def is_effdet_file(path: Path) -> bool:
-    """Whether a file is effdet's own, by its name: it says neither its model nor its classes."""
+    """Whether a file's suffix is that of effdet's own weights, which tell neither their model nor their classes."""
     return path.suffix in (".pth", ".pt")
 
 
 def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
-    """effdet's own ``.pth`` as the network of ``spec``.
+    """Load effdet's own ``.pth`` into the network that ``spec`` describes.
 
-    The file is read with ``weights_only=True``, so that pickled code in it is refused and not run.
+    The file is read with ``weights_only=True``: pickled code in it is refused and not run.
 
     Raises:
-        CheckpointError: missing, damaged, with code in it, or of another architecture or class count.
+        CheckpointError: the file is missing or damaged, holds code, or belongs to another architecture or number of classes.
     """
     import pickle
 
     import torch
 
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path}; check the path given to --checkpoint.")
+        raise CheckpointError(f"There is no checkpoint at {path}; correct `checkpoint`.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -171,19 +174,20 @@ def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:
         raise CheckpointError(f"{path} holds no dictionary of weights; save model.state_dict() and give that file.")
     weights = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
-    # A bench of effdet saved whole carries its anchors, which follow from the spec.
+    # effdet's DetBench modules store their anchors too, which follow from the spec.
     weights.pop("anchors.boxes", None)
     return load_weights(spec, weights, path)
 
 
 def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: Path | str) -> torch.nn.Module:
-    """Build the network of ``spec`` and fill it; every tensor must be there and fit.
+    """Build the network that ``spec`` describes and load the weights into it; every tensor must be there and fit.
 
-    Fusion weights have the same names and shapes in all kinds of fusion but ``sum``, so that ``spec`` alone tells which
-    of these they belong to.
+    Fusion weights have the same names and shapes in ``fast``, ``softmax`` and ``unbounded``: weights that were trained with
+    another of these kinds than the spec's are not noticed.
 
     Raises:
-        CheckpointError: names the first thing that does not fit; a class count by its number, a fusion by its kind.
+        CheckpointError: a tensor is missing, unknown or of another shape. A wrong number of classes or kind of fusion is named
+            as such.
     """
     from edge_effdet.models.bifpn import is_edge_weight
 
@@ -217,14 +221,14 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
         example = min(missing or surplus or misfit)
         raise CheckpointError(
             f"{source} is not a {spec.name}: {len(missing)} tensors are missing, {len(surplus)} are unknown and "
-            f"{len(misfit)} have another shape (first: {example}); give the --model that it was trained as."
+            f"{len(misfit)} have another shape (first: {example}); give the `model` that it was trained as."
         )
     network.load_state_dict(given, strict=False)
     return network.eval()
 
 
 def halve_checkpoint(source: Checkpoint, output: Path) -> Checkpoint:
-    """Write a checkpoint with its weights in FP16; the metadata stays as it is and names its parent."""
+    """Write a copy of a checkpoint with its weights in FP16. The copy's metadata add the hash of the original."""
     provenance = {**source.provenance, "stored_as": "fp16", "parent_sha256": source.sha256}
     return save_checkpoint(output, load_network(source).state_dict(), source.spec, provenance, half=True)
 
@@ -243,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Store a checkpoint in FP16, half the size.",
         "python -m edge_effdet.models.checkpoint runs/bccd/best.safetensors bccd.safetensors",
     )
-    parser.add_argument("source", type=Path, help="a .safetensors of train")
+    parser.add_argument("source", type=Path, help="a checkpoint that train wrote")
     parser.add_argument("output", type=Path, help="the file to write")
     return run_verb(parser, _run, argv)
 

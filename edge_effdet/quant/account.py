@@ -1,7 +1,7 @@
-"""What share of the convolution work runs in which precision in the engine itself, where its backend tells, and else in the graph.
+"""The share of the convolutions' work that runs in each precision, counted on the engine where its backend tells, else on the graph.
 
-``quant.proof`` counts the graph that went in. A compiler may do less: onnxruntime runs a convolution whose Q/DQ pairs it does not fuse
-in FP32, and the graph does not show that. ``backends.engine_account`` has the backend's account of what came out.
+``quant.proof`` counts the graph that is compiled. A compiler may run less in INT8: onnxruntime runs a convolution in FP32 where it
+cannot fuse its Q/DQ pairs, and the graph does not show that. ``backends.engine_account`` is a backend's account of what it built.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from edge_effdet.artifacts import Graph
+from edge_effdet.artifacts.record import Proof
 from edge_effdet.backends.base import Compiled, require
 from edge_effdet.backends.engine_account import BY_WIDTH, EngineAccount
 from edge_effdet.errors import first_line
+from edge_effdet.graph.counting import macs_before_fusion
 from edge_effdet.quant.optimized_model import read_optimized
 from edge_effdet.quant.placement import is_final
-from edge_effdet.quant.precision import is_quantized
-from edge_effdet.quant.proof import PrecisionProof, macs_before_fusion, prove_precision
+from edge_effdet.quant.proof import PrecisionProof, graph_precision, prove_precision
 
 logger = logging.getLogger("edge_effdet.quant")
 
 NAMED = 3
-"""Convolutions that a warning names; the record has all of them."""
+"""How many convolutions a warning names; the record names all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProof:
-    """Multiply-accumulates of the convolutions by precision; the final class and box convolutions stand apart.
+    """The work of an engine's convolutions by precision. The final class and box convolutions are not in these counts.
 
     Attributes:
-        graph: what was counted of the graph.
-        source: what told of the engine; None where its backend does not, and then all below is the graph's.
-        macs: by the names of ``BY_WIDTH``, of one image.
-        below_graph: convolutions that are INT8 in the graph and not in the engine.
-        not_named: convolutions that the account does not name; they count as in the graph.
-        final: the final class and box convolutions and their precision.
+        graph: the counts of the graph that was compiled.
+        source: who gave the account of the engine; None where the backend gives none, and then the counts are the graph's.
+        macs: multiply-accumulates for one image, by the precisions of ``BY_WIDTH``.
+        below_graph: the convolutions that are INT8 in the graph and not in the engine.
+        not_named: the convolutions that the account does not name; they count with the precision of the graph.
+        final: the final class and box convolutions and their precision; None where it is the graph's.
     """
 
     graph: PrecisionProof
@@ -51,33 +51,34 @@ class EngineProof:
     final: Mapping[str, str] | None = None
 
     def fraction(self, precision: str) -> float:
+        """The share of the work that runs in a precision, 0 to 1."""
         return self.macs[precision] / sum(self.macs.values())
 
     @property
     def warning(self) -> str | None:
-        """A sentence where the engine runs less in INT8 than its graph says; None where it does not."""
+        """A sentence where the engine runs less in INT8 than its graph says; else None."""
         if not self.below_graph:
             return None
         more = len(self.below_graph) - NAMED
         named = ", ".join(self.below_graph[:NAMED]) + (f" and {more} more" if more > 0 else "")
         return (
             f"{100 * self.fraction('int8'):.1f} % of the convolutions' work runs in INT8, where the graph says "
-            f"{100 * self.graph.fraction('int8'):.1f} %: by {self.source}, {named} "
-            f"{'do' if len(self.below_graph) > 1 else 'does'} not"
+            f"{100 * self.graph.fraction('int8'):.1f} %: {self.source} has {named} in a higher precision"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The graph's record, in which the shares and the final convolutions are the engine's where they are known."""
-        return {
-            **self.graph.to_dict(),
+    def record(self) -> Proof:
+        """The part ``proof`` of the engine's record."""
+        return Proof(
             **{f"{precision}_mac_fraction": self.fraction(precision) for precision in BY_WIDTH},
-            "final_convolutions": dict(self.graph.final if self.final is None else self.final),
-            "counted_on": "graph" if self.source is None else "engine",
-            "source": self.source,
-            "graph_int8_mac_fraction": self.graph.fraction("int8"),
-            "layers_below_graph": list(self.below_graph),
-            "layers_not_named": list(self.not_named),
-        }
+            convolution_macs=sum(self.macs.values()),
+            graph_int8_mac_fraction=self.graph.fraction("int8"),
+            counted_on="graph" if self.source is None else "engine",
+            source=self.source,
+            layers_kept_high_precision=self.graph.kept_high,
+            layers_below_graph=self.below_graph,
+            layers_not_named=self.not_named,
+            final_convolutions=dict(self.graph.final if self.final is None else self.final),
+        )
 
 
 def account_of(compiled: Compiled, graph: Graph, backend: str) -> EngineAccount | None:
@@ -97,15 +98,19 @@ def account_of(compiled: Compiled, graph: Graph, backend: str) -> EngineAccount 
 
 
 def prove_engine(model: ir.Model, account: EngineAccount | None) -> EngineProof:
-    """Count the engine that was compiled from a graph.
+    """Count the work of the engine that was compiled from a graph.
+
+    Args:
+        model: the graph.
+        account: what the backend says of the engine; None counts the graph.
 
     Raises:
-        GraphError: a convolution's shape is unknown, or there is none.
+        GraphError: the graph has no convolution, or the shape of one is unknown.
     """
     proof = prove_precision(model)
     named = [str(node.name) for node in model.graph if node.op_type == "Conv"]
     if account is not None and not any(name in account.precisions for name in named):
-        # A runtime that calls them otherwise by now tells nothing of them.
+        # A later version of the runtime may give the convolutions other names.
         logger.warning("%s names none of the convolutions, so the graph is counted", account.source)
         account = None
     if account is None:
@@ -117,7 +122,7 @@ def prove_engine(model: ir.Model, account: EngineAccount | None) -> EngineProof:
     for node in model.graph:
         if node.op_type != "Conv":
             continue
-        name, wanted = node.name or "?", _graph_precision(node)
+        name, wanted = node.name or "?", graph_precision(node)
         precision = account.precisions.get(name, wanted)
         if name not in account.precisions:
             not_named.append(name)
@@ -128,9 +133,3 @@ def prove_engine(model: ir.Model, account: EngineAccount | None) -> EngineProof:
         if wanted == "int8" != precision:
             below.append(name)
     return EngineProof(proof, account.source, macs, tuple(below), tuple(not_named), final)
-
-
-def _graph_precision(conv: ir.Node) -> str:
-    if is_quantized(conv):
-        return "int8"
-    return "fp16" if conv.outputs[0].dtype == ir.DataType.FLOAT16 else "fp32"

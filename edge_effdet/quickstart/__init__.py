@@ -1,4 +1,4 @@
-"""The shipped model and its scenes: something real to build and look at before a user has a model of their own.
+"""The model that comes with the package and its scenes, to build an engine before training a model of one's own.
 
 ``quickstart.safetensors`` is a ``tf_efficientdet_lite0`` trained by ``python -m edge_effdet.train`` on synthetic scenes;
 its metadata holds the command and the AP.
@@ -17,23 +17,23 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = Path(__file__).with_name("quickstart.safetensors")
 SCENES_SEED = 0
 SCENES = {"calibration": 128, "test": 300}
-"""Scenes that ``make engine`` needs. Training used the splits train and val of the same seed.
+"""Number of scenes in each split that ``make engine`` draws. Training used the splits train and val of the same seed.
 
-A drop is known to 0.3 points of AP on 100 scenes, which is as much as it may be, and to 0.2 on 300.
+A drop in AP is known to within 0.3 points on 100 scenes, and to within 0.2 on 300.
 """
 
 
 def quickstart_checkpoint() -> Path:
-    """The shipped checkpoint. Raises CheckpointError where an incomplete installation lacks it."""
+    """The shipped checkpoint. Raises CheckpointError if the installation lacks it."""
     if not CHECKPOINT.is_file():
         raise CheckpointError(
-            f"The shipped model is missing at {CHECKPOINT}; install edge-effdet again, or give --checkpoint."
+            f"The shipped model is missing at {CHECKPOINT}; install edge-effdet again, or give `checkpoint`."
         )
     return CHECKPOINT
 
 
 def quickstart_scenes(folder: Path) -> Path:
-    """Calibration and test scenes as a COCO data set below ``folder``, drawn unless they are there already."""
+    """The calibration and test scenes as a COCO data set below ``folder``; they are drawn unless they are there."""
     from edge_effdet.data.synthetic import write_scenes
 
     root = folder / f"scenes-{text_sha256(repr((SCENES, SCENES_SEED)))[:8]}"

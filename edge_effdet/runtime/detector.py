@@ -46,7 +46,11 @@ OUTPUTS = ("boxes", "scores", "class_ids")
 
 @dataclass(frozen=True, slots=True)
 class DetectOptions:
-    """How pictures are decoded and which of the engine's boxes are kept."""
+    """How pictures are decoded and which of the engine's boxes are kept.
+
+    Raises:
+        UsageError: a number or a name makes no sense.
+    """
 
     score_threshold: float = option(0.3, help="lower scores are dropped")
     nms_kind: str = option("class-aware", help="what becomes of boxes that overlap", choices=NMS_KINDS)
@@ -59,19 +63,17 @@ class DetectOptions:
         choices=tuple(REDUCED_DECODE),
     )
 
-    def check(self) -> DetectOptions:
-        """These options. Raises UsageError for a number that makes no sense."""
+    def __post_init__(self) -> None:
         if not 0 <= self.score_threshold <= 1:
-            raise UsageError(f"A score threshold of {self.score_threshold} is not between 0 and 1; 0.3 is usual.")
+            raise UsageError(f"`score_threshold` {self.score_threshold} is not between 0 and 1; 0.3 is usual.")
         if not 0 < self.iou_threshold <= 1:
-            raise UsageError(f"--iou-threshold {self.iou_threshold} is not between 0 and 1; 0.5 is usual.")
+            raise UsageError(f"`iou_threshold` {self.iou_threshold} is not between 0 and 1; 0.5 is usual.")
         if self.max_detections < 1:
-            raise UsageError(f"--max-detections {self.max_detections} makes no sense; give at least 1.")
+            raise UsageError(f"`max_detections` {self.max_detections} makes no sense; give at least 1.")
         if self.reduced_decode not in REDUCED_DECODE:
-            raise UsageError(f"There is no --reduced-decode {self.reduced_decode}; give {', '.join(REDUCED_DECODE)}.")
+            raise UsageError(f"There is no `reduced_decode` {self.reduced_decode}; give {', '.join(REDUCED_DECODE)}.")
         if self.nms_kind not in NMS_KINDS:
-            raise UsageError(f"There is no --nms-kind {self.nms_kind}; the kinds are {', '.join(NMS_KINDS)}.")
-        return self
+            raise UsageError(f"There is no `nms_kind` {self.nms_kind}; the kinds are {', '.join(NMS_KINDS)}.")
 
 
 class Detector:
@@ -96,7 +98,7 @@ class Detector:
             EngineError: the engine is not what its JSON says.
         """
         self.spec = spec
-        self.options = (options or DetectOptions()).check()
+        self.options = options or DetectOptions()
         self._runner = runner
         (self._input,) = runner.inputs
         _check_contract(runner, spec)
@@ -106,7 +108,7 @@ class Detector:
         if fixed > 0 and batch_size not in (None, fixed):
             raise UsageError(
                 f"The engine takes {fixed} image{'s' if fixed > 1 else ''} a run and not {batch_size}; build one with "
-                f"--batch-size {batch_size}."
+                f"`batch_size` {batch_size}."
             )
         self._fixed = fixed > 0
         self.batch_size = fixed if fixed > 0 else batch_size or 1
@@ -148,9 +150,9 @@ class Detector:
             UsageError: see ``__init__``.
         """
         found = engine if isinstance(engine, Engine) else load_engine(Path(engine))
-        options = (options or DetectOptions()).check()
+        options = options or DetectOptions()
         if score_threshold is not None:
-            options = replace(options, score_threshold=score_threshold).check()
+            options = replace(options, score_threshold=score_threshold)
         loading = loading or LoadOptions()
         runner = load_runner(found, replace(loading, threads=threads) if threads else loading)
         try:
@@ -291,7 +293,7 @@ def _check_contract(runner: Runner, spec: ModelSpec) -> None:
     missing = set(OUTPUTS) - {output.name for output in runner.outputs}
     if missing:
         raise EngineError(
-            f"The engine has no output {', '.join(sorted(missing))}, so it ends at the head tensors (--raw); build one that "
+            f"The engine has no output {', '.join(sorted(missing))}, so it ends at the head tensors, as export --raw makes it; build one that "
             "gives detections."
         )
 

@@ -1,7 +1,7 @@
 """DICOM pictures, as X-ray, CT and ultrasound devices write them: from stored values to 8-bit RGB.
 
 The steps are those of the standard's grey-scale pipeline (DICOM PS3.3 C.11.1 modality LUT, C.11.2 VOI LUT), with the
-picture's own first window; without a window the range of its values is taken. pydicom is imported when the first such file is read.
+picture's own first window, or the range of its values if it names no window. pydicom is imported when the first such file is read.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _SIZE_TAGS = ["Rows", "Columns", "NumberOfFrames"]
 
 
 def read_dicom(path: Path) -> np.ndarray:
-    """Decode a DICOM file to uint8 [height, width, 3], RGB; of several frames the first.
+    """Decode the first frame of a DICOM file to uint8 [height, width, 3], RGB.
 
-    Grey: rescale slope and intercept or modality LUT, then VOI LUT or window (linear, linear exact or sigmoid), else
-    minimum to maximum; MONOCHROME1 is inverted. Colour: RGB, YBR and palette.
+    Grey pictures: rescale slope and intercept or the modality LUT are applied, then the VOI LUT or the window (linear, linear
+    exact or sigmoid), else the range of values is stretched. MONOCHROME1 is inverted. Colour pictures: RGB, YBR and palette.
 
     Raises:
-        DataError: missing, damaged, without a picture, too large, or of a compression that cannot be decoded here.
+        DataError: the file is missing or damaged, holds no picture, is too large, or its compression cannot be decoded here.
         MissingDependency: pydicom is not installed.
     """
-    # Its header alone is read first, because to read the whole file takes as much memory as the file is large.
+    # The header is read alone first: reading the whole file takes as much memory as the file is large.
     refuse_huge(dicom_size(path), path)
     with _one_sentence(path):
         from pydicom import dcmread
@@ -61,7 +61,7 @@ def dicom_size(path: Path) -> Size:
     """Height and width of a DICOM picture, from its header alone.
 
     Raises:
-        DataError: missing, damaged, or without a picture.
+        DataError: the file is missing or damaged, or holds no picture.
         MissingDependency: pydicom is not installed.
     """
     with _one_sentence(path):
@@ -74,7 +74,7 @@ def dicom_size(path: Path) -> Size:
 
 
 def _apply_window(values: np.ndarray, header: Any) -> np.ndarray:
-    """Grey values after the modality LUT to float64, 0 to 1."""
+    """Map grey values, after the modality LUT, to float64 0 to 1 by the VOI LUT or the window."""
     from pydicom.pixels import apply_voi_lut
 
     values = values.astype(np.float64)
@@ -89,13 +89,13 @@ def _apply_window(values: np.ndarray, header: Any) -> np.ndarray:
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700)))
     if function == "LINEAR":
-        # C.11.2.1.2.1: the window counts whole values, so that its middle lies half a value lower.
+        # PS3.3 C.11.2.1.2.1: LINEAR, unlike LINEAR_EXACT, takes c - 0.5 for the centre and w - 1 for the width.
         center, width = center - 0.5, max(width - 1, 1e-12)
     return np.clip((values - center) / width + 0.5, 0, 1)
 
 
 def _first_number(element: Any) -> float | None:
-    """A window may have several alternatives, of which the first is shown."""
+    """The first number of an element, which may list several windows."""
     if element is None or element == "":
         return None
     return float(element if isinstance(element, (int, float, str)) else element[0])
@@ -118,15 +118,16 @@ def _say_frames(path: Path, header: Any) -> None:
 
 @functools.cache
 def _say_once(text: str) -> None:
-    """Training reads each picture once an epoch."""
+    """Log a sentence the first time only: training reads each picture once an epoch."""
     logger.info("%s", text)
 
 
 @contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
+    """Turn each error of pydicom into a DataError or MissingDependency of one sentence."""
     try:
         with warnings.catch_warnings():
-            # pydicom warns of every value that breaks the standard, of which real files are full.
+            # pydicom warns of every value that breaks the standard, and real files have many.
             warnings.simplefilter("ignore")
             yield
     except DataError:
@@ -137,7 +138,7 @@ def _one_sentence(path: Path) -> Iterator[None]:
         raise MissingDependency("pydicom", "dicom", "to read DICOM images") from error
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
-    # A damaged file makes pydicom and its decoders raise nearly anything.
+    # On a damaged file pydicom and its decoders raise nearly any exception.
     except Exception as error:
         if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise DataError(f"{path} is empty; remove it or copy it again.") from error
@@ -146,6 +147,6 @@ def _one_sentence(path: Path) -> Iterator[None]:
                 f"{path} is compressed in a way that needs a decoder of its own ({first_line(error).rstrip(':')}); run pip "
                 "install 'pylibjpeg[all]', or store it uncompressed."
             ) from error
-        # The decoders' own reasons stand on the lines below the first.
+        # The decoders give their reasons on the lines after the first.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} cannot be decoded as DICOM ({reason}); remove it or copy it again.") from error

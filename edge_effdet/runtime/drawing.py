@@ -1,4 +1,4 @@
-"""Annotated pictures."""
+"""Drawing of boxes, class names and scores into pictures."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _GOLDEN_RATIO = 0.618034
 TRUTH_COLOR = (215, 25, 28)
 PREDICTION_COLOR = (20, 60, 220)
 COMPARISON_SIDE = 1200
-"""Comparisons of small pictures are enlarged to about this many pixels, so that two sets of names find room."""
+"""Comparisons of small pictures are enlarged until the longer side has about this many pixels, so that all names fit."""
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
-    """A colour a class, RGB 0 to 255; neighbours differ by the golden ratio of the colour wheel."""
+    """The colour of a class, RGB 0 to 255. Hues of successive classes are a golden ratio of the colour wheel apart."""
     red, green, blue = colorsys.hsv_to_rgb(class_id * _GOLDEN_RATIO % 1, 0.85, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_detections(image: np.ndarray, detections: Detections, spec: ModelSpec) -> np.ndarray:
-    """A copy of a picture, uint8 [height, width, 3], with boxes, class names and scores, the best on top."""
+    """A copy of a picture, uint8 [height, width, 3], with boxes, class names and scores; the best box is drawn last."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     height, width = image.shape[:2]
@@ -57,15 +57,15 @@ def draw_comparison(
     spec: ModelSpec,
     caption: str,
 ) -> np.ndarray:
-    """The truth in red and what was found in blue, on one enlarged copy of a picture under a line that explains it.
+    """Draw the true boxes in red and the detections in blue on an enlarged copy of a picture, with a legend above it.
 
     Args:
         image: uint8 [height, width, 3].
-        truth: float32 [N, 4], xyxy in its pixels.
-        truth_labels: what to write at each box of the truth, at its lower left corner.
-        detections: written at their upper left corners, with scores.
-        spec: names the classes.
-        caption: what to say of the picture.
+        truth: the true boxes, float32 [N, 4], xyxy in pixels of ``image``.
+        truth_labels: the text at the lower left corner of each true box.
+        detections: the detections; class name and score are written at the upper left corner of each box.
+        spec: gives the class names.
+        caption: a text for the legend.
 
     Returns:
         uint8 [height * factor + legend, width * factor, 3].
@@ -75,7 +75,7 @@ def draw_comparison(
     picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     short_side = min(picture.size)
     font = ImageFont.load_default(max(10, round(short_side / 60)))
-    # With transparency, so that a name does not hide what stands under it.
+    # Names have a transparent ground, so that they do not hide the picture.
     draw = ImageDraw.Draw(picture, "RGBA")
     # A wider red line under a thin blue one: both can be seen where the boxes are the same.
     thin = max(1, round(short_side / 500))
@@ -103,7 +103,7 @@ def _write_label(
     size: tuple[int, int],
     above: bool,
 ) -> None:
-    """Coloured text on a light ground, its left side at ``corner`` and moved into the picture where it would leave it."""
+    """Write coloured text on a light ground at ``corner``, moved as far as it must be to stay inside the picture."""
     left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
     x = max(0.0, min(corner[0], size[0] - (right - left) - 2))
     y = max(0.0, min(corner[1] - (bottom - top) - 2 if above else corner[1], size[1] - (bottom - top) - 2))
@@ -132,19 +132,28 @@ def save_annotated(path: Path, image: np.ndarray, detections: Detections, spec: 
 
 
 def save_picture(path: Path, image: np.ndarray, quality: int = 92) -> None:
-    """Write uint8 [height, width, 3] atomically: as PNG where the name ends so, else as JPEG of that quality."""
+    """Write a picture, uint8 [height, width, 3], atomically: as PNG if ``path`` ends in .png, else as JPEG of ``quality``."""
     content = io.BytesIO()
     if path.suffix.lower() == ".png":
         Image.fromarray(image).save(content, format="PNG")
     else:
         Image.fromarray(image).save(content, format="JPEG", quality=quality)
-    # Not by Pillow, which says nothing of a disk that is full and leaves half a picture.
+    # Pillow itself would leave half a picture on a full disk, without an error.
     with atomic_output(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int, cell: Size | None = None) -> np.ndarray:
-    """Pictures of any size in rows of ``columns``, each scaled into a cell: of the first one's size, or height and width."""
+    """Arrange pictures of any size in rows of ``columns``. Each is scaled down to fit into a cell.
+
+    Args:
+        pictures: uint8 [height, width, 3] each.
+        columns: number of pictures in a row.
+        cell: height and width of a cell; None for the size of the first picture.
+
+    Returns:
+        uint8 [H, W, 3], white where there is no picture.
+    """
     height, width = cell or pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")

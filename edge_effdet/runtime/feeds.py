@@ -1,4 +1,4 @@
-"""How the threads of a pipeline get their frames: one after the other of a source that waits, the newest of one that does not."""
+"""How the threads of a pipeline get frames: every frame of files and videos in order, or only the newest frame of a camera."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edge_effdet.runtime.sources import Frame, Source
 
 
 class Feed:
-    """Numbered frames of a source that waits, for several threads."""
+    """Hands each frame of a file or a video, with its number, to one of several threads."""
 
     def __init__(self, source: Source) -> None:
         self._frames = enumerate(source)
@@ -17,7 +17,7 @@ class Feed:
         self._over = False
 
     def next(self) -> tuple[int, Frame] | None:
-        """The next frame and its number, or None at the end. Raises what the source raises, to one caller."""
+        """The next frame with its number, or None at the end. An error of the source is raised in one caller."""
         with self._lock:
             if self._over:
                 return None
@@ -27,19 +27,19 @@ class Feed:
                 self._over = True
                 return None
             except BaseException:
-                # Another thread would find a generator that has ended, and take it for the source's end.
+                # A generator that raised looks to other threads like one that has ended.
                 self._over = True
                 raise
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: this feed holds no resource."""
 
 
 class LiveFeed:
-    """The newest frame of a source that does not wait. One thread reads it all, so that what is old is dropped."""
+    """Hands out the newest frame of a live source. One thread reads all frames and drops those that nobody took in time."""
 
     def __init__(self, source: Source, dropped: Callable[[], None]) -> None:
-        """Take a source and what to call for each frame that is lost."""
+        """``dropped`` is called for each frame that is dropped."""
         self._source, self._dropped = source, dropped
         self._ready = threading.Condition()
         self._frame: Frame | None = None
@@ -49,9 +49,9 @@ class LiveFeed:
         self._reader: threading.Thread | None = None
 
     def next(self) -> tuple[int, Frame] | None:
-        """The newest frame and its number, once there is one, or None at the end. Raises what the source raised."""
+        """Wait for a new frame and return it with its number; None at the end. An error of the source is raised here."""
         if self._reader is None:
-            # Not waited for in the end: a camera that is silent would hold the program.
+            # A daemon thread, because the program must be able to end while a camera sends nothing.
             self._reader = threading.Thread(target=self._read, name="edge-effdet-camera", daemon=True)
             self._reader.start()
         with self._ready:
@@ -65,7 +65,7 @@ class LiveFeed:
             return self._number - 1, frame
 
     def close(self) -> None:
-        """Let go of a thread that waits for a frame."""
+        """End the wait of a thread in ``next``."""
         with self._ready:
             self._over = True
             self._ready.notify_all()

@@ -30,19 +30,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture of each EXIF orientation upright."""
+"""The operation that turns a picture upright, by its EXIF orientation."""
 
 _ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode a picture to uint8 [height, width, 3], RGB, turned as its EXIF orientation says.
+    """Decode a picture to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
-    A DICOM file is windowed to 8 bits: see ``dicom``.
+    A DICOM file is windowed to 8 bits: see ``dicom.read_dicom``.
 
     Raises:
-        DataError: missing, empty, truncated, too large, or not a picture.
-        MissingDependency: a DICOM file, and pydicom is not installed.
+        DataError: the file is missing, empty, truncated, too large, or not a picture.
+        MissingDependency: the file is DICOM, and pydicom is not installed.
     """
     if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return read_dicom(path)
@@ -50,18 +50,18 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[Image.Image, Size]:
-    """Decode a picture as ``read_image`` does, but leave the pixels where Pillow has them, for ``preprocess.fill_input``.
+    """Decode a picture as ``read_image`` does, but to a Pillow image, which spares a copy of the pixels.
 
     Args:
-        source: a file, or the content of one.
-        reduce_to: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as it stays at least as
-            large as the letterbox of this height and width needs. Faster, but not the same pixels.
+        source: a file, or the bytes of one.
+        reduce_to: height and width of the network's input, or None. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size,
+            but not smaller than its letterbox in that input. This is faster, but the pixels differ slightly.
 
     Returns:
-        A loaded RGB picture, upright, and the height and width that it has without ``reduce_to``.
+        The decoded RGB picture, upright, and the height and width that it has without ``reduce_to``.
 
     Raises:
-        DataError, MissingDependency: as of ``read_image``.
+        DataError, MissingDependency: as in ``read_image``.
     """
     name = source if isinstance(source, Path) else "The picture"
     if isinstance(source, Path) and source.suffix.lower() in DICOM_SUFFIXES:
@@ -71,7 +71,7 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             refuse_huge((image.height, image.width), name)
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
-                logger.warning("%s is animated; only its first frame is looked at", name)
+                logger.warning("%s is animated; only its first frame is used", name)
             width, height = image.size
             sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
             size = (width, height) if sideways else (height, width)
@@ -82,7 +82,7 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
             if upright.mode.startswith("I;16"):
                 # Pillow's own conversion clips 16-bit grey to 255.
                 upright = Image.fromarray((np.asarray(upright, np.uint16) >> 8).astype(np.uint8))
-            # Pillow copies a picture that it need not convert.
+            # convert would copy a picture that is RGB already.
             return (upright if upright.mode == "RGB" else upright.convert("RGB")), size
     except DataError:
         raise
@@ -92,7 +92,7 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
         raise _no_image(source) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} is too large ({error}); scale it down.") from error
-    # A damaged file makes Pillow raise nearly anything.
+    # On a damaged file Pillow raises nearly any exception.
     except Exception as error:
         raise DataError(f"{name} cannot be decoded ({error}); remove it or copy it again.") from error
 
@@ -101,15 +101,15 @@ def image_size(path: Path) -> Size:
     """Height and width of a picture as ``read_image`` would return it, from its header alone.
 
     Raises:
-        DataError: missing, or not a picture.
-        MissingDependency: a DICOM file, and pydicom is not installed.
+        DataError: the file is missing, or not a picture.
+        MissingDependency: the file is DICOM, and pydicom is not installed.
     """
     if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return dicom_size(path)
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # PngImageFile's own getexif decodes the picture; the base class's reads what the header gave.
+            # PngImageFile.getexif would decode the picture; the method of the base class reads the header alone.
             sideways = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _SIDEWAYS
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
@@ -121,7 +121,7 @@ def image_size(path: Path) -> Size:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it writes the EXIF anew, and fails where a camera gave some tag another type.
+    # ImageOps.exif_transpose writes the EXIF data anew, and fails if a camera gave a tag an unexpected type.
     image.load()
     turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     return image if turn is None else image.transpose(turn)
@@ -135,5 +135,5 @@ def _no_image(source: Path | bytes) -> DataError:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The pictures directly in a folder, by name."""
+    """The picture files directly in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

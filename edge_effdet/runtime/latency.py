@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Engine
+from edge_effdet.artifacts.record import Latency
 from edge_effdet.backends.base import load_runner
 from edge_effdet.cli import progress
 from edge_effdet.runtime.preprocess import feeds_for_image
@@ -36,7 +36,7 @@ class Turns:
     least_seconds: float = 0.0
 
 
-def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[str, Any]]:
+def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[Latency]:
     """Time engines in turns on one letterboxed picture, without pre- and post-processing.
 
     Args:
@@ -44,8 +44,7 @@ def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[s
         image: the picture, uint8 [height, width, 3].
 
     Returns:
-        One record an engine, in their order: ``median_ms`` and ``p90_ms`` of a run in milliseconds, the number of timed ``runs``, the
-        ``batch``, and the ``arithmetic`` that the runner computes in, None where it does not tell.
+        One record an engine, in their order.
     """
     if not engines:
         return []
@@ -55,13 +54,9 @@ def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[dict[s
         calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
         times = [1000 * np.concatenate(own) for own in time_in_turns(calls, Turns())]
     return [
-        {
-            "median_ms": float(np.median(own)),
-            "p90_ms": float(np.percentile(own, 90)),
-            "runs": len(own),
-            "batch": len(feed["images"]),
-            "arithmetic": runner.arithmetic,
-        }
+        Latency(
+            float(np.median(own)), float(np.percentile(own, 90)), len(own), len(feed["images"]), runner.arithmetic
+        )
         for own, feed, runner in zip(times, feeds, runners, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""How large a picture may be: the one limit for every kind of file, which is checked before a picture is decoded."""
+"""The size limit for pictures of every file type, which is checked before a picture is decoded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from edge_effdet.artifacts import Size
 from edge_effdet.errors import DataError
 
 MAX_PIXELS = 89_478_485
-"""Of a picture that is decoded, 268 MB as RGB: more is refused, so that one file cannot take a device's memory. Pillow's
-own limit, above which it warns and does not refuse."""
+"""A picture with more pixels is refused, so that one file cannot fill a device's memory. As RGB, this many pixels take 268 MB.
+Pillow has the same limit, but only warns."""
 
 
 def refuse_huge(size: Size, name: object) -> None:
-    """Raises DataError where a picture declares more pixels than ``MAX_PIXELS``; ``name`` is what the sentence calls it."""
+    """Raise DataError if a picture of this height and width has more than ``MAX_PIXELS`` pixels. The message calls it ``name``."""
     height, width = size
     if width * height > MAX_PIXELS:
         raise DataError(

@@ -1,13 +1,13 @@
-"""What becomes of boxes that overlap: suppressed, given lower scores, or averaged. NumPy alone.
+"""Suppression of overlapping boxes, and its alternatives, in NumPy.
 
-``suppress_overlaps`` is effdet's own way and the default. The others are for a camera whose operator wants them:
+The default, ``suppress_overlaps`` within each class, is effdet's method. The alternatives are:
 
 - class-agnostic: a box also suppresses those of other classes;
 - soft-NMS, linear and gaussian: Bodla, Singh, Chellappa, Davis, Soft-NMS, arXiv 1704.04503, equations 2 and 3 and
   the rescoring loop of figure 2;
 - fusion: weighted boxes fusion on one list, Solovyev, Wang, Gabruseva, arXiv 1910.13302, section 3, with the highest score of
-  a cluster as its score. The paper's mean is meant for several models: within one list it punishes an object for the weak
-  candidates beside its best one.
+  a cluster as its score. The paper's mean is meant for several models: within one list it would lower an object's
+  score for each weak candidate beside its best one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 NMS_KINDS = ("class-aware", "class-agnostic", "soft-linear", "soft-gaussian", "fusion")
 
 SOFT_SIGMA = 0.5
-"""Of the gaussian decay, the paper's and effdet's value."""
+"""Sigma of the gaussian decay, as in the paper and in effdet."""
 
 SOFT_LINEAR_THRESHOLD = 0.3
-"""IoU above which the linear decay sets in, the paper's value."""
+"""IoU above which the linear decay lowers scores, as in the paper."""
 
 _BLOCK = 128
-"""Candidates compared with each other at once: the comparison of all pairs of a block stays in the cache."""
+"""Number of candidates that are compared with each other at once; the arrays of all their pairs fit into a processor's cache."""
 
 
 def select_boxes(
@@ -37,19 +37,19 @@ def select_boxes(
     limit: int = 100,
     score_threshold: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Candidates to detections, by one of ``NMS_KINDS``.
+    """Choose or merge candidates so that each object has one box.
 
     Args:
         boxes: float32 [N, 4], xyxy.
         scores: float32 [N].
         class_ids: int32 [N].
-        kind: how overlaps are resolved.
-        iou_threshold: above it two boxes are one; soft-gaussian has none, and soft-linear has ``SOFT_LINEAR_THRESHOLD``.
-        limit: at most so many detections.
-        score_threshold: detections that end below it are dropped; only soft-NMS makes scores lower.
+        kind: one of ``NMS_KINDS``.
+        iou_threshold: boxes that overlap by more are taken for one object; soft-NMS does not use it.
+        limit: largest number of detections.
+        score_threshold: soft-NMS drops boxes whose lowered score is below it; the other kinds do not use it.
 
     Returns:
-        Boxes, scores and class ids by descending score.
+        Boxes float32 [M, 4], scores float32 [M] and class ids int32 [M], by descending score.
     """
     if kind == "fusion":
         return fuse_overlaps(boxes, scores, class_ids, iou_threshold, limit)
@@ -79,8 +79,8 @@ def suppress_overlaps(
 ) -> np.ndarray:
     """Greedy non-maximum suppression, within each class unless ``class_ids`` is None.
 
-    Blocks of candidates by descending score: first what an earlier block kept is compared with all of a block, then those that
-    remain with each other. It stops when ``limit`` are kept, which of a thousand candidates usually leaves most unread.
+    Candidates are taken in blocks by descending score. A block is compared with the boxes kept so far, then the rest of the block
+    with each other. It stops when ``limit`` boxes are kept, usually long before the last candidate.
 
     Args:
         boxes: float32 [N, 4], xyxy.
@@ -93,7 +93,7 @@ def suppress_overlaps(
         Indices of the kept boxes, by descending score (ties by position), int64 [<= limit].
     """
     order = np.argsort(-scores, kind="stable")
-    # A row a coordinate: the comparisons below run over each.
+    # One contiguous row for each coordinate, because the comparisons below take one coordinate at a time.
     sides = np.ascontiguousarray(boxes[order].T)
     areas = box_areas(boxes)[order]
     classes = np.zeros(len(order), np.int32) if class_ids is None else class_ids[order]
@@ -117,7 +117,7 @@ def decay_overlaps(
     limit: int = 100,
     score_threshold: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Soft-NMS within each class: what overlaps a better box loses score instead of its place.
+    """Soft-NMS within each class: a box that overlaps a better one gets a lower score and is not dropped for that.
 
     Returns:
         Indices by descending decayed score, int64 [<= limit], and these scores, float32; those below ``score_threshold``
@@ -146,11 +146,11 @@ def fuse_overlaps(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weighted boxes fusion within each class: boxes that overlap become their average, weighted by score.
 
-    Each candidate, by descending score, joins the cluster of its class whose average it overlaps most, if by more than
-    ``iou_threshold``, and founds one otherwise.
+    Each candidate, by descending score, joins the cluster of its class whose average it overlaps most, if their IoU is above
+    ``iou_threshold``; otherwise it starts a new cluster.
 
     Returns:
-        float32 [M, 4], float32 [M] and int32 [M] by descending score; M is at most ``limit``.
+        Boxes float32 [M, 4], scores float32 [M] and class ids int32 [M] by descending score; M is at most ``limit``.
     """
     parts = [
         _fuse_one_class(boxes, scores, np.flatnonzero(class_ids == number), iou_threshold)
@@ -158,7 +158,7 @@ def fuse_overlaps(
     ]
     founders = np.concatenate([np.zeros(0, np.int64), *(own for own, _ in parts)])
     means = np.concatenate([np.zeros((0, 4)), *(own for _, own in parts)])
-    # Ties by position, as everywhere.
+    # Equal scores keep the order of the candidates.
     order = np.lexsort((founders, -scores[founders]))[:limit]
     best = founders[order]
     return means[order].astype(np.float32), scores[best].astype(np.float32), class_ids[best]
@@ -167,9 +167,9 @@ def fuse_overlaps(
 def _fuse_one_class(
     boxes: np.ndarray, scores: np.ndarray, candidates: np.ndarray, iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clusters of the candidates: the index of the one that founded each, int64 [M], and their averages, float64 [M, 4]."""
+    """Cluster the candidates. Returns the first candidate's index of each cluster, int64 [M], and the average boxes, float64 [M, 4]."""
     order = candidates[np.argsort(-scores[candidates], kind="stable")]
-    # A row a coordinate, and the sum of the weights below them; the averages with their areas.
+    # Four rows of weighted sums of coordinates and one of sums of weights; a column for each cluster.
     sums, means = np.zeros((5, len(order))), np.zeros((4, len(order)))
     areas = np.zeros(len(order))
     founders: list[int] = []
@@ -208,9 +208,12 @@ def _suppressed(
 
 
 def _greedy(suppresses: np.ndarray) -> list[int]:
-    """Indices that greedy suppression keeps of candidates in descending order, from all pairs of them, bool [N, N].
+    """The indices that greedy suppression keeps, of candidates in descending order of score.
 
-    A row is read as one whole number, a bit a candidate: a step costs one operation on it and not one on arrays.
+    A row is packed into one integer with a bit for each candidate, so that a step is one integer operation.
+
+    Args:
+        suppresses: bool [N, N], whether the candidate of the row would suppress that of the column.
     """
     rows = np.packbits(suppresses, axis=1, bitorder="little")
     dropped = 0
@@ -223,7 +226,7 @@ def _greedy(suppresses: np.ndarray) -> list[int]:
 
 
 def _overlaps(first: np.ndarray, first_areas: np.ndarray, second: np.ndarray, second_areas: np.ndarray) -> np.ndarray:
-    """IoU of boxes given as four arrays of sides that broadcast against each other; 0 where the union is empty."""
+    """IoU of boxes, each given as arrays (x_min, y_min, x_max, y_max) that broadcast to one shape; 0 where the union is empty."""
     width = np.minimum(first[2], second[2]) - np.maximum(first[0], second[0])
     height = np.minimum(first[3], second[3]) - np.maximum(first[1], second[1])
     np.maximum(width, 0, out=width)
@@ -231,6 +234,6 @@ def _overlaps(first: np.ndarray, first_areas: np.ndarray, second: np.ndarray, se
     np.multiply(width, height, out=width)
     union = np.add(first_areas, second_areas, out=height)
     union -= width
-    # Without an area there is no intersection: 0 / 1.
+    # Boxes without an area have an intersection of 0: this makes the IoU 0 / 1.
     union[union <= 0] = 1
     return np.divide(width, union, out=width)

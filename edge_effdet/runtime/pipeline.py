@@ -44,7 +44,11 @@ WINDOW_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """How many pictures are worked on at the same time."""
+    """How many pictures are worked on at the same time.
+
+    Raises:
+        UsageError: a number is negative.
+    """
 
     runs: int = option(
         0, help="runs of the engine at once; 0 for one a core of a CPU, up to 4, and one for a camera and on a GPU"
@@ -52,12 +56,10 @@ class PipelineOptions:
     decoders: int = option(0, help="threads that decode; 0 for as many as the runs, at least 2")
     batch_wait_ms: float = option(20.0, help="how long a picture waits for others of its batch")
 
-    def check(self) -> PipelineOptions:
-        """These options. Raises UsageError for a number that makes no sense."""
+    def __post_init__(self) -> None:
         for name in ("runs", "decoders", "batch_wait_ms"):
             if getattr(self, name) < 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} makes no sense; give 0 or more.")
-        return self
+                raise UsageError(f"`{name}` {getattr(self, name)} makes no sense; give 0 or more.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class Pipeline:
             loading: what the detector was loaded with (``loading_for``); one run at a time where None.
             keep_images: give each decoded picture with its detections, to draw on.
         """
-        options = (options or PipelineOptions()).check()
+        options = options or PipelineOptions()
         self.progress = Progress()
         self._detector, self._source, self._keep_images = detector, source, keep_images
         self._wait = options.batch_wait_ms / 1000

@@ -1,7 +1,7 @@
 """From the graph's outputs to detections in the original image: clipping, class-aware NMS, scaling back.
 
 The order and the numbers are those of effdet's ``generate_detections``: boxes are clipped to the letterboxed picture,
-then suppressed greedily within their class above an IoU of 0.5, then scaled. ``nms`` has other ways than that suppression.
+then suppressed greedily within their class above an IoU of 0.5, then scaled. ``nms`` has the alternatives to this suppression.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def detections_from_outputs(
         class_ids: int32 [K].
         original: height and width of the original image.
         target: height and width of the network's input.
-        score_threshold: lower scores are dropped before suppression.
+        score_threshold: candidates with lower scores are dropped before suppression.
         iou_threshold: see ``nms.select_boxes``.
-        limit: at most so many detections.
+        limit: largest number of detections.
         nms_kind: one of ``nms.NMS_KINDS``; the default is effdet's.
 
     Raises:

@@ -1,7 +1,7 @@
 """From a picture to the network's input: the one letterbox that training, calibration, evaluation and the device share.
 
-Normalisation is not here: it is inside the exported graph, which takes raw pixels. ``fill_input`` is the same letterbox,
-pixel by pixel, without the copies that a training pipeline wants and a device has no time for.
+Normalisation is not here: it is inside the exported graph, which takes raw pixels. ``fill_input`` gives
+the same pixels as ``letterbox``, but writes them straight into the engine's input, which spares copies.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def letterbox_size(height: int, width: int, target: Size) -> tuple[int, int, float]:
-    """Height and width of the scaled picture inside ``target``, and the scale (target pixels an original pixel).
+    """Height and width of the scaled picture inside ``target``, and the scale (target pixels per original pixel).
 
-    Rounded down as effdet's ``ResizePad`` does, but never to zero.
+    Sides are rounded down as in effdet's ``ResizePad``, but never to zero.
     """
     scale = min(target[0] / height, target[1] / width)
     return max(1, int(height * scale)), max(1, int(width * scale)), scale
@@ -57,9 +57,9 @@ def fill_input(
 
     Args:
         picture: RGB; an array is uint8 [height, width, 3].
-        row: uint8 [3, H, W], all of which is written.
+        row: one image of the input, uint8 [3, H, W]; every pixel is written.
         preprocess: gives the fill colour.
-        size: height and width of the original, where ``picture`` is decoded at a reduced scale (``images.open_picture``).
+        size: height and width of the original if ``picture`` was decoded at a reduced scale (``images.open_picture``).
 
     Returns:
         The original's height and width.
@@ -78,7 +78,7 @@ def fill_input(
 
 
 def feeds_for_image(runner: Runner, image: np.ndarray, spec: ModelSpec) -> dict[str, np.ndarray]:
-    """The engine's input for one picture: letterboxed, of the engine's type, repeated where its batch is fixed above 1."""
+    """The engine's input for one picture: letterboxed, in the input's dtype, and repeated to fill a fixed batch."""
     batch = np.empty((max(1, runner.inputs[0].shape[0]), 3, *spec.image_size), np.uint8)
     for row in batch:
         fill_input(image, row, spec.preprocess)

@@ -39,7 +39,11 @@ SHOWN_EVERY = 0.2
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How the engine runs and what is written."""
+    """How the engine runs and what is written.
+
+    Raises:
+        UsageError: a number makes no sense.
+    """
 
     threads: int = option(
         0, help="threads of one run on a CPU; 0 for the cores that this process may use, shared by the runs"
@@ -56,13 +60,11 @@ class RunOptions:
         True, help="on a machine of another kind than the engine was proven on, see first that it finds the same there"
     )
 
-    def check(self) -> RunOptions:
-        """These options. Raises UsageError for a number that makes no sense."""
+    def __post_init__(self) -> None:
         if self.threads < 0:
-            raise UsageError(f"--threads {self.threads} makes no sense; give at least 1, or 0 for all cores.")
+            raise UsageError(f"`threads` {self.threads} makes no sense; give at least 1, or 0 for all cores.")
         if self.limit < 0:
-            raise UsageError(f"--limit {self.limit} makes no sense; give 0 for all images, or a number.")
-        return self
+            raise UsageError(f"`limit` {self.limit} makes no sense; give 0 for all images, or a number.")
 
 
 def results_table(results: Sequence[dict[str, Any]]) -> str:
@@ -79,7 +81,7 @@ def refuse_own_folder(output: Path | None, sources: Sequence[Path]) -> None:
     """Raises UsageError for an output folder whose pictures would be overwritten."""
     if output and output.resolve() == sources[0].resolve().parent:
         raise UsageError(
-            f"--output {output} is the folder of the images themselves, which the annotated ones would overwrite; give "
+            f"`output` {output} is the folder of the images themselves, which the annotated ones would overwrite; give "
             "another folder."
         )
 

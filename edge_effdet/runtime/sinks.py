@@ -1,6 +1,6 @@
-"""Where detections go: annotated pictures, an annotated video, JSON, JSON lines, COCO results. Each is written atomically.
+"""Writers of detections: annotated pictures, an annotated video, JSON, JSON lines, COCO results. Files are written atomically.
 
-A sink that is closed has written what it was given, after an interruption too: its file then holds what was done.
+``close`` completes a sink's file, also after an interruption: the file then holds all frames up to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CAMERA_RATE = 25
 
 
 class Sink(Protocol):
-    """Takes what a pipeline found, one frame after the other; ``close`` completes what it writes."""
+    """Writes the results of a pipeline, one frame after the other; ``close`` completes its file."""
 
     def write(self, found: FrameResult) -> None: ...
 
@@ -39,14 +39,14 @@ class Sink(Protocol):
 
 
 class AnnotatedPictures:
-    """A JPEG a frame. Where one cannot be written, the run goes on: the next may fit, and the results are kept elsewhere.
+    """Writes one JPEG for each frame. If a JPEG cannot be written the run goes on, because other sinks keep the results.
 
     Attributes:
-        written, failed: pictures that were written, and that could not be.
+        written, failed: number of pictures that were written, and that could not be written.
     """
 
     def __init__(self, folder: Path, names: Mapping[str, str], spec: ModelSpec) -> None:
-        """Take the folder and the file name of each frame."""
+        """``names`` maps the name of a frame to a file name in ``folder``."""
         self._folder, self._names, self._spec = folder, names, spec
         self.written = self.failed = 0
 
@@ -61,12 +61,12 @@ class AnnotatedPictures:
             self.written += 1
         except InputError as error:
             self.failed += 1
-            # Once: a full disk would fill the screen too.
+            # Logged once: on a full disk every picture fails.
             if self.failed == 1:
                 logger.warning("%s", error)
 
     def close(self) -> None:
-        """Raises InputError where a picture is missing: the run is over, and whoever started it must know."""
+        """Raise InputError if a picture could not be written."""
         if self.failed:
             raise InputError(
                 f"{self.failed} of {self.failed + self.written} annotated pictures could not be written into {self._folder}; is "
@@ -75,10 +75,10 @@ class AnnotatedPictures:
 
 
 class AnnotatedVideo:
-    """A video with the frames' own times: H.264 where this FFmpeg has it, else MPEG-4."""
+    """Writes a video with the frames' own times: H.264 if this FFmpeg has it, else MPEG-4."""
 
     def __init__(self, path: Path, spec: ModelSpec, rate: float | None) -> None:
-        """Write nothing before the first frame, which says the size. Raises MissingDependency."""
+        """``rate`` is in frames per second, None if unknown. Nothing is written before the first frame. Raises MissingDependency."""
         try:
             import av
         except ModuleNotFoundError as error:
@@ -99,10 +99,10 @@ class AnnotatedVideo:
         with self._said():
             if self._container is None:
                 self._container = self._start(picture)
-            # The sides of 4:2:0 video are even; a camera that came back may have another size.
+            # 4:2:0 video has even sides, and a camera that was opened again may send another size.
             frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p")
-            # Two frames never share a time.
+            # Times must increase from frame to frame.
             self._last = max(self._last + 1, round(_MILLISECONDS * (found.frame.seconds or 0.0)))
             frame.pts, frame.time_base = self._last, Fraction(1, _MILLISECONDS)
             self._container.mux(self._stream.encode(frame))
@@ -133,7 +133,7 @@ class AnnotatedVideo:
 
 
 class JsonLines:
-    """A line a frame: for videos and cameras, whose number of frames has no limit. Without a path it prints them at once."""
+    """Writes one line of JSON for each frame, for videos and cameras of any length. Without a path each line is printed at once."""
 
     def __init__(self, path: Path | None, spec: ModelSpec) -> None:
         self._spec, self._path = spec, path
@@ -159,7 +159,7 @@ class JsonLines:
 
 
 class CocoResults:
-    """A COCO result list, for COCO's tools: the image id is the file's name without suffix, a number where it is one."""
+    """Writes a COCO result list. The image id is the file's name without suffix, as a number if it is one."""
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
         self._spec, self._path = spec, path
@@ -190,14 +190,14 @@ class CocoResults:
 
 
 class JsonObject:
-    """All results in one object, which memory holds: for files of pictures.
+    """Collects all results in memory and writes them as one JSON object, for image files.
 
     Attributes:
-        data: the object, as it will be written.
+        data: the object as it is so far.
     """
 
     def __init__(self, path: Path | None, spec: ModelSpec, head: Mapping[str, Any]) -> None:
-        """Take the file, or None to write none, and what the object starts with."""
+        """``path`` is None to write no file; ``head`` holds the first entries of the object."""
         self._path, self._spec = path, spec
         self.data: dict[str, Any] = {**head, "images": [], "skipped": []}
 
@@ -213,7 +213,7 @@ class JsonObject:
 
 
 def detections_to_json(image: Path | str, detections: Detections, spec: ModelSpec) -> dict[str, Any]:
-    """One picture's detections for machines; boxes are xyxy in pixels of the original."""
+    """One picture's detections as an object for JSON; boxes are xyxy in pixels of the original."""
     rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True)
     return {
         "image": str(image),
@@ -231,19 +231,19 @@ def detections_to_json(image: Path | str, detections: Detections, spec: ModelSpe
 
 
 def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each annotated picture; a.jpg and a.png are two pictures."""
+    """A unique file name for each annotated picture, also if two pictures differ only in their suffix."""
     stems = Counter(path.stem for path in sources)
     return {path: f"{path.stem if stems[path.stem] == 1 else path.name}.jpg" for path in sources}
 
 
 def video_name(source: Source) -> str:
-    """A file name without suffix for what was found in a video or a camera's stream."""
+    """A file name, without suffix, for the results of a video or a camera."""
     stem = Path(source.name).stem if "://" not in source.name else source.name.split("://", 1)[1]
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem).strip("_.") or "camera"
 
 
 def _open_text(closing: contextlib.ExitStack, path: Path) -> IO[str]:
-    """A text file that takes its name when ``closing`` is closed."""
+    """Open a text file under a temporary name; it gets its own name when ``closing`` is closed."""
     temporary = closing.enter_context(atomic_output(path))
     return closing.enter_context(temporary.open("w", encoding="utf-8"))
 

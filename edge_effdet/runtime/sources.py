@@ -1,7 +1,7 @@
-"""Where pictures come from: a file, a folder, a video, a camera. What ``--source`` names, as an iterator of frames.
+"""Sources of pictures, as iterators of frames: a file, a folder, a video, a camera.
 
 Files of pictures need nothing but Pillow. Videos and cameras are read by PyAV (``pip install 'edge-effdet[video]'``); a
-GStreamer pipeline, as a Jetson's CSI camera needs, runs in ``gst-launch-1.0`` and hands its frames over through a pipe.
+GStreamer pipeline, as a Jetson's CSI camera needs it, runs in ``gst-launch-1.0``, which sends its frames through a pipe.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ VIDEO_SUFFIXES = frozenset(
 _GSTREAMER = "gst-launch-1.0"
 
 _FINITE = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
-"""Of an address: a film that ends, and not a camera that is away when it does."""
+"""Suffixes of addresses that are videos with an end. Any other address is a live stream, which is opened again when it ends."""
 
 FIRST_WAIT, LONGEST_WAIT, ATTEMPTS = 0.5, 8.0, 5
-"""Seconds before a camera that went away is tried again, doubled each time, and how often in a row."""
+"""A camera that went away is opened again, up to ``ATTEMPTS`` times in a row. The first attempt follows after ``FIRST_WAIT``
+seconds; the wait doubles each time, up to ``LONGEST_WAIT``."""
 
 SILENCE = 5.0
 """Seconds without a frame after which a network camera counts as gone."""
@@ -63,13 +64,13 @@ SILENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A picture on its way.
+    """One picture of a source.
 
     Attributes:
-        name: for people and results: the file's path, and in a video the number of the frame after a ``#``.
+        name: the name in logs and results: a file's path, or a video's or camera's name, ``#`` and the frame's number.
         picture: a file that is not decoded yet, or uint8 [height, width, 3] in RGB.
-        seconds: since the start of the video or of the camera; None for a file.
-        arrived: when it was there, by ``time.perf_counter``.
+        seconds: time since the start of the video or of the camera; None for a file.
+        arrived: when the frame arrived, in seconds of ``time.perf_counter``.
     """
 
     name: str
@@ -79,13 +80,13 @@ class Frame:
 
 
 class Source(Protocol):
-    """Frames in order.
+    """Yields frames in order.
 
     Attributes:
-        name: for people.
-        live: frames come whether they are wanted or not, so that old ones are dropped.
-        total: how many there will be, where that is known.
-        rate: frames a second that it is made for, where that is known.
+        name: the name in logs and results.
+        live: whether frames come at their own pace, as a camera's do; then old ones are dropped.
+        total: number of frames, None if unknown.
+        rate: nominal frames per second, None if unknown.
     """
 
     name: str
@@ -96,12 +97,12 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Frame]: ...
 
     def stop(self) -> None:
-        """End a wait; called by another thread than the one that iterates."""
+        """End a wait for the next frame. It is called in another thread than the iteration."""
         ...
 
 
 class ImageFiles:
-    """Files of pictures; they are decoded later."""
+    """Image files. Their frames hold paths; the pipeline decodes them."""
 
     live = False
 
@@ -119,12 +120,12 @@ class ImageFiles:
 
 
 class VideoFile:
-    """A video from its first frame to its last, or to where it breaks."""
+    """The frames of a video, to the last one that can be decoded."""
 
     live = False
 
     def __init__(self, address: Path | str) -> None:
-        """Open it once, so that a file that is none is refused at once. Raises DataError, MissingDependency."""
+        """Open the video once, so that a file that is no video is refused here. Raises DataError, MissingDependency."""
         self._address, self.name = str(address), _without_password(str(address))
         self._av = _import_av("to read a video")
         with self._open() as (_, stream):
@@ -181,7 +182,7 @@ class VideoFile:
 
 
 class Camera:
-    """Frames as they come. A camera that goes away is opened again, after longer and longer waits, and given up at last."""
+    """The frames of a camera. If it goes away it is opened again after growing waits, and given up after some attempts."""
 
     live = True
 
@@ -192,9 +193,9 @@ class Camera:
         attempts: int = ATTEMPTS,
         first_wait: float = FIRST_WAIT,
     ) -> None:
-        """Take a function that opens the camera and gives pictures, uint8 [height, width, 3], until it goes away.
+        """``images`` opens the camera and yields pictures, uint8 [height, width, 3], until the camera goes away.
 
-        It may raise OSError or ValueError where the camera cannot be opened or read, as PyAV's errors are.
+        It raises OSError or ValueError, from which PyAV's errors derive, if the camera cannot be opened or read.
         """
         self.name = name
         self.total: int | None = None
@@ -231,17 +232,19 @@ class Camera:
 
 
 def open_source(text: str) -> Source:
-    """What ``--source`` names.
+    """Open a source of pictures by its name.
+
+    The name is one of these:
 
     - a file or a folder of pictures, or a video file;
-    - a V4L2 camera, ``/dev/video0`` or its number; a named pipe that someone writes a video stream to;
+    - a V4L2 camera, ``/dev/video0`` or its number, or a named pipe that another program writes a video stream to;
     - the address of a stream, ``rtsp://…``, ``http://…``, ``udp://…``, or of a video file;
-    - a GStreamer pipeline up to the raw picture, as in ``nvarguscamerasrc ! nvvidconv``: whatever has a ``!`` in it.
+    - a GStreamer pipeline up to the raw picture, as in ``nvarguscamerasrc ! nvvidconv``: any text with a ``!``.
 
     Raises:
-        DataError: there is nothing, or nothing that can be read.
-        MissingDependency: a video or a camera, and PyAV is not installed.
-        BackendUnavailable: a GStreamer pipeline, and GStreamer is not installed.
+        DataError: there is nothing of this name, or it cannot be read.
+        MissingDependency: the source is a video or a camera, and PyAV is not installed.
+        BackendUnavailable: the source is a GStreamer pipeline, and GStreamer is not installed.
     """
     if "!" in text and not Path(text).exists():
         return Camera(text.split("!", 1)[0].strip(), _gstreamer_opener(text))
@@ -260,15 +263,15 @@ def open_source(text: str) -> Source:
 
 
 def find_images(source: Path) -> list[Path]:
-    """The pictures that a path names: one file, or a folder's.
+    """The picture files that a path names: the file itself, or all in a folder.
 
     Raises:
-        DataError: nothing there, or a folder without pictures.
+        DataError: there is nothing at the path, or the folder holds no pictures.
     """
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise DataError(f"There is no image or folder at {source}; check --source.")
+        raise DataError(f"There is no image or folder at {source}; correct `source`.")
     images = list_images(source)
     if not images:
         raise DataError(f"{source} holds no images (.jpg, .png, …); give another folder.")
@@ -278,7 +281,7 @@ def find_images(source: Path) -> list[Path]:
 def _stream_opener(address: str, format: str | None = None) -> Callable[[], Iterator[np.ndarray]]:  # noqa: A002 - PyAV's
     av = _import_av("to read a camera")
     options = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}
-    # A pipe has no time limit: whoever writes to it may still have to start.
+    # A pipe has no time limit: the program that writes to it may start later.
     limit = SILENCE if "://" in address else None
 
     def images() -> Iterator[np.ndarray]:
@@ -295,7 +298,7 @@ def _gstreamer_opener(pipeline: str) -> Callable[[], Iterator[np.ndarray]]:
             f"{_GSTREAMER} is not installed, which a GStreamer pipeline needs; run apt install gstreamer1.0-tools "
             "gstreamer1.0-plugins-good."
         )
-    # YUV4MPEG2 is a raw stream that says its size, which a plain raw one does not.
+    # YUV4MPEG2 is a raw stream with a header that tells its size, which plain raw video lacks.
     tail = "! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1"
 
     def images() -> Iterator[np.ndarray]:
@@ -317,19 +320,19 @@ def _decode(container: Any) -> Iterator[np.ndarray]:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """A PyAV frame as uint8 [height, width, 3], RGB, turned as the video says."""
+    """A PyAV frame as uint8 [height, width, 3], RGB, rotated as the video's metadata say."""
     turns = round(getattr(image, "rotation", 0) / 90) % 4
     pixels = image.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
 def _reason(error: BaseException) -> str:
-    # PyAV's messages repeat a number and the path; an operating system's error has its words apart.
+    # strerror holds the reason alone; str of a PyAV error adds a number and the path.
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def _without_password(address: str) -> str:
-    """What may stand in logs and results."""
+    """An address without its user name and password, for logs and results."""
     return re.sub(r"://[^/@]*@", "://", address)
 
 
@@ -338,6 +341,6 @@ def _import_av(purpose: str) -> ModuleType:
         import av
     except ModuleNotFoundError as error:
         raise MissingDependency("av", "video", purpose) from error
-    # What FFmpeg has to say of a damaged stream is said here, in one sentence.
+    # FFmpeg's own log is off: this module reports a damaged stream in one sentence.
     av.logging.set_level(None)
     return av

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph, write_json
+from edge_effdet.artifacts import Engine, Graph, write_record
+from edge_effdet.artifacts.record import Fingerprint
 from edge_effdet.backends.base import CompileOptions, Runner
-from edge_effdet.backends.fingerprint import Fingerprint, machine_fingerprint
+from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.runtime.golden import make_golden
 
@@ -31,6 +32,6 @@ def write_engine(graph: Graph, backend: str, path: Path, exact: Runner, pictures
     engine = compile_engine(graph, backend, CompileOptions(), path)
     proven_on = Fingerprint(backend, machine_fingerprint(backend).version, "x86", VNNI)
     golden = make_golden(exact, graph.spec, pictures, "pictures", graph.precision, proven_on)
-    engine = replace(engine, record={**engine.record, "golden": golden})
-    write_json(engine.json_path, engine.record)
+    engine = replace(engine, record=replace(engine.require_record(), golden=golden))
+    write_record(engine)
     return engine

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
 from edge_effdet.data.base import match_classes
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.graph.export import ExportOptions, export_network, load_source
 from edge_effdet.models.zoo import create_network
 from edge_effdet.quant.choose import load_calibration_images
-from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
-from edge_effdet.runtime.golden import TOLERANCES
+from edge_effdet.quant.stage import QuantizeOptions, quantize_on_images
+from edge_effdet.runtime.agreement import TOLERANCES
 from tests.emulation.engines import write_engine
 
 BCCD_CHECKPOINT = Path(__file__).parents[1] / "assets" / "bccd_lite0.safetensors"
@@ -77,10 +78,10 @@ def lite0_engines(bccd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = {"fp32": graph}
     for bits, codes in ((7, 63), (8, 127)):
         options = QuantizeOptions(weight_codes=codes)
-        built[f"{bits}-bits"] = quantize_graph(graph, images, options, graphs / f"{bits}-bits.onnx")
+        built[f"{bits}-bits"] = quantize_on_images(graph, images, options, graphs / f"{bits}-bits.onnx")
     for name, each in built.items():
         # It is exact on every processor, as test_small_network holds.
-        with OnnxRuntimeRunner(each.path) as exact:
+        with OnnxRuntimeRunner(each.path, LoadOptions()) as exact:
             for backend in BACKENDS if name != "8-bits" else ("openvino",):
                 write_engine(each, backend, folder / f"{backend}-{name}.onnx", exact, pictures)
     return folder

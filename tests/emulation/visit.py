@@ -17,7 +17,7 @@ from edge_effdet.artifacts import Engine, load_engine
 from edge_effdet.backends.arithmetic import int8_arithmetic
 from edge_effdet.backends.base import LoadOptions, load_runner
 from edge_effdet.backends.cores import cpu_flags
-from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.backends.fingerprint import describe_machine, machine_fingerprint
 from edge_effdet.errors import EngineError
 from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.golden import check_engine, read_golden
@@ -32,7 +32,7 @@ def visit(folder: Path, plain: bool) -> dict[str, Any]:
     return {
         "flags": sorted(cpu_flags()),
         "backends": {
-            name: {"fingerprint": machine_fingerprint(name).text(), "saturates": int8_arithmetic(name).saturates}
+            name: {"fingerprint": describe_machine(machine_fingerprint(name)), "saturates": int8_arithmetic(name).saturates}
             for name in sorted({engine.backend for engine in engines})
         },
         "engines": {engine.path.stem: _ask(engine, images, plain) for engine in engines},

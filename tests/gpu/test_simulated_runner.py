@@ -48,7 +48,7 @@ def load(monkeypatch, tmp_path):
     trt = pytest.importorskip("tensorrt_rtx")
     path = tmp_path / "tiny.engine"
     path.write_bytes(b"good")
-    found = Engine(path, ModelSpec("tiny", (2, 2), ("thing",), (1,)), "tensorrt", "fp32", {"engine_sha256": "0" * 64})
+    found = Engine(path, ModelSpec("tiny", (2, 2), ("thing",), (1,)), "tensorrt", "fp32", "0" * 64)
     simulated = DriverEngine(None, trt)
     runtime = types.SimpleNamespace(deserialize_cuda_engine=lambda content: simulated)
     monkeypatch.setattr(trt, "Runtime", lambda log: runtime)

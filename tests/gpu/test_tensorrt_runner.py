@@ -56,7 +56,7 @@ def engine(flavor, tmp_path):
     graph = Graph(path, SPEC, "optimized", "fp32", {}, {}, {}, "0" * 64)
     built = tmp_path / "tiny.engine"
     built.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(1, 8))).content)
-    return Engine(built, SPEC, "tensorrt", "fp32", {"engine_sha256": file_sha256(built)})
+    return Engine(built, SPEC, "tensorrt", "fp32", file_sha256(built))
 
 
 def check(runner, batch, seed):

@@ -21,6 +21,8 @@ from PIL import Image
 import edge_effdet
 from edge_effdet import __main__ as program
 from edge_effdet.artifacts import ModelSpec, Size, engine_json_path, file_sha256, write_json
+from edge_effdet.artifacts.reading import to_json
+from edge_effdet.artifacts.record import Golden
 from edge_effdet.backends import base
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.cli import (
@@ -47,6 +49,7 @@ from edge_effdet.errors import (
     UsageError,
 )
 from edge_effdet.options import option
+from tests.records import make_record
 
 VERBS = ("data", "train", "predict", "export", "quantize", "build_engine", "detect", "evaluate")
 
@@ -100,19 +103,17 @@ def tiny_engine(tmp_path):
     path = tmp_path / "engine" / "tiny.onnx"
     path.parent.mkdir()
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    write_record(path)
+    describe(path)
     return path
 
 
-def write_record(path, **changes):
-    record = {
-        "spec": ModelSpec("tiny", (64, 64), ("bar", "disc"), (1, 2)).to_dict(),
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "engine_sha256": file_sha256(path),
-        "golden": {"kind": "none", "fingerprint": machine_fingerprint("onnxruntime").to_dict()},
-    }
-    write_json(engine_json_path(path), record | changes)
+def describe(path, **changes):
+    record = make_record(
+        spec=ModelSpec("tiny", (64, 64), ("bar", "disc"), (1, 2)),
+        engine_sha256=file_sha256(path),
+        golden=Golden(kind="none", fingerprint=machine_fingerprint("onnxruntime")),
+    )
+    write_json(engine_json_path(path), to_json(record) | changes)
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ def test_an_engine_that_was_changed_is_refused(run, tiny_engine, picture):
 def test_a_backend_that_cannot_work_here_is_exit_code_3_with_the_fix(run, tiny_engine, picture):
     if isinstance(base.get_backend("tensorrt").probe(), base.Available):
         pytest.skip("TensorRT works on this machine")
-    write_record(tiny_engine, backend="tensorrt")
+    describe(tiny_engine, backend="tensorrt")
     code, out, err = run("detect", "--engine", tiny_engine, "--source", picture)
     assert (code, out) == (3, "")
     assert err.startswith("error: The backend tensorrt is not available: ")
@@ -371,7 +372,7 @@ def test_a_backend_that_cannot_work_here_is_exit_code_3_with_the_fix(run, tiny_e
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--score-threshold", "1.5"), "score threshold of 1.5 is not between 0 and 1"),
+        (("--score-threshold", "1.5"), "--score-threshold 1.5 is not between 0 and 1"),
         (("--source", "absent"), "There is no image or folder at absent"),
         (("--source", "{empty}"), "holds no images"),
         (("--source", "{words}"), "not an image"),

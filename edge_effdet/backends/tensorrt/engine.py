@@ -44,11 +44,15 @@ class LoadedEngine:
         content = self._file.path.read_bytes()
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            target = self._file.record.get("target")
+            record = self._file.record
+            origin = (
+                "of unknown origin"
+                if record is None
+                else f"which {flavor.title} {record.backend_version} built for {record.target}"
+            )
             raise EngineError(
-                f"{flavor.title} {trt.__version__} on {gpu} refuses {self.name}, which {flavor.title} "
-                f"{self._file.record.get('backend_version', 'of an unknown version')} built"
-                f"{f' for {target}' if target else ''} ({self._diagnose(content)}); an engine belongs to the GPU and the "
+                f"{flavor.title} {trt.__version__} on {gpu} refuses {self.name}, {origin} "
+                f"({self._diagnose(content)}); an engine belongs to the GPU and the "
                 "version that built it, so build it again for this machine."
             )
 
@@ -118,16 +122,16 @@ class LoadedEngine:
     def _refuse_other_origin(self, gpu: cuda.Gpu | Unavailable) -> None:
         """An engine of TensorRT is of one version and one GPU; TensorRT itself only warns of another GPU."""
         record = self._file.record
-        if self.flavor.default_target or isinstance(gpu, Unavailable):
+        if record is None or self.flavor.default_target or isinstance(gpu, Unavailable):
             return
-        built_with, built_on = record.get("backend_version"), record.get("target")
+        built_with, built_on = record.backend_version, record.target
         fix = "build it again on this machine with python -m edge_effdet.build_engine"
-        if built_with and built_with != self._trt.__version__:
+        if built_with != self._trt.__version__:
             raise EngineError(
                 f"{self.name} was built with {self.flavor.title} {built_with} and this machine has "
                 f"{self._trt.__version__}, which does not take it; {fix}."
             )
-        if built_on and built_on != str(gpu):
+        if built_on != str(gpu):
             raise EngineError(
                 f"{self.name} was built on {built_on} and this GPU is {gpu}, for which it is not tuned or does not run; "
                 f"{fix}."

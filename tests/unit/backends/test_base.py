@@ -42,7 +42,7 @@ def test_a_backend_declares_itself():
 def test_threads_are_refused_where_nothing_runs_on_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setitem(BACKENDS, "card", FakeBackend(traits=Traits(on_cpu=False)))
     (tmp_path / "x.fake").write_bytes(b"engine")
-    engine = Engine(tmp_path / "x.fake", ModelSpec("x", (64, 64), ("thing",), (1,)), "card", "fp32", {})
+    engine = Engine(tmp_path / "x.fake", ModelSpec("x", (64, 64), ("thing",), (1,)), "card", "fp32")
     load_runner(engine, LoadOptions(parallel_runs=2)).close()
     with pytest.raises(UsageError, match="`threads` 2 means nothing"):
         load_runner(engine, LoadOptions(threads=2))

@@ -35,7 +35,7 @@ def engine(tmp_path: Path, request) -> Engine:
     graph = helper.make_graph(nodes, "double", values[:1], values[1:])
     path = tmp_path / "double.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return Engine(path, SPEC, "onnxruntime", "fp32", {})
+    return Engine(path, SPEC, "onnxruntime", "fp32")
 
 
 def images(seed: int, batch: int = 1) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_bound_memory_gives_what_a_run_gives_and_results_are_the_callers(engine:
 def test_without_cuda_it_is_said_and_a_fallback_is_an_error(engine: Engine):
     assert isinstance(onnxruntime_cuda.probe(), Unavailable)
     with pytest.raises(BackendUnavailable, match="the one for CPUs; run pip uninstall onnxruntime"):
-        load_runner(Engine(engine.path, SPEC, "onnxruntime-cuda", "fp32", {}))
+        load_runner(Engine(engine.path, SPEC, "onnxruntime-cuda", "fp32"))
     with pytest.raises(EngineError, match="CUDA"):
         onnxruntime_cuda.load(engine, LoadOptions())
 
@@ -76,4 +76,4 @@ def test_a_file_that_is_no_graph_is_named(tmp_path: Path):
     (tmp_path / "x.onnx").write_bytes(b"words")
     for backend in (onnxruntime, openvino):
         with pytest.raises(EngineError, match=r"x\.onnx"):
-            backend.load(Engine(tmp_path / "x.onnx", SPEC, "onnxruntime", "fp32", {}), LoadOptions())
+            backend.load(Engine(tmp_path / "x.onnx", SPEC, "onnxruntime", "fp32"), LoadOptions())

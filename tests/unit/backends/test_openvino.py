@@ -33,7 +33,7 @@ def engine_with(tmp_path: Path, dtype: type) -> Engine:
     graph = helper.make_graph(nodes, "conv", [images], [out], [numpy_helper.from_array(weights, "w")])
     path = tmp_path / "conv.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", {"engine_sha256": "ab" * 32})
+    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", "ab" * 32)
 
 
 def test_fp32_stays_fp32_on_a_processor_with_bf16(tmp_path: Path):
@@ -91,7 +91,7 @@ def test_what_is_damaged_is_compiled_again(damage: str, tmp_path: Path):
 def test_what_belongs_to_another_engine_or_processor_is_compiled_again(tmp_path: Path):
     engine = engine_with(tmp_path, np.float32)
     start(engine)
-    assert not start(replace(engine, record={"engine_sha256": "cd" * 32}))[1]
+    assert not start(replace(engine, sha256="cd" * 32))[1]
     core = ov.Core()
     flags = [frozenset(text.split()) for text in ("avx2", "avx2 avx512_vnni", "asimddp", "")]
     found = [openvino_cache.identity(core, "CPU", "ab", each) for each in flags]
@@ -112,7 +112,7 @@ def test_a_model_from_the_cache_computes_in_the_same_type(dtype: type, tmp_path:
 
 
 def test_an_engine_without_a_hash_leaves_no_file(tmp_path: Path):
-    start(replace(engine_with(tmp_path, np.float32), record={}))
+    start(replace(engine_with(tmp_path, np.float32), sha256=""))
     assert [path.name for path in tmp_path.iterdir()] == ["conv.onnx"]
 
 

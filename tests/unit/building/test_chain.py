@@ -12,18 +12,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet import build_engine
 from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
+from edge_effdet.artifacts.record import Accuracy, Latency, Race, Reference
 from edge_effdet.backends.base import BACKENDS, Available, Compiled, CompileOptions, get_backend
 from edge_effdet.building import chain, summary
 from edge_effdet.building import engine as engine_module
 from edge_effdet.building.gate import judge, parse_budget
 from edge_effdet.building.options import BuildConfig
-from edge_effdet.building.race import Race
 from edge_effdet.cli import options_from
 from edge_effdet.errors import AccuracyGateFailed, GraphError, UsageError
 from edge_effdet.graph.model import save_graph
 from edge_effdet.graph.rules.efficient_nms import PLUGIN
 from edge_effdet.quant.stage import QuantizeOptions
 from tests.backends import FakeBackend
+from tests.records import make_record
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "tensorrt-rtx"])
@@ -58,17 +59,17 @@ def test_a_cpu_that_gains_nothing_by_int8_is_told_of(
     tmp_path, monkeypatch, backend, milliseconds, vnni, race, said, advised
 ):
     monkeypatch.setattr(summary, "cpu_has_dot_products", lambda: vnni)
-    record = {"reference": {"latency": {"median_ms": 10.0}}, "latency": {"median_ms": milliseconds}}
-    engine = Engine(
-        tmp_path / "x.onnx",
-        ModelSpec("tiny", (16, 16), ("thing",), (1,)),
-        backend,
-        "int8",
-        record | ({"race": {}} if race else {}),
+    raced = Race(winner=backend, order=(backend,), precision="int8", graph_sha256="", backends=())
+    record = make_record(
+        backend=backend,
+        precision="int8",
+        reference=Reference("", 1, Latency(10.0, 10.0, 30, 1)),
+        latency=Latency(milliseconds, milliseconds, 30, 1),
+        race=raced if race else None,
     )
-    text = "".join(summary._speed_remark(engine))
+    text = "".join(summary._speed_remark(record))
     assert ("check of accuracy" in text) == said
-    assert ("--backend fastest finds out" in text) == advised
+    assert ("`backend` fastest finds out" in text) == advised
     assert ("has no VNNI" in text) == (said and not vnni)
 
 
@@ -160,7 +161,7 @@ def test_simulated_engine_records_where_boxes_are_suppressed(tmp_path, monkeypat
     # It tells nothing of its layers, so the graph was counted.
     assert record["proof"]["counted_on"] == "graph" and record["proof"]["source"] is None
     # It never ran, so what it must find on its target is what its graph finds here.
-    assert record["golden"]["fingerprint"]["backend"] == "onnxruntime" and "agreement" not in record
+    assert record["golden"]["fingerprint"]["backend"] == "onnxruntime" and record["agreement"] is None
     assert record["golden"]["kind"] == "drawn" and list(record)[-1] == "golden"
 
 
@@ -179,14 +180,22 @@ class Tries:
         order = self.orders[precision]
         if not order:
             raise AccuracyGateFailed("No backend here finds what the FP32 graph finds")
-        return Race(order[0], order, (), {})
+        return Race(winner=order[0], order=order, precision=precision, graph_sha256="", backends=())
 
-    def build(self, job, precision, backend, quantizing, race=None, lowered=None):
+    def build(self, job, precision, backend, quantizing, race=None, lowered=None, tried_before=()):
         self.built.append((precision, backend))
-        accuracy = {"drop": self.drops[precision, backend], "drop_interval": None}
-        record = {"accuracy": accuracy, "golden": {}, "engine_sha256": "ab" * 32}
-        record["gate"] = judge(record, job.budget).to_dict()
-        return Engine(self.folder / f"x.{precision}.onnx", job.graph.spec, backend, precision, record)
+        accuracy = Accuracy(
+            AP=0.4,
+            AP50=0.8,
+            images=72,
+            split="test",
+            measured_on="engine",
+            data_sha256="",
+            drop=self.drops[precision, backend],
+        )
+        verdict = judge(accuracy, None, job.budget, tuple(tried_before))
+        record = make_record(accuracy=accuracy, gate=verdict, precision=precision, backend=backend)
+        return Engine(self.folder / f"x.{precision}.onnx", job.graph.spec, backend, precision, "ab" * 32, record)
 
 
 DROPS = {
@@ -216,9 +225,9 @@ def test_the_next_is_tried_before_the_build_gives_up(tmp_path, monkeypatch, word
     engine = chain._build_within_budget(job, config, "")
     assert tries.built == tried
     assert (engine.precision, engine.backend) == tried[-1]
-    before = engine.record["gate"].get("tried_before", [])
+    before = engine.record.gate.tried_before
     assert len(before) == len(tried) - 1 + (orders["int8"] == ())
-    remarks = "".join(summary._gate_remarks(engine))
+    remarks = "".join(summary._gate_remarks(engine.record, engine.record.gate))
     assert ("in place of what was not right" in remarks) == bool(before)
 
 
@@ -236,7 +245,7 @@ def test_a_build_that_finds_none_within_the_budget_says_what_each_lost(tmp_path,
     else:
         assert "x.fp16.onnx was built and is kept" in said
         assert "(INT8: No backend here finds what the FP32 graph finds; FP16 by fast: it loses 2.00" in said
-    assert "--max-ap-drop" in said
+    assert "`max_ap_drop`" in said
 
 
 def test_the_only_error_of_a_build_stays_what_it_is(tmp_path, monkeypatch):
@@ -261,10 +270,10 @@ def test_what_cannot_be_built_is_fallen_back_from(tmp_path, monkeypatch):
     job = engine_module.BuildJob(name="x", graph=save_detector(tmp_path), output=tmp_path)
     engine = chain._build_within_budget(job, BuildConfig(fall_back=True), "")
     assert (engine.precision, engine.backend) == ("fp16", "slow")
-    assert engine.record["gate"]["tried_before"] == [
+    assert engine.record.gate.tried_before == (
         "INT8 by fast: fast refuses the graph",
         "INT8 by slow: slow refuses the graph",
-    ]
+    )
 
 
 def test_a_graph_that_was_lowered_falls_back_to_nothing(tmp_path):
@@ -283,7 +292,7 @@ def test_a_lowered_graph_whose_file_is_anothers_by_now_is_made_again(tmp_path, m
     real = engine_module.lower_graph
     monkeypatch.setattr(engine_module, "lower_graph", lambda *given: made.append(given) or real(*given))
     engine = engine_module.build_engine(job, "fp32", "onnxruntime", QuantizeOptions(), lowered=stale)
-    assert len(made) == 1 and engine.record["parents"]["compiled_graph"] == graph.sha256
+    assert len(made) == 1 and engine.record.parents["compiled_graph"] == graph.sha256
 
 
 @pytest.mark.parametrize(
@@ -293,7 +302,7 @@ def test_a_lowered_graph_whose_file_is_anothers_by_now_is_made_again(tmp_path, m
         ({"golden": None}, "There is no golden None"),
         ({"precision": "int4"}, "There is no precision 'int4'"),
         ({"high_precision": "bf16"}, "There is no high precision 'bf16'"),
-        ({"weight_codes": 300}, "make no sense in INT8"),
+        ({"weight_codes": 300}, "makes no sense in INT8"),
         ({"precision": "fp16", "search": True}, "there is nothing to choose"),
     ],
 )

@@ -2,59 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from edge_effdet.artifacts.record import Accuracy, Agreement
 from edge_effdet.building.gate import DEFAULT_BUDGET, Budget, judge, parse_budget
 from edge_effdet.errors import UsageError
 
-RIGHT = {"right": True, "backend_right": True, "text": "", "reference": "the FP32 graph"}
-WRONG = {**RIGHT, "right": False, "backend_right": False, "text": "on 8 pictures its scores differ by 40 %"}
+RIGHT = Agreement(
+    distance=0.01,
+    allowed=0.3,
+    from_exact=0.01,
+    from_exact_allowed=0.1,
+    pictures=8,
+    reference="the FP32 graph",
+    backend_right=True,
+    right=True,
+    text="",
+)
+WRONG = replace(RIGHT, right=False, backend_right=False, text="on 8 pictures its scores differ by 40 %")
+MEASURED = Accuracy(AP=0.4, AP50=0.8, images=72, split="test", measured_on="engine", data_sha256="ab" * 32)
 
 
-def record(drop, interval=None, agreement=None):
-    return {"accuracy": {"drop": drop, "drop_interval": interval}, "agreement": agreement}
+def measured(drop, interval=None, agreement=None):
+    return replace(MEASURED, drop=drop, drop_interval=interval), agreement
 
 
 @pytest.mark.parametrize(
-    ("measured", "budget", "passed", "decided_by"),
+    ("given", "budget", "passed", "decided_by"),
     [
-        (record(0.3, [-0.1, 0.7]), Budget(), True, "drop"),
-        (record(-0.3, [-0.8, 0.2]), Budget(), True, "drop"),
-        (record(1.0, [0.5, 1.5]), Budget(), True, "drop"),
+        (measured(0.3, (-0.1, 0.7)), Budget(), True, "drop"),
+        (measured(-0.3, (-0.8, 0.2)), Budget(), True, "drop"),
+        (measured(1.0, (0.5, 1.5)), Budget(), True, "drop"),
         # The whole interval is above the budget.
-        (record(11.95, [10.8, 13.0]), Budget(), False, "interval"),
-        (record(1.4, [1.1, 1.7]), Budget(), False, "interval"),
+        (measured(11.95, (10.8, 13.0)), Budget(), False, "interval"),
+        (measured(1.4, (1.1, 1.7)), Budget(), False, "interval"),
         # It straddles the budget: so few images cannot tell.
-        (record(1.4, [0.6, 2.2]), Budget(), True, "interval"),
-        (record(1.4, [0.6, 2.2]), Budget(0.5, asked=True), False, "interval"),
-        (record(1.4), Budget(), False, "interval"),
-        (record(1.4, [float("nan"), float("nan")]), Budget(), False, "interval"),
-        (record(12.0, [11.0, 13.0]), Budget(None, asked=True), True, "no limit"),
-        (record(-0.5, [-0.9, -0.2]), Budget(-0.4, asked=True), True, "drop"),
+        (measured(1.4, (0.6, 2.2)), Budget(), True, "interval"),
+        (measured(1.4, (0.6, 2.2)), Budget(0.5, asked=True), False, "interval"),
+        (measured(1.4), Budget(), False, "interval"),
+        (measured(1.4, (float("nan"), float("nan"))), Budget(), False, "interval"),
+        (measured(12.0, (11.0, 13.0)), Budget(None, asked=True), True, "no limit"),
+        (measured(-0.5, (-0.9, -0.2)), Budget(-0.4, asked=True), True, "drop"),
         # So few images cannot tell, and the pictures can.
-        (record(8.0, [-2.0, 18.0], WRONG), Budget(), False, "agreement"),
-        (record(8.0, [-2.0, 18.0], RIGHT), Budget(), True, "interval"),
+        (measured(8.0, (-2.0, 18.0), WRONG), Budget(), False, "agreement"),
+        (measured(8.0, (-2.0, 18.0), RIGHT), Budget(), True, "interval"),
         # AP that was measured goes before agreement.
-        (record(0.3, [-0.1, 0.7], WRONG), Budget(), True, "drop"),
-        ({"accuracy": None, "agreement": WRONG}, Budget(), False, "agreement"),
-        ({"accuracy": None, "agreement": RIGHT}, Budget(), True, "agreement"),
-        (record(None, None, WRONG), Budget(), False, "agreement"),
-        ({"accuracy": None, "agreement": WRONG}, Budget(None, asked=True), True, "no limit"),
-        ({"accuracy": None}, Budget(), True, "nothing"),
-        ({}, Budget(), True, "nothing"),
+        (measured(0.3, (-0.1, 0.7), WRONG), Budget(), True, "drop"),
+        ((None, WRONG), Budget(), False, "agreement"),
+        ((None, RIGHT), Budget(), True, "agreement"),
+        (measured(None, None, WRONG), Budget(), False, "agreement"),
+        ((None, WRONG), Budget(None, asked=True), True, "no limit"),
+        ((None, None), Budget(), True, "nothing"),
     ],
 )
-def test_verdict(measured, budget, passed, decided_by):
-    verdict = judge(measured, budget)
+def test_verdict(given, budget, passed, decided_by):
+    verdict = judge(*given, budget)
     assert (verdict.passed, verdict.decided_by) == (passed, decided_by)
-    assert verdict.to_dict()["max_ap_drop"] == budget.points
+    assert verdict.max_ap_drop == budget.points
     assert verdict.budget_was == ("asked" if budget.asked else "default")
 
 
 def test_the_remark_says_how_sure_it_is():
-    text = judge(record(1.4, [0.6, 2.2]), Budget()).text
+    text = judge(*measured(1.4, (0.6, 2.2)), Budget()).text
     assert "1.40 points of AP (95 %: +0.60 to +2.20), and 1 are allowed" in text and "few images cannot tell" in text
-    assert judge({"agreement": WRONG}, Budget()).text == WRONG["text"]
+    assert judge(None, WRONG, Budget()).text == WRONG.text
 
 
 @pytest.mark.parametrize(

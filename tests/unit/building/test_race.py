@@ -12,9 +12,9 @@ import pytest
 from edge_effdet.artifacts import Graph, ModelSpec
 from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, Unavailable
 from edge_effdet.building import race
-from edge_effdet.building.race import race_backends
+from edge_effdet.building.race import describe_race, race_backends
 from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, GraphError
-from edge_effdet.runtime.golden import find_best
+from edge_effdet.runtime.agreement import find_best
 from tests.backends import HERE, BrightBoxRunner, FakeBackend
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing",), (1,))
@@ -67,16 +67,16 @@ def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, 
     backends = {"slow": backend(seconds=0.005), "wrong": backend(score=0.4), "near": backend(score=0.79)}
     result = race_of(backends, graph, monkeypatch, pictures=[bright(4), bright(20)])
     assert result.order == ("near", "slow")
-    rows = {row["backend"]: row for row in result.rows}
-    assert "median_ms" not in rows["wrong"]
+    rows = {each.backend: each for each in result.backends}
+    assert rows["wrong"].latency is None
     assert (
         "computes something else here: on 2 pictures its scores differ from those of its own graph, computed exactly, by 50 %"
-        in (rows["wrong"]["skipped"])
+        in (rows["wrong"].skipped or "")
     )
-    assert rows["near"]["agreement"]["right"] and rows["near"]["agreement"]["distance"] == pytest.approx(
+    assert rows["near"].agreement.right and rows["near"].agreement.distance == pytest.approx(
         0.0125, abs=1e-3
     )
-    assert "; wrong: it computes something else here" in result.text()
+    assert "; wrong: it computes something else here" in describe_race(result)
 
 
 def test_a_race_that_all_lose_by_what_they_find_is_no_missing_backend(graph, monkeypatch):
@@ -96,15 +96,14 @@ def test_the_fastest_wins_and_all_are_recorded(graph, monkeypatch):
     }
     result = race_of(backends, graph, monkeypatch)
     assert result.winner == "fast"
-    assert result.text().startswith("backend fast is the fastest here (slow ")
-    record = result.to_dict()
-    assert record["graph"] == {"precision": "fp32", "sha256": "ab" * 32}
-    rows = {row["backend"]: row for row in record["backends"]}
+    assert describe_race(result).startswith("backend fast is the fastest here (slow ")
+    assert (result.precision, result.graph_sha256) == ("fp32", "ab" * 32)
+    rows = {each.backend: each for each in result.backends}
     assert list(rows) == list(backends)
-    assert rows["slow"]["median_ms"] > rows["fast"]["median_ms"]
-    assert rows["broken"]["skipped"] == "it does not like the graph"
-    assert rows["missing"]["skipped"] == "it is not installed"
-    assert "cannot run here" in rows["elsewhere"]["skipped"]
+    assert rows["slow"].latency.median_ms > rows["fast"].latency.median_ms
+    assert rows["broken"].skipped == "it does not like the graph"
+    assert rows["missing"].skipped == "it is not installed"
+    assert "cannot run here" in rows["elsewhere"].skipped
 
 
 def test_each_backend_may_run_a_draft_of_its_own(graph, monkeypatch, tmp_path):
@@ -117,8 +116,8 @@ def test_each_backend_may_run_a_draft_of_its_own(graph, monkeypatch, tmp_path):
         "one": ["one.onnx"],
         "other": ["other.onnx"],
     }
-    assert result.graph == {"precision": "int8", "sha256": graph.sha256}
-    assert [row["precision"] for row in result.rows] == ["int8", "fp32"]
+    assert (result.precision, result.graph_sha256) == ("int8", graph.sha256)
+    assert [each.precision for each in result.backends] == ["int8", "fp32"]
 
 
 def test_a_race_without_runners_is_an_error(graph, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the tests of the readers share: small pictures, drawn here."""
+"""Fixtures for the tests of the readers: they write small pictures and text files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture
 def draw() -> Callable[..., Path]:
-    """Write a grey picture, 40 high and 60 wide unless told, whose bytes differ with ``shade``."""
+    """A function that writes a grey picture of brightness ``shade``, by default 40 pixels high and 60 wide."""
 
     def draw_picture(path: Path, size: tuple[int, int] = (40, 60), shade: int = 100) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def draw() -> Callable[..., Path]:
 
 @pytest.fixture
 def write() -> Callable[[Path, str], Path]:
-    """Write a text file, with its folders."""
+    """A function that writes a text file and makes its folders."""
 
     def write_text(path: Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write() -> Callable[[Path, str], Path]:
 
 @pytest.fixture
 def problems_of() -> Callable[..., list[tuple[str, str]]]:
-    """(kind, where) of each problem of a data set, the root left out of ``where``."""
+    """A function that lists (kind, where) of each problem of a data set, with ``where`` relative to its root."""
 
     def kinds_and_places(dataset) -> list[tuple[str, str]]:
         root = dataset.root if dataset.root.is_dir() else dataset.root.parent

@@ -55,11 +55,11 @@ def test_splits_are_counted(counted):
 
 
 def test_sizes_are_those_of_the_networks_input(counted):
-    """At half the size 10 becomes 5, 64 becomes 32, and 500 x 400 in 600 x 400 becomes 213 x 171."""
+    """Half the size turns sides of 10 into 5 and of 64 into 32, and a box of 500 x 400 in an image of 600 x 400 into 213 x 171."""
     report = check_dataset(counted, image_size=(256, 256))
     assert {level.level: level.boxes for level in report.levels} == {3: 2, 4: 0, 5: 1, 6: 0, 7: 0}
     assert report.below_smallest == 1
-    assert "1 box is smaller than the smallest anchor (32 px): 33.3 %; a larger --image-size" in report_text(report)
+    assert "1 box is smaller than the smallest anchor (32 px): 33.3 %; a larger `image_size`" in report_text(report)
 
 
 def test_one_split_alone(counted):
@@ -103,7 +103,7 @@ def test_anchors_fit_themselves():
 
 
 def boxes_of(ratios, count=400, seed=0):
-    """Boxes of the given ratios (width / height), sqrt(area) 40 to 400."""
+    """Random boxes with these ratios (width / height) and an sqrt(area) of 40 to 400."""
     rng = np.random.default_rng(seed)
     sizes = np.exp(rng.uniform(np.log(40), np.log(400), count))
     roots = np.sqrt(rng.choice(ratios, count)) * np.exp(rng.normal(0, 0.02, count))
@@ -151,7 +151,7 @@ def test_images_that_stand_in_two_splits_are_found_by_their_bytes(tmp_path, draw
     copy = tmp_path / "copy.bmp"
     copy.write_bytes(original.read_bytes())
     other = draw(tmp_path / "other.bmp", shade=2)
-    assert original.stat().st_size == other.stat().st_size, "so that the bytes decide"
+    assert original.stat().st_size == other.stat().st_size, "equal lengths, so that the bytes decide"
     twice = draw(tmp_path / "twice.png", size=(20, 20))
     train = (sample_of("a", path=original), sample_of("b", path=other), sample_of("t", path=twice))
     test = (sample_of("c", path=copy), sample_of("t", path=twice))
@@ -175,7 +175,7 @@ def test_many_problems_are_cut_in_the_text_only():
     text = report_text(report)
     assert text.index("bad_row, 1 (") < text.index("degenerate, 25 (")
     assert text.count("  a.xml:") == 20
-    assert "  and 5 more; --json lists all" in text
+    assert "  and 5 more; `json` lists all" in text
     assert len(report.to_dict()["problems"]) == 26
 
 
@@ -199,7 +199,7 @@ def test_the_command_prints_the_report(tiny_voc, capsys):
     rows = [line.split() for line in captured.out.splitlines()]
     assert ["train", "8", "0", "16", "0"] in rows
     assert ["disc", "8", "2", "2"] in rows
-    assert "no image stands in two splits" in captured.out
+    assert "no image is in two splits" in captured.out
     assert captured.out.endswith("no problems\n")
 
 

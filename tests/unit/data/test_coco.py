@@ -30,7 +30,7 @@ def write_pictures(folder, names):
 
 
 def write_json(path, images, annotations=None, categories=CATEGORIES, pictures=None):
-    """A COCO file with one box a picture, and its pictures in the folder ``pictures``."""
+    """Write a COCO file with one box in each picture, and the pictures into the folder ``pictures``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if annotations is None:
         annotations = [annotation(entry["id"]) for entry in images]
@@ -41,7 +41,7 @@ def write_json(path, images, annotations=None, categories=CATEGORIES, pictures=N
 
 
 def write_coco(root, **splits):
-    """``annotations/instances_<split>.json`` beside ``<split>/``, for image ids a split."""
+    """Write ``annotations/instances_<split>.json`` and ``<split>/`` for each split, given its image ids."""
     for split, numbers in splits.items():
         path = root / "annotations" / f"instances_{split}.json"
         write_json(path, [image(number) for number in numbers], pictures=root / split)
@@ -64,7 +64,7 @@ def test_a_folder_as_coco_lays_it_out(tmp_path):
 
 
 def test_captions_and_keypoints_beside_the_instances_do_not_matter(tmp_path):
-    """As annotations_trainval2017.zip unpacks."""
+    """annotations_trainval2017.zip unpacks to such a folder."""
     write_coco(tmp_path, val2017=[1])
     folder = tmp_path / "annotations"
     captions = {"images": [image(1)], "annotations": [{"image_id": 1, "id": 1, "caption": "a disc"}]}
@@ -92,7 +92,7 @@ def test_the_split_is_read_from_the_name(tmp_path, file, split):
 
 
 def test_a_folder_as_roboflow_lays_it_out(tmp_path):
-    """Each split has a folder of its own and counts its images from 0."""
+    """Roboflow makes a folder for each split and numbers the images of each from 0."""
     for split in ("train", "valid", "test"):
         names = [image(number, f"{split}_{number}.jpg") for number in range(3)]
         write_json(tmp_path / split / "_annotations.coco.json", names, pictures=tmp_path / split)
@@ -167,7 +167,7 @@ def test_what_is_no_box_is_skipped_and_the_annotation_named(tmp_path, caplog, bb
 
 @pytest.mark.parametrize("indent", [None, 0, 2])
 def test_the_line_is_that_of_the_annotation_however_the_file_is_laid_out(tmp_path, indent):
-    """Keys of the same names stand elsewhere in the file, and a string holds brackets."""
+    """The file also has a key of the same name inside another object, and a string with brackets."""
     path = tmp_path / "instances_val.json"
     images = [image(1), image(2, "absent.jpg")]
     rows = [annotation(1, segmentation=[[1, 2], [3]]), annotation(1, (5, 5, 0, 9), id=2, note='}], ["annotations": ')]

@@ -1,4 +1,4 @@
-"""CSV files with a box a row: where images are looked for, folds, and what is wrong in them."""
+"""CSV files with one box in each row: where images are looked for, folds, and what is wrong in them."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_a_table_of_another_kind_is_not_recognised(tmp_path, write):
 
 @pytest.fixture
 def folded(tmp_path, draw, write):
-    """Six images in three folds, the last of them written as pandas does, and a file test.csv."""
+    """Six images in three folds, the last two with folds as pandas writes them (1.0), and a file test.csv."""
     rows = [f"{number}.png,2,3,20,30,disc,{number % 3}{'.0' if number > 3 else ''}" for number in range(6)]
     for number in range(7):
         draw(tmp_path / f"{number}.png")
@@ -169,7 +169,7 @@ def test_folds_are_splits(folded):
     assert dataset.folds == (0, 1, 2)
     chosen = ids_of(dataset.with_fold(1))
     assert chosen == {"train": ["0.png", "3.png", "2.png", "5.png"], "val": ["1.png", "4.png"], "test": ["6.png"]}
-    with pytest.raises(DataError, match=r"no split 'train' but the folds 0, 1, 2; give --fold K"):
+    with pytest.raises(DataError, match=r"no split 'train' but the folds 0, 1, 2; give `fold` K"):
         dataset.choose_split("train", ("train",))
 
 

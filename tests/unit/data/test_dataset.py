@@ -1,4 +1,4 @@
-"""Splits, class matching, hashes and warnings, whatever the reader."""
+"""What all readers share: splits, folds, class matching, hashes and warnings."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_fold_that_is_not_there_is_refused(numbers, k, message):
 
 @pytest.mark.parametrize("wanted", ["train", "val"])
 def test_a_folded_data_set_asks_for_the_fold(wanted):
-    with pytest.raises(DataError, match=rf"no split '{wanted}' but the folds 0, 1; give --fold K"):
+    with pytest.raises(DataError, match=rf"no split '{wanted}' but the folds 0, 1; give `fold` K"):
         folds_of(0, 1).choose_split(wanted, ("train",))
     with pytest.raises(DataError, match="no split 'other'; it has fold0, fold1"):
         folds_of(0, 1).choose_split("other", ())

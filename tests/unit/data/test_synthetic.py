@@ -1,4 +1,4 @@
-"""The synthetic scenes: the same bytes again, boxes that are exact, splits that share nothing."""
+"""The synthetic scenes: the same seed gives the same bytes, boxes are exact, and no photograph of training is tested on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = SceneOptions(image_size=(120, 160), max_side=100, max_objects=4)
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Forty scenes of the default size before the camera's faults, which move no box."""
+    """Forty scenes of the default size, without blur and noise."""
     return [compose_scene(SceneOptions(), np.random.default_rng(seed)) for seed in range(40)]
 
 
@@ -76,7 +76,7 @@ def test_box_is_that_of_the_pixels_which_the_object_changed():
         changed = np.abs(scene.image - scene.background).max(axis=2) > 0
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         truth = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        # A pixel that the object covers by less than half is changed, but not counted as the object's.
+        # A pixel that the object covers by less than half is changed, but does not belong to the object's box.
         np.testing.assert_allclose(visible_boxes(scene)[0], truth, atol=1)
         assert changed[scene.owner == 0].mean() > 0.99
         checked += 1
@@ -143,7 +143,7 @@ def test_written_data_set_reads_back(tmp_path):
     assert dataset.class_names == CLASS_NAMES
     assert dataset.category_ids == tuple(range(1, len(CLASS_NAMES) + 1))
     assert {name: len(samples) for name, samples in dataset.splits.items()} == {"train": 3, "val": 2, "test": 1}
-    assert len(dataset.all_samples()) == 6, "an image id stands in two splits"
+    assert len(dataset.all_samples()) == 6, "two splits share an image id"
     for split, samples in dataset.splits.items():
         assert counts[split] == sum(len(sample.boxes) for sample in samples)
     options = SceneOptions((120, 160), 8, 100, 4, PHOTOGRAPHS["val"])

@@ -29,7 +29,7 @@ def write_picture(path, size=(40, 60)):
 
 
 def write_voc(root, objects, annotations="Annotations", images="JPEGImages", suffix=".jpg"):
-    """One picture of 40 x 60 and one XML file a stem of ``objects``, which maps stems to the objects' XML."""
+    """Write a picture of 40 x 60 and an XML file for each stem in ``objects``, which maps stems to the XML of their objects."""
     for stem, text in objects.items():
         write_picture(root / images / f"{stem}{suffix}")
         xml = root / annotations / f"{stem}.xml"

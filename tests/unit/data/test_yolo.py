@@ -67,7 +67,7 @@ def test_a_list_of_folders_is_joined(root, write):
 
 
 def test_a_folder_as_roboflow_lays_it_out(tmp_path, draw, write):
-    """Its paths begin with ../ though the folders stand beside the file, and test may be missing."""
+    """Roboflow's paths begin with ../ although the folders are beside the file, and the folder test may be missing."""
     for split in ("train", "valid"):
         draw(tmp_path / split / "images" / "1.jpg")
         write(tmp_path / split / "labels" / "1.txt", ROW)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from edge_effdet.artifacts import Detections, ModelSpec
 from edge_effdet.data.base import Sample
 from edge_effdet.evaluation.accuracy import compare_confidence
-from edge_effdet.evaluation.intervals import average_precision, drop_interval, match_detections
+from edge_effdet.evaluation.intervals import average_precision, drop_interval
+from edge_effdet.evaluation.matching import match_within_classes
 from edge_effdet.evaluation.metrics import coco_metrics
 
 SPEC = ModelSpec("tiny", (64, 64), ("bar", "disc"), (1, 2))
@@ -45,7 +46,7 @@ def test_each_image_once_is_cocos_ap(seed):
     samples, detections = scenes(seed, 8)
     samples[0].ignore[:] = False
     expected = coco_metrics(samples, detections, SPEC).AP
-    found = average_precision(match_detections(samples, detections, 2), np.ones(8, np.int64))
+    found = average_precision(match_within_classes(samples, detections, 2), np.ones(8, np.int64))
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -53,8 +54,8 @@ def test_an_image_drawn_twice_counts_as_two():
     samples, detections = scenes(5, 6)
     drawn = np.array([2, 0, 1, 1, 0, 3])
     chosen = np.repeat(np.arange(6), drawn)
-    matches = match_detections(samples, detections, 2)
-    again = match_detections([samples[k] for k in chosen], [detections[k] for k in chosen], 2)
+    matches = match_within_classes(samples, detections, 2)
+    again = match_within_classes([samples[k] for k in chosen], [detections[k] for k in chosen], 2)
     expected = average_precision(again, np.ones(len(chosen), np.int64))
     assert average_precision(matches, drawn) == pytest.approx(expected, abs=1e-9)
 
@@ -73,6 +74,6 @@ def test_flattened_scores_are_noticed():
     _, before = scenes(2, 10)
     after = [Detections(d.boxes, (d.scores * 0.6).astype(np.float32), d.class_ids) for d in before]
     said = compare_confidence(before, after)
-    assert said["flattened"] is True and compare_confidence(before, before)["flattened"] is False
-    assert said["mean_top_score"]["built"] == pytest.approx(0.6 * said["mean_top_score"]["reference"], rel=1e-5)
-    assert len(said["reference"]) == len(said["edges"]) - 1
+    assert said.flattened is True and compare_confidence(before, before).flattened is False
+    assert said.mean_top_score.built == pytest.approx(0.6 * said.mean_top_score.reference, rel=1e-5)
+    assert len(said.reference) == len(said.edges) - 1

@@ -1,4 +1,4 @@
-"""Every kind of fusion by its formula, its gradients, and what its weights become in another kind."""
+"""Every kind of fusion: its formula, its gradients, and the conversion of its weights to another kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTED = [fusion for fusion in FUSIONS if fusion != "sum"]
 
 
 def build(fusion, name="tf_efficientdet_lite0"):
-    """At 128 px, the smallest size at which no two levels are one tensor, whose weights would have no gradient."""
+    """A network for 128 px: for smaller inputs effdet uses one tensor for two levels, and some fusion weights get no gradient."""
     torch.manual_seed(0)
     return create_network(model_spec(name, ("disc", "bar"), image_size=(128, 128), fusion=fusion))
 
@@ -98,7 +98,7 @@ def test_converted_weights_give_the_same_factors_or_their_ratios(weights, source
     expected, found = edge_factors(state[NAME], source), edge_factors(converted[NAME], target)
     if source == "unbounded" and target != "unbounded":
         expected = expected / expected.sum()
-    # The denominator of fast adds 1e-4 to a sum of at least 0.1.
+    # fast adds 1e-4 to its denominator, which is a sum of at least 0.1.
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: there and back, and files that are none, are cut, foreign, hostile or of another model."""
+"""Checkpoints: writing and reading, and files that are damaged, foreign, hostile or of another model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def network():
     torch.manual_seed(0)
     built = create_network(SPEC).eval()
     generator = torch.Generator().manual_seed(1)
-    # A fresh batch norm is the identity and would hide one that is not stored.
+    # Batch norms start as the identity, which would hide that one is not stored.
     for module in built.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1, generator=generator)
@@ -77,7 +77,7 @@ def test_half_is_half_the_size_and_loads_as_fp32(network, saved, tmp_path):
     assert {tensor.dtype for tensor in load_file(half.path).values()} == {torch.float16}
     for name, tensor in weights_of(load_network(open_checkpoint(half.path))).items():
         assert tensor.dtype == torch.float32
-        # Half a unit in the last of FP16's 11 bits; below its normal range, half its smallest step.
+        # FP16 rounds to 11 bits: the error is half a unit of the last one, or half the smallest step below the normal range.
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=2**-11, atol=2**-25)
 
 
@@ -107,7 +107,7 @@ def test_a_truncated_checkpoint_is_named(saved, tmp_path, keep):
 
 @pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
 def test_one_changed_byte_among_the_weights_is_told(saved, tmp_path, position):
-    """The header is whole, so that the file opens; what it weighs is another number."""
+    """The header stays whole, so that the file opens; only a weight has another value."""
     content = bytearray(saved.path.read_bytes())
     start = 8 + int.from_bytes(content[:8], "little")
     content[start + round(position * (len(content) - 1 - start))] ^= 1
@@ -215,7 +215,7 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path):
         load_effdet_pth(tmp_path / "hostile.pth", SPEC)
     assert not marker.exists()
     torch.load(tmp_path / "hostile.pth", weights_only=False)
-    assert marker.exists(), "the file would not have done anything"
+    assert marker.exists(), "the hostile file does nothing even when its code runs"
 
 
 def test_a_pickled_module_is_refused(network, tmp_path):
@@ -248,7 +248,7 @@ def test_another_class_count_is_told_by_its_number(network):
 
 @pytest.mark.parametrize("name", ["tf_efficientdet_d0", "tf_efficientdet_lite1"])
 def test_another_architecture_is_told(network, name):
-    """lite1's head is wider than lite0's: the same classes, another shape."""
+    """lite1's head is wider than lite0's, so its tensors have other shapes with the same classes."""
     other = model_spec(name, ("disc", "bar"), image_size=(64, 64))
     with pytest.raises(
         CheckpointError, match=rf"source is not a {name}: \d+ tensors are missing, \d+ are unknown and \d+"

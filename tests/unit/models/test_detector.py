@@ -1,4 +1,4 @@
-"""Choosing the best pairs of an anchor and a class: in two steps as in one."""
+"""Two steps of top-K choose the same pairs of an anchor and a class as one step."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from benchmarks.graph_subjects import random_network
 from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.models import detector
-from edge_effdet.models.detector import Detector, best_pairs
+from edge_effdet.models.detector import DetectionModule, best_pairs
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.quant.stage import convert_to_fp16
 
 
 def logits_of(seed: int, batch: int, anchors: int, classes: int) -> torch.Tensor:
-    """All different, so that the best are known without a doubt."""
+    """Random logits without ties, so that only one choice is right."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.stack([torch.randperm(anchors * classes, generator=generator) for _ in range(batch)])
     return order.reshape(batch, anchors, classes).float()
@@ -39,7 +39,7 @@ def logits_of(seed: int, batch: int, anchors: int, classes: int) -> torch.Tensor
 )
 def test_the_pairs_are_the_best_of_all(seed: int, batch: int, anchors: int, classes: int, part: float, steps: int):
     logits = logits_of(seed, batch, anchors, classes)
-    # Two steps choose among as many anchors as pairs are wanted, so there have to be as many.
+    # Two steps first choose ``count`` anchors, so there must be that many.
     count = max(1, int(part * anchors * (classes if steps == 1 else 1)))
     with patch.object(detector, "TWO_STEPS_FROM", float("inf") if steps == 1 else 0):
         best, rows, class_ids = best_pairs(logits, count)
@@ -72,7 +72,7 @@ def test_the_best_may_all_be_of_one_anchor():
 def test_two_steps_find_the_same_in_the_exported_graph(half: bool, tmp_path: Path):
     spec = model_spec("tf_efficientdet_lite0", image_size=(128, 128))
     network = random_network(spec, seed=0)
-    # 3069 anchors of 90 classes; 100 are chosen.
+    # 100 pairs are chosen of 3069 anchors and 90 classes.
     graph = export_network(network, spec, {}, tmp_path / "two.onnx", ExportOptions(batch_size=2, top_k=100)).graph
     if half:
         graph = convert_to_fp16(graph, tmp_path / "half.onnx")
@@ -82,7 +82,7 @@ def test_two_steps_find_the_same_in_the_exported_graph(half: bool, tmp_path: Pat
     session = ort.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
     _, scores, class_ids = session.run(None, {"images": images})
     with torch.no_grad(), patch.object(detector, "TWO_STEPS_FROM", float("inf")):
-        _, expected, expected_ids = Detector(network, spec, 100).eval()(torch.from_numpy(images))
+        _, expected, expected_ids = DetectionModule(network, spec, 100).eval()(torch.from_numpy(images))
     np.testing.assert_allclose(scores, expected.numpy(), atol=3e-2 if half else 1e-4)
     if not half:
         assert (class_ids == expected_ids.numpy()).mean() > 0.98

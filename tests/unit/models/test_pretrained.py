@@ -1,4 +1,4 @@
-"""Where weights come from, and what is said where they cannot be had."""
+"""Pretrained weights: where they come from, and the errors where they are missing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_which_models_have_a_backbone():
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_b1", "resnet18"])
 def test_a_backbone_that_no_package_carries_is_told(network, name):
-    with pytest.raises(UsageError, match=rf"No package carries ImageNet weights of {name}; .*--checkpoint"):
+    with pytest.raises(UsageError, match=rf"No package carries ImageNet weights of {name}; .*give `checkpoint`"):
         load_imagenet_backbone(network, name)
 
 
@@ -112,7 +112,7 @@ def test_a_transplant_sets_every_convolution_and_batch_norm_of_the_backbone(tran
 
 
 def test_the_transplanted_stem_sees_the_same_pixels(transplanted, network):
-    """D0 normalises by ImageNet's mean and deviation, lite0 by 0.5; inside the border the batch norm gives the same."""
+    """D0 normalises by ImageNet's mean and deviation, lite0 by 0.5. The stems' outputs are the same, except at the border."""
     load_imagenet_backbone(network, LITE0)
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     stems = []
@@ -126,7 +126,7 @@ def test_the_transplanted_stem_sees_the_same_pixels(transplanted, network):
                 normalised, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
             )[:, :, :-1, :-1]
         )
-    # A border where padding of 0 is another colour is left out: the last row and column.
+    # The last row and column are left out: they see the padding of 0, which is another colour to each network.
     torch.testing.assert_close(stems[0], stems[1], rtol=1e-4, atol=1e-4)
 
 
@@ -157,12 +157,12 @@ def test_the_gates_of_a_transplant_learn():
         optimizer.zero_grad()
         sum(level.square().mean() for level in built.backbone.train()(torch.randn(2, 3, 64, 64))).backward()
         optimizer.step()
-    # The weights before the gate are 0 at first, and those before them move from the second step on.
+    # The gate's weights start at 0, so the layer before it gets a gradient from the second step on.
     assert all(not torch.equal(tensor, before[name]) for name, tensor in squeeze.named_parameters())
 
 
 def test_features_of_a_transplant_are_like_the_donors():
-    """Normalised by the batch, as in training; SiLU in place of ReLU6 keeps them far from the same, and unrelated is 0."""
+    """Features are compared with batch statistics, as in training. Unrelated features correlate by 0; SiLU keeps it below 1."""
     pictures = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
     features = {}
     for name in ("tf_efficientdet_d0", SPEC.name):
@@ -267,7 +267,7 @@ def test_simulated_cut_off_network_says_what_to_do(monkeypatch, tmp_path, error)
     url = effdet_config("tf_efficientdet_lite0").url
     assert str(error) in text
     assert url in text
-    assert "--checkpoint FILE --model tf_efficientdet_lite0" in text
+    assert "give the file as `checkpoint` and tf_efficientdet_lite0 as `model`" in text
     assert str(tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[-1]) in text
 
 
@@ -311,7 +311,7 @@ def test_published_weights_go_into_another_fusion(monkeypatch, tmp_path, name, f
     with torch.inference_mode():
         ours, theirs = loaded(images)[1][0], published(images)[1][0]
     keeps_the_function = (name, fusion) not in (("tf_efficientdet_d0", "sum"), ("tf_efficientdet_lite0", "fast"))
-    # fast's factors add up to 1 but for the 1e-4 in its denominator.
+    # fast adds 1e-4 to its denominator, so its factors add up to slightly less than 1.
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-3 * float(theirs.std())) == keeps_the_function
 
 

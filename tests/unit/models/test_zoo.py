@@ -1,4 +1,4 @@
-"""Every name of the zoo has a spec; small ones are built; anchors are effdet's."""
+"""Every model name has a spec, the small models can be built, and their anchors are effdet's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from effdet.config import set_config_writeable
 
 from edge_effdet.errors import InputError, UsageError
 from edge_effdet.models import zoo
-from edge_effdet.models.detector import MAX_TOP_K, Detector
+from edge_effdet.models.detector import MAX_TOP_K, DetectionModule
 from edge_effdet.models.zoo import (
     compound_scaling_table,
     create_network,
@@ -50,7 +50,7 @@ def test_every_name_has_a_spec(name):
     assert spec.anchors.max_level in (7, 8)
     assert len(spec.anchors.aspect_ratios) == 3
     assert all(width * height == pytest.approx(1, abs=0.03) for width, height in spec.anchors.aspect_ratios)
-    detector = Detector(torch.nn.Identity(), spec, top_k=5000)
+    detector = DetectionModule(torch.nn.Identity(), spec, top_k=5000)
     assert detector.top_k == MAX_TOP_K
     per_cell = spec.anchors.num_scales * len(spec.anchors.aspect_ratios)
     assert len(detector.anchors) == per_cell * cells(spec)
@@ -91,7 +91,7 @@ def test_fusion_is_that_of_the_architecture(name, fusion):
 
 @pytest.mark.parametrize("name", ["tf_efficientdet_lite0", "tf_efficientdet_d0"])
 def test_the_models_own_fusion_is_effdets_network(name):
-    """Tensors and their names, so that checkpoints of before and effdet's files load."""
+    """Names and shapes of all tensors stay as they are, so that older checkpoints and effdet's files load."""
     spec = model_spec(name, ("a",), image_size=(64, 64))
     config = effdet_config(name)
     set_config_writeable(config)
@@ -108,7 +108,7 @@ def test_the_models_own_fusion_is_effdets_network(name):
 def test_an_unknown_fusion_is_answered_with_the_list(fusion):
     with pytest.raises(
         UsageError,
-        match=rf"no BiFPN fusion named '{fusion}'; the names are fast, softmax, unbounded, sum, and .* has sum",
+        match=rf"no BiFPN fusion named '{fusion}'; the names are fast, softmax, unbounded, sum, and the default of .* is sum",
     ):
         model_spec("tf_efficientdet_lite0", fusion=fusion)
     with pytest.raises(InputError, match=f"'{fusion}' is none of fast, softmax, unbounded, sum"):
@@ -180,7 +180,7 @@ def test_a_built_network_has_the_levels_of_its_spec(name, size):
 
 @pytest.mark.parametrize("size", [(64, 96), (64, 128), (128, 64)])
 def test_a_size_whose_levels_effdet_cannot_halve_is_refused(size):
-    """effdet pools to the next level only where both sides shrink; from 1 x 2 to 1 x 1 it does not, and anchors misfit."""
+    """effdet pools to the next level only if both sides shrink. From 1 x 2 it does not, and the anchors would not fit."""
     with pytest.raises(UsageError, match=rf"{size[0]}x{size[1]} does not fit"):
         model_spec("tf_efficientdet_lite0", image_size=size)
 
@@ -209,16 +209,16 @@ def test_anchors_are_effdets(size):
     set_config_writeable(config)
     config.image_size = size
     reference = Anchors.from_config(config).boxes
-    centers_sizes = Detector(torch.nn.Identity(), spec).anchors
+    centers_sizes = DetectionModule(torch.nn.Identity(), spec).anchors
     centers, half = centers_sizes[:, :2], centers_sizes[:, 2:] / 2
     ours = torch.cat([centers - half, centers + half], dim=1)[:, [1, 0, 3, 2]]
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-3)
 
 
 def test_anchors_by_hand():
-    """The first cell of the finest level: centre 4, base size scale x 8, three octave scales, three ratios."""
+    """The first cell of the finest level has its centre at 4, a base size of scale x 8, three octave scales and three ratios."""
     spec = model_spec("tf_efficientdet_lite0", image_size=(96, 128))
-    first = Detector(torch.nn.Identity(), spec).anchors[:9]
+    first = DetectionModule(torch.nn.Identity(), spec).anchors[:9]
     base = 8 * spec.anchors.anchor_scale
     torch.testing.assert_close(first[:, :2], torch.full((9, 2), 4.0))
     expected = {

@@ -1,4 +1,4 @@
-"""The engine's own account: real engines of a small graph, counted by hand, beside what the graph says."""
+"""The account of an engine: real engines of a small graph, counted by hand, beside the counts of the graph."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from edge_effdet.artifacts import Engine, Graph, ModelSpec
+from edge_effdet.artifacts.reading import to_json
 from edge_effdet.backends import openvino
 from edge_effdet.backends.base import Compiled, CompileOptions, LoadOptions, get_backend
 from edge_effdet.backends.engine_account import EngineAccount
@@ -40,7 +41,7 @@ BACKENDS = [
 
 @pytest.fixture
 def small_model(bench):
-    """Stem and pointwise in INT8, the depthwise between them high, a final convolution; what is not an input of INT8 is FP32."""
+    """A stem and a pointwise convolution in INT8, a depthwise one between them in FP32, and a final convolution in FP32."""
 
     def convolve(name, source, target, shape, quantized, **attributes):
         weight = np.random.default_rng(len(name)).normal(0, 0.3, shape).astype(np.float32)
@@ -70,7 +71,7 @@ def small_model(bench):
 
 @pytest.fixture
 def prove(tmp_path):
-    """Compile with a real backend; gives the proof and what compiling gave."""
+    """Compile with a real backend, and give the proof and the backend's account."""
 
     def of(model, backend):
         path = tmp_path / "tiny.onnx"
@@ -92,7 +93,7 @@ def test_fp32_is_told_of_every_convolution(small_model, prove, backend):
     assert proof.macs == {"int8": 0, "fp16": 0, "bf16": 0, "fp32": TOTAL}
     assert {"stem", "depthwise", "pointwise", FINAL} <= set(told.precisions)
     assert (proof.not_named, proof.below_graph, proof.warning) == ((), (), None)
-    assert proof.to_dict()["counted_on"] == "engine"
+    assert to_json(proof.record())["counted_on"] == "engine"
 
 
 @pytest.mark.skipif(not ON_X86, reason="OpenVINO chooses other kernels on Arm")
@@ -113,14 +114,14 @@ def test_tensorrt_rtx_tells_without_a_gpu(small_model, prove):
 
 
 def test_onnxruntime_leaves_convolutions_in_fp32_and_they_are_named(small_model, prove):
-    """It fuses a convolution whose output is quantized, too; behind the stem stands a Relu, behind the pointwise nothing."""
+    """onnxruntime fuses a convolution only where its output is quantized too, and those of stem and pointwise are not."""
     proof, told = prove(small_model(depthwise=True), "onnxruntime")
     assert told.source.startswith("onnxruntime's optimized model 1.")
     assert proof.macs == {"int8": DEPTHWISE, "fp16": 0, "bf16": 0, "fp32": STEM + POINTWISE}
     assert proof.below_graph == ("stem", "pointwise")
     assert proof.graph.fraction("int8") == 1
     assert proof.warning is not None
-    assert "stem, pointwise do not" in proof.warning
+    assert "has stem, pointwise in a higher precision" in proof.warning
     assert f"{100 * DEPTHWISE / TOTAL:.1f} %" in proof.warning
 
 
@@ -140,13 +141,13 @@ def test_fp16_is_what_the_processor_computes_in(small_model, prove, tmp_path, ba
     proof, _ = prove(model, backend)
     computed = "fp32"
     if backend == "openvino":
-        with openvino.load(Engine(tmp_path / "tiny.onnx", SPEC, backend, "fp16", {}), LoadOptions()) as runner:
+        with openvino.load(Engine(tmp_path / "tiny.onnx", SPEC, backend, "fp16"), LoadOptions()) as runner:
             computed = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}[runner.arithmetic]
     elif not ON_X86:
         pytest.skip("onnxruntime has convolutions in FP16 for some Arm processors")
     assert proof.macs[computed] == TOTAL
     assert proof.graph.fraction("fp16") == 1
-    # It is another half, or none: that INT8 was not lost is what a warning is about.
+    # The processor may compute in another type than FP16. A warning is only about INT8 that was lost.
     assert proof.warning is None
 
 
@@ -156,7 +157,7 @@ def test_an_engine_whose_backend_does_not_tell_is_counted_on_the_graph(small_mod
     assert told is None
     proof = prove_engine(ir.from_proto(small_model()), told)
     assert proof.macs == {"int8": STEM + POINTWISE, "fp16": 0, "bf16": 0, "fp32": DEPTHWISE}
-    raw = proof.to_dict()
+    raw = to_json(proof.record())
     assert (raw["counted_on"], raw["source"], raw["layers_below_graph"]) == ("graph", None, [])
     assert raw["int8_mac_fraction"] == raw["graph_int8_mac_fraction"]
     assert raw["final_convolutions"] == {FINAL: "fp32"}
@@ -167,14 +168,14 @@ def test_what_an_account_does_not_name_counts_as_in_the_graph_and_is_listed(smal
     assert proof.macs == {"int8": POINTWISE, "fp16": 0, "bf16": 0, "fp32": STEM + DEPTHWISE}
     assert (proof.below_graph, proof.not_named) == (("stem",), ("depthwise", "pointwise", FINAL))
     assert proof.warning is not None
-    assert "by its word, stem does not" in proof.warning
+    assert "its word has stem in a higher precision" in proof.warning
 
 
 def test_the_final_convolutions_stand_apart_whatever_the_engine_makes_of_them(small_model):
     precisions = {"stem": "int8", "depthwise": "bf16", "pointwise": "int8", FINAL: "int8"}
     proof = prove_engine(ir.from_proto(small_model()), EngineAccount("its word", precisions))
     assert proof.macs == {"int8": STEM + POINTWISE, "fp16": 0, "bf16": DEPTHWISE, "fp32": 0}
-    assert proof.to_dict()["final_convolutions"] == {FINAL: "int8"}
+    assert to_json(proof.record())["final_convolutions"] == {FINAL: "int8"}
 
 
 def test_a_fused_convolution_counts_as_the_pair_it_was_made_of(small_model):
@@ -189,8 +190,8 @@ def test_a_warning_names_some_and_the_record_all(small_model):
     names = [str(node.name) for node in model.graph if node.op_type == "Conv"]
     proof = prove_engine(model, EngineAccount("its word", dict.fromkeys(names, "fp32")))
     assert proof.warning is not None
-    assert proof.warning.endswith("stem, depthwise, pointwise do not")
-    raw = json.loads(json.dumps(proof.to_dict()))
+    assert proof.warning.endswith("has stem, depthwise, pointwise in a higher precision")
+    raw = json.loads(json.dumps(to_json(proof.record())))
     assert raw["layers_below_graph"] == ["stem", "depthwise", "pointwise"]
     assert raw["layers_kept_high_precision"] == []
     assert (raw["int8_mac_fraction"], raw["graph_int8_mac_fraction"]) == (0, 1)

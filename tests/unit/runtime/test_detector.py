@@ -111,8 +111,8 @@ def test_what_is_no_picture_is_named(bad):
     ("options", "said"),
     [
         ({"score_threshold": 2}, "between 0 and 1"),
-        ({"iou_threshold": 0}, "--iou-threshold"),
-        ({"max_detections": 0}, "--max-detections"),
+        ({"iou_threshold": 0}, "`iou_threshold`"),
+        ({"max_detections": 0}, "`max_detections`"),
         ({"reduced_decode": "some"}, "give off, close, fast"),
         ({"nms_kind": "none"}, "the kinds are class-aware"),
     ],
@@ -160,7 +160,7 @@ def test_a_backend_off_the_cpu_has_no_threads_to_choose(monkeypatch):
     from edge_effdet.backends.tensorrt import builder as tensorrt
 
     monkeypatch.setattr(tensorrt, "probe", lambda: base.Available("11", "a GPU that is not here"))
-    engine = Engine(Path("x.engine"), SPEC, "tensorrt", "fp16", {})
+    engine = Engine(Path("x.engine"), SPEC, "tensorrt", "fp16")
     with pytest.raises(UsageError, match="does not compute on the CPU"):
         load_runner(engine, LoadOptions(threads=2))
 

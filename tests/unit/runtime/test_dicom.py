@@ -1,4 +1,4 @@
-"""DICOM pictures: windows, colours, frames, and files that are broken. The files are written here, a few by pydicom's makers."""
+"""DICOM pictures: windows, colours, frames and broken files. The tests write most files; a few come with pydicom."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_monochrome1_is_inverted(tmp_path):
 
 
 def test_the_window_counts_in_rescaled_values(tmp_path):
-    """Hounsfield units: stored 0 is -1024; the window 50 ± 100 of C.11.2.1.2.1 goes from -50 to 149."""
+    """In Hounsfield units a stored 0 is -1024, and the window 50 ± 100 goes from -50 to 149 (PS3.3 C.11.2.1.2.1)."""
     stored = np.array([[0, 974, 1024, 1173, 3000]], np.int16)
     window = {"WindowCenter": 50, "WindowWidth": 200, "RescaleIntercept": -1024, "RescaleSlope": 1}
     assert grey_of(save(tmp_path / "a.dcm", stored, **window)) == [[0, 0, 64, 255, 255]]
@@ -86,7 +86,7 @@ def test_the_window_agrees_with_pydicom(tmp_path):
         path = save(tmp_path / "a.dcm", stored, bits=12, RescaleIntercept=-1000, RescaleSlope=0.5, **window)
         header = dcmread(path)
         values = apply_windowing(apply_modality_lut(header.pixel_array, header), header)
-        # It maps to the range of the rescaled values, -1000 to 1047.5.
+        # apply_windowing maps to the range of the rescaled values, -1000 to 1047.5.
         expected = np.rint((values + 1000) / 2047.5 * 255)
         np.testing.assert_allclose(grey_of(path), expected, atol=1)
 
@@ -169,7 +169,7 @@ def test_a_truncated_file_has_a_size_and_no_pixels(tmp_path):
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     path = save(tmp_path / "huge.dcm", np.zeros((2, 2), np.uint8))
     header = pydicom.dcmread(path)
-    # The pixels stay four bytes, so that decoding them would fail in another way.
+    # The file holds four bytes of pixels, so decoding it would raise another error.
     header.Rows, header.Columns = 9500, 9600
     header.save_as(path)
     assert image_size(path) == (9500, 9600)

@@ -70,7 +70,7 @@ def test_truth_is_red_and_predictions_are_blue_and_both_are_seen_where_they_are_
     for color in (TRUTH_COLOR, PREDICTION_COLOR):
         assert (np.abs(row - color).sum(axis=1) == 0).any()
     assert not image.any(), "the original stays as it is"
-    assert (drawn[:legend] == 255).mean() > 0.5, "the legend hides nothing of the picture"
+    assert (drawn[:legend] == 255).mean() > 0.5, "the legend lies above the picture"
 
 
 @pytest.mark.parametrize("size", [(20, 30), (1500, 100), (3000, 4000)])
@@ -103,7 +103,7 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_half_a_picture_is_no_picture(tmp_path, suffix):
-    """On a full disk Pillow itself writes half a JPEG and says nothing; a limit on the size of files is one to a process."""
+    """On a full disk Pillow would write half a JPEG without an error; a limit on file sizes simulates the full disk."""
     code = (
         "import resource, signal, sys, numpy as np\n"
         "from pathlib import Path\n"

@@ -12,24 +12,25 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Detections, Engine, ModelSpec
-from edge_effdet.backends.fingerprint import Fingerprint
+from edge_effdet.artifacts.reading import from_json, to_json
+from edge_effdet.artifacts.record import Fingerprint, Golden, Verdict
 from edge_effdet.errors import EngineError
 from edge_effdet.runtime import detector, golden
+from edge_effdet.runtime.agreement import FROM_REFERENCE, detection_distance, measure_agreement
 from edge_effdet.runtime.golden import (
-    FROM_REFERENCE,
     MOST_BYTES,
     PICTURES,
     check_engine,
-    detection_distance,
+    decode_pictures,
     draw_pictures,
     encode_picture,
     make_golden,
-    measure_agreement,
     read_golden,
     require_same_results,
     without_pictures,
 )
 from tests.backends import BrightBoxRunner
+from tests.records import make_record
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), ("thing", "other"), (1, 2))
 BUILT_ON = Fingerprint("openvino", "2026.4.1", "x86", ("avx2", "avx512_vnni"))
@@ -56,9 +57,14 @@ def pictures():
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
     """Proven on a machine with VNNI, by a runner that finds one box with a score of 0.8."""
-    record = {"engine_sha256": "ab" * 32}
-    record["golden"] = make_golden(BrightBoxRunner(64, 1), SPEC, pictures(), "pictures", "int8", BUILT_ON)
-    return Engine(tmp_path / "a.int8.onnx", SPEC, "openvino", "int8", json.loads(json.dumps(record)))
+    golden = make_golden(BrightBoxRunner(64, 1), SPEC, pictures(), "pictures", "int8", BUILT_ON)
+    # As it comes back from the file.
+    golden = from_json(Golden, json.loads(json.dumps(to_json(golden))))
+    return with_record(Engine(tmp_path / "a.int8.onnx", SPEC, "openvino", "int8", "ab" * 32), golden=golden)
+
+
+def with_record(engine: Engine, **changes) -> Engine:
+    return replace(engine, record=replace(engine.record or make_record(spec=SPEC, precision="int8"), **changes))
 
 
 @pytest.fixture
@@ -104,8 +110,8 @@ def test_a_low_score_is_not_judged_more_mildly():
 def test_golden_pictures_travel_and_are_found_again(engine, here, runner):
     read = read_golden(engine)
     assert read is not None and len(read.pictures) == PICTURES and read.fingerprint == BUILT_ON
-    assert all(len(picture) <= MOST_BYTES for picture in read.pictures)
-    assert [image.shape for image in read.images()] == [(64, 64, 3)] * PICTURES
+    assert all(len(base64.b64decode(picture.jpeg)) <= MOST_BYTES for picture in read.pictures)
+    assert [image.shape for image in decode_pictures(engine, read)] == [(64, 64, 3)] * PICTURES
     assert check_engine(runner, engine, read).distance < 0.01
 
 
@@ -147,18 +153,12 @@ def test_an_engine_that_finds_something_else_is_refused_each_time(engine, here):
     said = str(refused.value)
     assert "the scores differ by 50 %, and 10 % are allowed" in said
     assert "(x86 avx2 without VNNI, openvino 2026.4.1) than where it was proven (x86 avx2 with VNNI" in said
-    assert "INT8 sums saturate" in said and "verify --engine" in said and "--no-self-check" in said
+    assert "INT8 sums saturate" in said and "verify --engine" in said and "`self_check=False`" in said
     assert not here.exists()
 
 
-def sign(raw):
-    raw["sha256"] = golden._digest(raw)
-
-
-@pytest.mark.parametrize("raw", ["x", ["x"], 3])
-def test_a_golden_entry_of_another_kind_is_refused(engine, here, runner, raw):
-    with pytest.raises(EngineError, match=r"golden pictures in .* are damaged"):
-        require_same_results(runner, replace(engine, record={**engine.record, "golden": raw, "gate": "x"}))
+def sign(changed: Golden) -> Golden:
+    return replace(changed, sha256=golden._golden_sha256(changed))
 
 
 def test_an_answer_that_others_may_write_is_not_believed(engine, here, runner):
@@ -212,7 +212,7 @@ def test_an_answer_of_other_golden_pictures_is_not_believed(engine, here, runner
     require_same_results(runner, engine)
     other = make_golden(runner, SPEC, pictures()[:2], "pictures", "int8", BUILT_ON)
     Counted.count = 0
-    assert not require_same_results(runner, replace(engine, record={**engine.record, "golden": other})).from_cache
+    assert not require_same_results(runner, with_record(engine, golden=other)).from_cache
     assert Counted.count == 2
 
 
@@ -229,58 +229,66 @@ def test_a_machine_that_cannot_keep_answers_checks_each_time(engine, here, runne
 
 
 def test_an_engine_without_golden_pictures_is_loaded_with_one_warning(engine, here, runner, caplog):
-    bare = replace(engine, record={"engine_sha256": "ab" * 32})
+    bare = with_record(engine, golden=None)
     assert require_same_results(runner, bare) is None
     assert [record.getMessage().count("build it again") for record in caplog.records] == [1]
 
 
 def test_an_engine_built_with_none_warns_on_another_machine_only(engine, here, runner, caplog):
     none = make_golden(runner, SPEC, [], "none", "int8", HERE)
-    assert require_same_results(runner, replace(engine, record={**engine.record, "golden": none})) is None
+    assert require_same_results(runner, with_record(engine, golden=none)) is None
     assert not caplog.records
     elsewhere = make_golden(runner, SPEC, [], "none", "int8", BUILT_ON)
-    assert require_same_results(runner, replace(engine, record={**engine.record, "golden": elsewhere})) is None
-    assert "--golden none" in caplog.text and "another kind of machine" in caplog.text
+    assert require_same_results(runner, with_record(engine, golden=elsewhere)) is None
+    assert "none were wanted when it was built" in caplog.text and "another kind of machine" in caplog.text
 
 
 def test_an_engine_over_its_budget_is_named_at_each_load(engine, here, runner, caplog):
-    gate = {"passed": False, "text": "it loses 12.00 points of AP, and 1 are allowed"}
-    require_same_results(runner, replace(engine, record={**engine.record, "gate": gate}))
+    gate = Verdict(
+        passed=False,
+        decided_by="drop",
+        max_ap_drop=1.0,
+        budget_was="default",
+        text="it loses 12.00 points of AP, and 1 are allowed",
+    )
+    require_same_results(runner, with_record(engine, gate=gate))
     assert "not within its budget when it was built: it loses 12.00" in caplog.text
+
+
+def with_picture(changed: Golden, **changes) -> Golden:
+    first, *others = changed.pictures
+    return replace(changed, pictures=(replace(first, **changes), *others))
+
+
+SMALL = base64.b64encode(encode_picture(np.zeros((8, 8, 3), np.uint8))).decode()
 
 
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda raw: raw["pictures"][0].update(scores=[0.1]),
-        lambda raw: raw["pictures"][0].update(jpeg="????"),
-        lambda raw: raw.update(tolerance=10.0),
-        lambda raw: raw.update(pictures=[]),
-        lambda raw: raw.pop("fingerprint"),
-        lambda raw: raw.pop("sha256"),
-        lambda raw: raw.update(pictures=3),
+        lambda golden: with_picture(golden, scores=(0.1,)),
+        lambda golden: with_picture(golden, jpeg="????"),
+        lambda golden: replace(golden, tolerance=10.0),
+        lambda golden: replace(golden, pictures=()),
+        lambda golden: replace(golden, fingerprint=HERE),
+        lambda golden: replace(golden, sha256=""),
         # The digest may be right, and the content wrong all the same.
-        lambda raw: sign(raw["pictures"][0].update(jpeg="AAAA") or raw),
-        lambda raw: sign(raw["pictures"][0].update(boxes=[[1, 2]]) or raw),
-        lambda raw: sign(
-            raw["pictures"][0].update(jpeg=base64.b64encode(encode_picture(np.zeros((8, 8, 3), np.uint8))).decode())
-            or raw
-        ),
-        lambda raw: sign(raw["fingerprint"].update(instructions=3) or raw),
-        lambda raw: sign(raw.update(tolerance=None) or raw),
+        lambda golden: sign(with_picture(golden, jpeg="AAAA")),
+        lambda golden: sign(with_picture(golden, jpeg="????")),
+        lambda golden: sign(with_picture(golden, jpeg=SMALL)),
     ],
 )
 def test_golden_pictures_that_were_changed_are_refused(engine, here, runner, harm):
-    harm(engine.record["golden"])
+    changed = with_record(engine, golden=harm(engine.record.golden))
     with pytest.raises(EngineError, match=r"golden pictures in .*a\.int8\.onnx\.json are damaged"):
-        require_same_results(runner, engine)
+        require_same_results(runner, changed)
 
 
 def test_what_is_printed_leaves_the_pictures_out(engine):
     printed = without_pictures(engine.record)
-    assert "jpeg" not in json.dumps(printed) and "jpeg" in json.dumps(engine.record)
-    assert printed["golden"]["pictures"][0]["scores"] == engine.record["golden"]["pictures"][0]["scores"]
-    assert without_pictures({"a": 1}) == {"a": 1}
+    assert "jpeg" not in json.dumps(printed) and "jpeg" in json.dumps(to_json(engine.record))
+    assert tuple(printed["golden"]["pictures"][0]["scores"]) == engine.record.golden.pictures[0].scores
+    assert without_pictures(replace(engine.record, golden=None))["golden"] is None
 
 
 def test_agreement_tells_what_a_backend_does_from_what_rounding_does():
@@ -291,12 +299,12 @@ def test_agreement_tells_what_a_backend_does_from_what_rounding_does():
     assert saturated.distance < FROM_REFERENCE and not saturated.backend_right and not saturated.right
     assert (
         "on 1 picture its scores differ from those of its own graph, computed exactly, by 14 %, and 10 %"
-        in saturated.text()
+        in saturated.text
     )
     # It did, and rounding has spoilt the graph: there is no exact backend that would make that right.
     rounding = measure_agreement(reference, spoilt, spoilt, "the FP32 graph", "int8")
     assert rounding.backend_right and not rounding.right
-    assert "differ from those of the FP32 graph by 50 %, and 30 % are allowed" in rounding.text()
+    assert "differ from those of the FP32 graph by 50 %, and 30 % are allowed" in rounding.text
     assert not measure_agreement(reference, spoilt, [found()], "the FP32 graph", "int8").right
     # What is found in drawn pictures is mostly noise, so only the backend is judged by it.
     assert measure_agreement(reference, spoilt, spoilt, "the FP32 graph", "int8", drawn=True).right
@@ -311,9 +319,9 @@ def test_a_score_at_the_floor_is_not_lost_to_rounding():
 
 
 def test_pictures_in_which_nothing_is_found_are_not_golden(engine, here, runner, caplog):
-    record = make_golden(BrightBoxRunner(64, 1, score=0.05), SPEC, pictures(), "pictures", "int8", BUILT_ON)
-    assert record["kind"] == "none" and "pictures" not in record and "next to nothing" in caplog.text
-    assert require_same_results(runner, replace(engine, record={**engine.record, "golden": record})) is None
+    golden = make_golden(BrightBoxRunner(64, 1, score=0.05), SPEC, pictures(), "pictures", "int8", BUILT_ON)
+    assert golden.kind == "none" and not golden.pictures and "next to nothing" in caplog.text
+    assert require_same_results(runner, with_record(engine, golden=golden)) is None
     assert "carries no golden pictures (it finds next to nothing in them)" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Decoding: modes, orientation, and files that are none."""
+"""Decoding: colour modes, orientation, and files that are no pictures."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_tag_of_a_wrong_type_in_the_exif_costs_no_picture(tmp_path):
     exif[ORIENTATION], exif[0x010E] = 6, "words"
     path = tmp_path / "photo.jpg"
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(path, exif=exif)
-    # Tag 0x0100 (the width) as text instead of 0x010E (a description): Pillow reads it and cannot write it back.
+    # The tag 0x010E (description) becomes 0x0100 (width) with a text, which Pillow reads but cannot write back.
     path.write_bytes(path.read_bytes().replace(b"\x01\x0e\x00\x02", b"\x01\x00\x00\x02"))
     assert image_size(path) == (6, 4)
     assert read_image(path).shape == (6, 4, 3)
@@ -143,7 +143,7 @@ def test_a_tag_of_a_wrong_type_in_the_exif_costs_no_picture(tmp_path):
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "huge.png"
-    # A header alone: to decode it would fail in another way.
+    # The file is a header alone, so decoding it would raise another error.
     content = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9500, 9500, 8, 2, 0, 0, 0))
     path.write_bytes(content + png_chunk(b"IDAT", b""))
     with pytest.raises(DataError, match=r"huge\.png .*; scale it down"):
@@ -181,7 +181,7 @@ def test_a_jpeg_can_be_decoded_small_and_its_size_is_still_known(tmp_path, orien
     assert small.size == tuple(-(-side // 4) for side in whole.size)
     assert open_picture(path.read_bytes(), (96, 96))[0].size == small.size
     assert np.abs(np.asarray(small).astype(int) - np.asarray(whole.reduce(4))).max() <= 4
-    # One that would become smaller than what is needed stays as it is.
+    # A picture that would become smaller than the letterbox needs is decoded whole.
     assert open_picture(path, (300, 300))[0].size == whole.size
 
 

@@ -1,4 +1,4 @@
-"""The ways to resolve overlaps, against effdet's and ensemble-boxes' own and against each other."""
+"""The kinds of suppression, compared with effdet, with ensemble-boxes and with each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL = 1 << 30
 
 
 def candidates(seed, count, grid=60, classes=3):
-    """Random boxes; no two scores are alike, so that every reference takes them in the same order."""
+    """Random boxes with different scores, so that every reference takes them in the same order."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, grid, (count, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(1, grid, (count, 2))], axis=1).astype(np.float32)
@@ -31,7 +31,7 @@ def candidates(seed, count, grid=60, classes=3):
 
 
 def plain_greedy(boxes, scores, class_ids, threshold):
-    """Suppression as the textbook has it: one candidate after the other."""
+    """Greedy suppression in its simplest form, one candidate after the other."""
     kept = []
     for index in np.argsort(-scores, kind="stable"):
         rivals = [other for other in kept if class_ids is None or class_ids[other] == class_ids[index]]
@@ -71,7 +71,7 @@ def test_soft_nms_is_effdets(gaussian, seed, count):
     )
     assert len(kept) == len(expected)
     np.testing.assert_allclose(decayed, their_scores.numpy(), atol=tolerances.SCORE)
-    # Two that decay to about the same score may change places.
+    # Boxes whose scores decay to about the same value may change places.
     assert set(kept.tolist()) == set(expected.tolist())
 
 

@@ -256,7 +256,7 @@ def test_a_camera_and_a_single_picture_get_all_threads_and_what_is_asked_for_is_
 @pytest.mark.parametrize("options", [{"runs": -1}, {"decoders": -1}, {"batch_wait_ms": -1.0}])
 def test_options_that_make_no_sense(options):
     with pytest.raises(UsageError, match="give 0 or more"):
-        PipelineOptions(**options).check()
+        PipelineOptions(**options)
 
 
 def test_progress_in_words():

@@ -1,4 +1,4 @@
-"""IoU, class-aware NMS against torchvision's, and the way back to the original picture."""
+"""IoU, class-aware NMS compared with torchvision's, and scaling back to the original picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ALL = 1 << 30
 
 
 def random_boxes(seed, count, grid=40, classes=3):
-    """Boxes on a grid of whole pixels, where FP32 is exact: whatever order a reference computes in, IoUs are equal.
+    """Random boxes with whole coordinates, for which FP32 is exact, so that every reference finds the same IoUs.
 
-    So are thresholds that are sums of a few powers of two; 0.1 is not the same number in FP32 and FP64.
+    Thresholds are sums of a few powers of two for the same reason: 0.1 is not the same number in FP32 and FP64.
     """
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, grid, (count, 2))
@@ -98,7 +98,7 @@ def test_an_iou_at_the_threshold_is_kept():
 def test_outputs_are_clipped_to_the_picture_and_scaled_back():
     boxes = np.array([[-8, 4, 32, 200], [80, 80, 120, 120]], np.float32)
     scores, class_ids = np.array([0.2, 0.9], np.float32), np.array([1, 0], np.int32)
-    # 100 x 50 in 64 x 64: the picture takes the left half, so the second box lies outside.
+    # A picture 100 high and 50 wide takes the left half of 64 x 64, so the second box lies outside.
     found = detections_from_outputs(boxes, scores, class_ids, (100, 50), (64, 64))
     np.testing.assert_allclose(found.boxes, [[50, 100, 50, 100], [0, 6.25, 50, 100]], rtol=1e-6)
     np.testing.assert_array_equal(found.class_ids, [0, 1])

@@ -1,4 +1,4 @@
-"""The letterbox: effdet's own, pixel by pixel, and its geometry."""
+"""The letterbox: its pixels are the same as effdet's, and its geometry."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_scaled_picture_fits_and_touches_an_edge(height, width, target):
     scaled_height, scaled_width, scale = letterbox_size(height, width, target)
     assert 1 <= scaled_height <= target[0]
     assert 1 <= scaled_width <= target[1]
-    # Rounded down from a product in floating point, which may fall just short of the edge.
+    # A side is rounded down from a product in floating point, which may be just below the target.
     assert scaled_height >= target[0] - 1 or scaled_width >= target[1] - 1
     assert height * scale <= target[0] + 1e-6
     assert width * scale <= target[1] + 1e-6
@@ -95,7 +95,7 @@ def test_the_engines_input_is_filled_with_the_letterbox_bit_by_bit(height, width
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     expected = images_to_batch([letterbox(pixels, (64, 96), PreprocessSpec())[0]])[0]
     for picture in (pixels, Image.fromarray(pixels)):
-        # What another picture left there must go.
+        # The row holds pixels of an earlier picture, which must be overwritten.
         row = np.full((3, 64, 96), 7, np.uint8)
         assert fill_input(picture, row, PreprocessSpec()) == (height, width)
         np.testing.assert_array_equal(row, expected)

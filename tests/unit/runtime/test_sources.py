@@ -1,4 +1,4 @@
-"""Files, videos that break, and cameras that go away: a named pipe that a thread writes a video to stands for the camera."""
+"""Files, damaged videos, and cameras that go away. A named pipe, to which a thread writes a video, simulates the camera."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAMES = 12
 
 
 def write_video(path: Path, codec: str = "mjpeg", frames: int = FRAMES, size: tuple[int, int] = (48, 64)) -> Path:
-    """Noise, which compresses to many bytes, and a brightness that tells which frame it is."""
+    """Write a video of noise, which compresses to many bytes, with a brightness that tells the number of the frame."""
     rng = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
@@ -85,7 +85,7 @@ def test_a_video_with_a_hole_goes_on_behind_it(tmp_path: Path, caplog):
     content[start : start + 700] = bytes(700)
     path.write_bytes(content)
     frames = list(open_source(str(path)))
-    # FFmpeg decodes two at a time and gives neither.
+    # FFmpeg may drop two frames for one that is damaged.
     assert FRAMES - 2 <= len(frames) < FRAMES
     assert frames[-1].picture.mean() > 15 * (FRAMES - 1)
     assert "clip.avi is damaged" in caplog.text
@@ -147,7 +147,7 @@ def test_a_stream_over_the_network_ends_with_its_server(tmp_path: Path):
         assert "secret" not in opened.name
         camera = Camera(opened.name, opened._images, attempts=1, first_wait=0.01)
         frames = iter(camera)
-        # Twice as many as the stream holds: it was opened again.
+        # These are twice as many frames as the stream holds, so it was opened again.
         seen = [next(frames).picture.shape for _ in range(2 * FRAMES)]
         film = open_source(f"http://me:secret@127.0.0.1:{server.server_port}/film.avi?size=1")
         assert (film.live, len(list(film))) == (False, FRAMES)
@@ -192,7 +192,7 @@ def test_a_camera_that_is_stopped_ends_without_an_error():
 
 
 def test_a_gstreamer_pipeline_hands_its_frames_over(tmp_path: Path, monkeypatch):
-    """The program is a stand-in that writes what ``y4menc`` would; GStreamer itself is not here."""
+    """A script simulates gst-launch-1.0: it writes what ``y4menc`` would write."""
     clip = write_video(tmp_path / "clip.y4m", "rawvideo")
     program = tmp_path / "gst-launch-1.0"
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat {clip}\n')
@@ -220,7 +220,7 @@ def test_addresses_and_devices_are_cameras(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(sources, "_stream_opener", lambda *asked_for, **how: asked.append((*asked_for, how)))
     camera = open_source("rtsp://user:secret@10.0.0.2/stream")
     assert camera.live
-    # The name goes into logs and results; the password does not.
+    # The name appears in logs and results, so it must not hold the password.
     assert camera.name == "rtsp://10.0.0.2/stream"
     assert open_source("/dev/null").live
     assert asked == [("rtsp://user:secret@10.0.0.2/stream", {}), ("/dev/null", {"format": "v4l2"})]

@@ -279,7 +279,7 @@ def test_tensorrt_without_a_gpu_is_unavailable(monkeypatch):
 def test_a_graph_is_not_loaded_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(BackendUnavailable, match="pycuda"):
-        tensorrt_rtx.load(Engine(tmp_path / "any.engine", SPEC, "tensorrt-rtx", "fp32", {}), LoadOptions())
+        tensorrt_rtx.load(Engine(tmp_path / "any.engine", SPEC, "tensorrt-rtx", "fp32"), LoadOptions())
 
 
 def test_importing_the_backends_loads_neither_torch_nor_tensorrt():

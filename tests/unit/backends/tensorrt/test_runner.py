@@ -17,6 +17,7 @@ from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
 from edge_effdet.errors import BackendUnavailable, EngineError, InputError
+from tests.records import make_record
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -29,8 +30,8 @@ HALF = np.float32(0.5)
 def write_engine(folder, content=b"good", backend="tensorrt-rtx", **record):
     path = folder / "tiny.engine"
     path.write_bytes(content)
-    described = {"backend_version": trt.__version__, "target": "simulated (SM 86)", "engine_sha256": "0" * 64}
-    return Engine(path, SPEC, backend, "fp32", described | record)
+    described = {"backend_version": trt.__version__, "target": "simulated (SM 86)"}
+    return Engine(path, SPEC, backend, "fp32", "0" * 64, make_record(**described | record))
 
 
 def load(folder, **options):

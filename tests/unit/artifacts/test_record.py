@@ -1,0 +1,181 @@
+"""The record of an engine: what it survives, what it refuses, and the schema that is published of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import TypeAdapter
+
+from edge_effdet.artifacts import EngineRecord, ModelSpec, record
+from edge_effdet.artifacts.reading import from_json, to_json
+from edge_effdet.artifacts.record import (
+    Accuracy,
+    Agreement,
+    Calibration,
+    Confidence,
+    Fingerprint,
+    Golden,
+    GoldenPicture,
+    Latency,
+    MeanTopScore,
+    Race,
+    RaceEntry,
+    Reference,
+    Verdict,
+)
+from edge_effdet.errors import UsageError
+from tests.records import make_record
+
+SCHEMA = Path(__file__).parents[3] / "docs" / "engine-record.schema.json"
+MACHINE = Fingerprint("openvino", "2026.4.1", "x86", ("avx2",))
+AGREEMENT = Agreement(
+    distance=0.01,
+    allowed=None,
+    from_exact=0.01,
+    from_exact_allowed=0.1,
+    pictures=8,
+    reference="the FP32 graph",
+    backend_right=True,
+    right=True,
+    text="on 8 pictures",
+)
+LATENCY = Latency(9.5, 10.0, 30, 1, "bf16")
+FULL = make_record(
+    engine_verified=True,
+    gate=Verdict(
+        passed=True, decided_by="drop", max_ap_drop=None, budget_was="asked", text="it gains", tried_before=("INT8",)
+    ),
+    accuracy=Accuracy(
+        AP=0.4,
+        AP50=0.8,
+        images=72,
+        split="test",
+        measured_on="engine",
+        data_sha256="ab" * 32,
+        drop_interval=(-1.0, 1.0),
+        confidence=Confidence((0.05, 0.1), (3,), (4,), MeanTopScore(0.9, 0.8), False),
+        machine=MACHINE,
+    ),
+    latency=LATENCY,
+    reference=Reference("cd" * 32, 1000, LATENCY),
+    agreement=AGREEMENT,
+    race=Race(
+        winner="openvino",
+        order=("openvino",),
+        precision="int8",
+        graph_sha256="ef" * 32,
+        backends=(
+            RaceEntry(backend="openvino", version="1", precision="int8", agreement=AGREEMENT, latency=LATENCY),
+            RaceEntry(backend="tensorrt", skipped="it is not installed"),
+        ),
+    ),
+    calibration=Calibration(
+        method="max",
+        images=8,
+        split="train",
+        choice="random",
+        seed=0,
+        manifest_sha256="01" * 32,
+        manifest={"a": "23" * 32},
+        options={"equalize": True},
+    ),
+    golden=Golden(
+        kind="pictures",
+        fingerprint=MACHINE,
+        tolerance=0.1,
+        pictures=(GoldenPicture(((0.0, 1.0, 2.0, 3.0),), (0.5,), (0,), "AAAA"),),
+        sha256="45" * 32,
+    ),
+)
+
+
+def schema_of_the_record() -> dict[str, Any]:
+    """The JSON Schema, with the descriptions that stand in the docstrings."""
+    schema = TypeAdapter(EngineRecord).json_schema()
+    for name, part in ((EngineRecord.__name__, schema), *schema["$defs"].items()):
+        kind = getattr(record, name, None) or getattr(__import__("edge_effdet.artifacts.spec", fromlist=[name]), name)
+        part["description"] = " ".join(kind.__doc__.split("\n\n")[0].split())
+        part["additionalProperties"] = False
+        part["required"] = list(part["properties"])
+        del part["title"]
+        for field, text in attributes(kind.__doc__).items():
+            part["properties"][field]["description"] = text
+            for key in ("title", "default"):
+                part["properties"][field].pop(key, None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def attributes(docstring: str) -> dict[str, str]:
+    """The section ``Attributes`` of a docstring."""
+    section = docstring.partition("Attributes:\n")[2]
+    return {
+        name: " ".join(text.split()).replace("``", "`")
+        for name, text in re.findall(r"^        (\w+): (.*?)(?=\n        \w+:|\Z)", section, re.MULTILINE | re.DOTALL)
+    }
+
+
+def test_the_published_schema_is_that_of_the_record():
+    """``EDGE_EFFDET_WRITE_SCHEMA=1`` writes it."""
+    text = json.dumps(schema_of_the_record(), indent=2) + "\n"
+    if os.environ.get("EDGE_EFFDET_WRITE_SCHEMA") == "1":
+        SCHEMA.write_text(text)
+    assert SCHEMA.read_text() == text
+
+
+def test_every_field_of_the_record_is_described():
+    kinds = [kind for kind in vars(record).values() if dataclasses.is_dataclass(kind) and kind is not ModelSpec]
+    assert EngineRecord in kinds and len(kinds) > 12
+    for kind in kinds:
+        assert set(attributes(kind.__doc__)) == {field.name for field in dataclasses.fields(kind)}, kind
+
+
+@pytest.mark.parametrize("given", [make_record(), FULL])
+def test_a_record_survives_the_file_and_keeps_to_the_schema(given):
+    raw = json.loads(json.dumps(to_json(given)))
+    assert from_json(EngineRecord, raw) == given
+    jsonschema.validate(raw, json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("backend",), 3, "backend is 3 \\(int\\) and not str"),
+        (("rewrites",), ["x"], "rewrites is .* and not Mapping"),
+        (("rewrites",), {"rule": "x"}, "rewrites.rule is 'x' \\(str\\) and not int"),
+        (("note",), "mine", "note is not a field that this version knows"),
+        (("gate", "passed"), 1, "gate.passed is 1 \\(int\\) and not bool"),
+        (("gate", "max_ap_drop"), True, "gate.max_ap_drop is True \\(bool\\) and not float"),
+        (("accuracy", "AP"), None, "accuracy.AP is null and not float"),
+        (("accuracy", "drop_interval"), [1.0], "accuracy.drop_interval has 1 values and not 2"),
+        (("golden", "pictures"), 3, "golden.pictures is 3 \\(int\\) and not tuple"),
+        (("golden", "fingerprint", "instructions"), ["a", 1], r"golden.fingerprint.instructions\[1\] is 1 .* not str"),
+        (("golden", "fingerprint"), [], r"golden.fingerprint is \[\] \(list\) and not an object"),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_its_name(place, value, message):
+    raw = to_json(FULL)
+    inner = raw
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        from_json(EngineRecord, raw)
+
+
+def test_a_whole_number_is_read_where_a_fraction_is_expected():
+    raw = to_json(FULL)
+    raw["latency"]["median_ms"] = 9
+    median = from_json(EngineRecord, raw).latency.median_ms
+    assert median == 9.0 and isinstance(median, float)
+
+
+def test_only_the_present_format_is_made():
+    with pytest.raises(UsageError, match="`format` 2"):
+        make_record(format=2)
