@@ -1,10 +1,10 @@
-"""What calibration costs in time and memory: ours by each method, the plain FP32 inference of the same images, ModelOpt's call.
+"""Measure what calibration costs in time and memory: ours by each method, plain FP32 inference of the same images, and ModelOpt.
 
 python -m edge_effdet.data.synthetic --output scenes --train 0 --val 0 --calibration 256 --test 10
 python -m benchmarks.calibration --checkpoint edge_effdet/quickstart/quickstart.safetensors --data scenes --name scenes
 
-Each way runs in a process of its own, since memory that was taken once is not given back. Also: what looking at a part of the
-activations changes, as the largest and the median relative change of a range against looking at all of them.
+Each way runs in a process of its own, since memory that was taken once is not given back. It also measures what looking at a part of
+the activations changes: the largest and the median relative change of a range against looking at all of them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy import calibration_images, export_graphs
 from benchmarks.machine import save_result
 from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph
 from edge_effdet.cli import Result, make_parser, run_verb, table
-from edge_effdet.data.base import match_classes
-from edge_effdet.data.registry import read_dataset
-from edge_effdet.graph.export import ExportOptions, export_network, load_source
 from edge_effdet.graph.model import load_graph, load_model
 from edge_effdet.quant.calibration import CalibrationImages
-from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.int8 import make_recipe
 from edge_effdet.quant.options import Int8Options
-from edge_effdet.quant.ranges import METHODS
+from edge_effdet.quant.ranges import RANGE_METHODS
 from edge_effdet.quant.statistics import as_input, input_tensors, open_session
 from edge_effdet.quant.table import measure_table
 
@@ -38,7 +35,7 @@ PLAIN, MODELOPT = "plain FP32 inference", "ModelOpt"
 
 
 def ranges(graph: Graph, images: CalibrationImages, method: str, sampled: int | None = None) -> dict[str, float]:
-    """The ranges of all tensors that convolutions take."""
+    """The ranges of all tensors that convolutions take, by name."""
     import onnx_ir as ir
 
     model = load_model(graph.path)
@@ -49,9 +46,9 @@ def ranges(graph: Graph, images: CalibrationImages, method: str, sampled: int | 
 
 
 def run_one(way: str, graph: Graph, float_graph: Path, images: CalibrationImages) -> dict[str, Any]:
-    """Seconds and memory of one way; loading of packages and images' first reading are not counted."""
+    """The seconds and memory of one way, without loading packages and without reading the first images."""
     ways: dict[str, Callable[[], object]] = {
-        **{f"ranges, {method}": lambda method=method: ranges(graph, images, method) for method in METHODS},
+        **{f"ranges, {method}": lambda method=method: ranges(graph, images, method) for method in RANGE_METHODS},
         "ranges and weights, the default": lambda: make_recipe(graph, images, Int8Options()),
     }
     if way == PLAIN:
@@ -72,7 +69,7 @@ def run_one(way: str, graph: Graph, float_graph: Path, images: CalibrationImages
 
 
 def sampling_effect(graph: Graph, images: CalibrationImages) -> list[dict[str, Any]]:
-    """How far ranges of a part of the activations are from those of all."""
+    """One row a method: how far the ranges from a part of the activations are from the ranges from all of them."""
     rows = []
     for method in ("percentile", "entropy", "mse"):
         part, whole = ranges(graph, images, method), ranges(graph, images, method, 0)
@@ -84,22 +81,18 @@ def sampling_effect(graph: Graph, images: CalibrationImages) -> list[dict[str, A
 def _run(arguments: argparse.Namespace) -> Result:
     if arguments.one:
         graph = load_graph(arguments.graph)
-        images = _images(arguments.data, graph, arguments.images)
+        images = calibration_images(arguments.data, graph, arguments.images)
         return Result("", run_one(arguments.one, graph, arguments.graph.with_name("float32.onnx"), images))
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        path = Path(folder) / "fp32.onnx"
-        network, spec, parents = load_source(arguments.checkpoint, None)
-        graph = export_network(network, spec, parents, path, ExportOptions()).graph
-        floats = ExportOptions(input_dtype="float32")
-        export_network(network, spec, parents, path.with_name("float32.onnx"), floats)
-        ours = [PLAIN, *(f"ranges, {method}" for method in METHODS), "ranges and weights, the default"]
+        graph = export_graphs(arguments.checkpoint, Path(folder))
+        ours = [PLAIN, *(f"ranges, {method}" for method in RANGE_METHODS), "ranges and weights, the default"]
         counts = [(way, arguments.images) for way in ours]
         counts += [(f"{MODELOPT}, {method}", min(64, arguments.images)) for method in ("max", "entropy")]
-        shared = ["--graph", path, "--data", arguments.data.resolve(), "--name", "-"]
+        shared = ["--graph", graph.path, "--data", arguments.data.resolve(), "--name", "-"]
         rows = [
             run_module("benchmarks.calibration", ["--one", way, "--images", count, *shared]) for way, count in counts
         ]
-        effect = sampling_effect(graph, _images(arguments.data, graph, 16))
+        effect = sampling_effect(graph, calibration_images(arguments.data, graph, 16))
     result = {"rows": rows, "sampling": effect}
     saved = save_result(f"calibration-{arguments.name}", result)
     plain = rows[0]["seconds"]
@@ -119,20 +112,24 @@ def _run(arguments: argparse.Namespace) -> Result:
     return Result(f"{text}\n\n{saved}", result)
 
 
-def _images(data: Path, graph: Graph, count: int) -> CalibrationImages:
-    dataset = match_classes(read_dataset(data, quiet=True), graph.spec)
-    _, samples = dataset.choose_split(None, ("calibration", "train"))
-    return load_calibration_images(samples, graph.spec, count, seed=0)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "What calibration costs.", "python -m benchmarks.calibration --name scenes …")
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="whose graph")
-    parser.add_argument("--data", type=Path, required=True, metavar="D", help="calibrates on train")
-    parser.add_argument("--images", type=int, default=256, metavar="N", help="of ours; ModelOpt gets 64 (default: 256)")
+    parser = make_parser(
+        "benchmarks", "Measure what calibration costs.", "python -m benchmarks.calibration --name scenes …"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="F", help="the model whose graph is calibrated")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="D", help="the data set whose split calibration, or train, is used"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=256,
+        metavar="N",
+        help="how many images; ModelOpt gets 64 at the most (default: 256)",
+    )
     parser.add_argument("--one", metavar="WAY", help=argparse.SUPPRESS)
     parser.add_argument("--graph", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--name", required=True, help="of the result file")
+    parser.add_argument("--name", required=True, help="the name of the result file, after calibration-")
     return run_verb(parser, _run, argv)
 
 

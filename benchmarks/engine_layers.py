@@ -1,10 +1,10 @@
-"""Layers of a graph in TensorRT-RTX, in the parser's network and in the engine that is built from it; no GPU is needed.
+"""Count the layers of a graph in TensorRT-RTX, in the parser's network and in the engine that is built from it, without a GPU.
 
 python -m benchmarks.engine_layers model.onnx --target 89
 
-Reading an engine's layers by TensorRT's inspector takes the GPU that it was built for. The builder knows them too: with
-detailed profiling verbosity it logs each layer of what it built, and these lines are counted. TensorRT keeps one logger a
-process, so each count is a process of its own.
+TensorRT's inspector reads the layers of an engine only on the GPU that it was built for. But with detailed profiling verbosity the
+builder logs each layer of the engine, and these lines are counted. TensorRT keeps one logger a process, so each count runs in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.errors import EdgeEffDetError, GraphError, MissingDependency, UsageError
 
 WAITING = frozenset({"signal", "wait"})
-"""Layers that compute nothing: they keep the engine's streams in step."""
+"""Kinds of layers that compute nothing and only synchronise the engine's streams."""
 
 NOT_READABLE = "not readable without a GPU: the builder logged no layers"
 
 
 def count_layers(path: Path, target: str) -> dict[str, Any]:
-    """Layers by kind, in the network and in the engine.
+    """Count the layers by kind, in the network and in the engine.
 
     Args:
         path: the ONNX file.
         target: one SM version, such as ``89``.
 
     Returns:
-        ``network_layers``, ``network_kinds``; ``engine_layers`` (without those that only wait; None where the log does
-        not tell), ``engine_waiting``, ``engine_kinds``, ``engine_bytes`` and ``version``.
+        ``network_layers`` and ``network_kinds``; ``engine_layers`` without the layers of ``WAITING``, None where the log names no
+        layers; ``engine_waiting``, ``engine_kinds``, ``engine_bytes`` and ``version``.
 
     Raises:
         MissingDependency: TensorRT-RTX is not installed.
-        UsageError: it does not know the target.
-        GraphError: its parser refuses the graph.
-        EdgeEffDetError: it could not build.
+        UsageError: TensorRT-RTX does not know the target.
+        GraphError: the parser refuses the graph.
+        EdgeEffDetError: the engine could not be built.
     """
     try:
         # NVIDIA ships it without type information.
@@ -65,7 +65,7 @@ def count_layers(path: Path, target: str) -> dict[str, Any]:
     config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target}"), 0)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise EdgeEffDetError(f"TensorRT-RTX could not build {path} ({_last_error(messages)}); try another --target.")
+        raise EdgeEffDetError(f"TensorRT-RTX could not build {path} ({_last_error(messages)}); try another `target`.")
     network_kinds = Counter(network.get_layer(index).type.name.lower() for index in range(network.num_layers))
     engine_kinds = read_engine_layers([text for _, text in messages])
     return {
@@ -81,7 +81,7 @@ def count_layers(path: Path, target: str) -> dict[str, Any]:
 
 
 def read_engine_layers(messages: Sequence[str]) -> Counter[str]:
-    """Layers by kind from what the builder logged; nothing where it named no kinds."""
+    """The layers by kind from the builder's log; empty where it names none."""
     listed = [text for text in messages if text.startswith("Layers:")]
     return Counter(re.findall(r"^Name: .*?, LayerType: (\w+)", "\n".join(listed), re.MULTILINE))
 
@@ -118,10 +118,12 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "Layers of a graph in TensorRT-RTX.", "python -m benchmarks.engine_layers model.onnx"
+        "benchmarks", "Count the layers of a graph in TensorRT-RTX.", "python -m benchmarks.engine_layers model.onnx"
     )
     parser.add_argument("onnx", type=Path, help="the graph")
-    parser.add_argument("--target", default="89", metavar="SM", help="one SM version (default: 89, an RTX 4090)")
+    parser.add_argument(
+        "--target", default="89", metavar="SM", help="the SM version to build for (default: 89, an RTX 4090)"
+    )
     return run_verb(parser, _run, argv)
 
 

@@ -1,18 +1,18 @@
-"""Everything that needs a GPU, in one command: what runs there, whether it agrees with the CPU, and how fast it is.
+"""Check and measure everything that needs a GPU in one command: what runs, whether it agrees with the CPU, and how fast it is.
 
 python -m benchmarks.gpu_check --minutes 25
 python -m benchmarks.gpu_check --parts floor backends --backends torch tensorrt --batches 1 --precisions fp16
 
-``benchmarks/gpu_check.sh`` does the same on a bare machine with Python and torch: it makes an environment first. The parts:
+``benchmarks/gpu_check.sh`` does the same on a machine that has Python and torch alone: it makes an environment first. The parts are:
 
-- ``floor``: bandwidth, matrix rates of each precision, an empty kernel.
-- ``cuda``: ``tests/gpu``, the buffers, streams, events and CUDA graphs of ``edge_effdet.backends.tensorrt.cuda``.
-- ``backends``: torch eager and compiled, onnxruntime on CUDA, TensorRT and TensorRT-RTX against the CPU, and timed in turns.
-- ``dense``: depthwise + pointwise against dense convolutions, and whether the cost model chooses right.
-- ``training``: steps in BF16, ours plain and compiled, against a plain effdet loop.
+- ``floor`` measures the bandwidth, the matrix rate of each precision, and the time of an empty kernel.
+- ``cuda`` runs ``tests/gpu``: the buffers, streams, events and CUDA graphs of ``edge_effdet.backends.tensorrt.cuda``.
+- ``backends`` compares torch (eager and compiled), onnxruntime on CUDA, TensorRT and TensorRT-RTX with the CPU and times them in turns.
+- ``dense`` times depthwise + pointwise against dense convolutions, and checks the choices of the cost model.
+- ``training`` times steps in BF16, ours plain and compiled, against those of a plain effdet loop.
 
-Each part is a process of its own; one that cannot run says why, and the others go on. A GPU that TensorRT-RTX's support
-matrix lacks is tried all the same, and what it says is recorded.
+Each part runs in a process of its own. A part that cannot run says why, and the others go on. TensorRT-RTX is tried on a GPU that its
+support matrix lacks too, and its answer is recorded.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check_parts import BACKENDS, PARTS
-from benchmarks.gpu_check_subject import ROOT
 from benchmarks.machine import describe_machine, save_result
+from benchmarks.processes import ROOT
 from edge_effdet.artifacts import PRECISIONS, write_json
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.errors import BackendUnavailable, UsageError
 
 LEAST_SECONDS = 20
-"""A part is not begun with less."""
+"""A part begins only where it has as many seconds."""
 SHARES = {"floor": 1, "cuda": 1, "backends": 8, "dense": 3, "training": 3}
-"""Of the time that is left, what a part may take beside those after it. What it does not use is theirs."""
+"""The time that is left is divided between a part and those after it in these shares. What a part does not use is left to the others."""
 
 LEAST_SHARE = 120
-"""Seconds that a part may take where there are as many: importing torch and exporting a graph take most of that."""
+"""The least seconds that a part gets where as many are left: importing torch and exporting a graph take most of them."""
 
-LATE = "the time was up before it began; give --minutes more, or --parts fewer"
+LATE = "the time was up before it began; give more `minutes`, or fewer `parts`"
 COLUMNS = ("way", "precision", "batch", "median", "P90", "device", "images/s", "found again", "score error")
 
 
 def run_parts(parts: Sequence[str], task: Mapping[str, Any], work: Path, minutes: float) -> dict[str, dict[str, Any]]:
-    """Run parts one after the other, each in a process, until the time is up.
+    """Run parts one after the other, each in a process of its own, until the time is up.
 
     Args:
         parts: names in ``SHARES``.
         task: model, batches, precisions and backends, as ``gpu_check_parts.Task`` has them.
-        work: an existing folder for graphs, engines and each part's file.
-        minutes: for all of them.
+        work: an existing folder for graphs, engines and the file of each part.
+        minutes: how long all parts together may take.
 
     Returns:
-        Of each part its rows, its seconds, and ``skipped`` with a reason where it did not run or did not end.
+        The result of each part, by its name: its rows, its seconds, and ``skipped`` with the reason where it did not run or end.
     """
     ends = time.monotonic() + 60 * minutes
     results: dict[str, dict[str, Any]] = {}
@@ -85,7 +85,7 @@ def run_parts(parts: Sequence[str], task: Mapping[str, Any], work: Path, minutes
 
 
 def show_results(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """One table of all that was timed, what else was found, and a line a part that did not run."""
+    """A table of all that was timed, the other findings, and a line for each part that did not run."""
     lines: list[str] = []
     timed = [row for part in results.values() for row in part["rows"] if "median_ms" in row]
     if timed:
@@ -101,13 +101,15 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _run_process(task: Mapping[str, Any], seconds: float) -> str | None:
-    """None, or why the part did not come to its end."""
+    """Run a part, and give the reason why it did not come to its end, or None where it did."""
     words = [sys.executable, "-m", "benchmarks.gpu_check_parts", json.dumps(task)]
     try:
         done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         return "it was stopped when the time was up"
-    return f"its process ended with {done.returncode}; what it said stands above" if done.returncode else None
+    return (
+        f"its process ended with exit code {done.returncode}; its own message stands above" if done.returncode else None
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -144,7 +146,7 @@ def _gpu_name(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _run(arguments: argparse.Namespace) -> Result:
     if arguments.minutes <= 0 or any(batch < 1 for batch in arguments.batches):
-        raise UsageError("--minutes and --batches take numbers above 0.")
+        raise UsageError("`minutes` and `batches` have to be above 0; give 25 and 1 8 32, for example.")
     task = {name: getattr(arguments, name) for name in ("model", "batches", "precisions", "backends")}
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-effdet-")))
@@ -171,16 +173,32 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "All that needs a GPU, in one command.", "python -m benchmarks.gpu_check --minutes 25"
+        "benchmarks", "Check and measure everything that needs a GPU.", "python -m benchmarks.gpu_check --minutes 25"
     )
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="(default: all)")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="the parts to run (default: all)"
+    )
     parser.add_argument("--model", default="tf_efficientdet_d0@512", metavar="M", help="NAME@SIZE or a .safetensors")
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32], metavar="N", help="(default: 1 8 32)")
-    parser.add_argument("--precisions", nargs="+", default=["fp16", "fp32", "int8"], choices=PRECISIONS, help="(all)")
-    parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="(default: all)")
-    parser.add_argument("--minutes", type=float, default=25, metavar="X", help="for all parts together (default: 25)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep graphs and engines here, and use those there")
-    parser.add_argument("--output", type=Path, metavar="F", help="the JSON (default: in benchmarks/results)")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=[1, 8, 32], metavar="N", help="the batch sizes (default: 1 8 32)"
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["fp16", "fp32", "int8"],
+        choices=PRECISIONS,
+        help="the precisions (default: all)",
+    )
+    parser.add_argument(
+        "--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="the backends (default: all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=25, metavar="X", help="how long all parts together may take (default: 25)"
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="a folder that keeps graphs and engines, and whose own are used"
+    )
+    parser.add_argument("--output", type=Path, metavar="F", help="the result file (default: one in benchmarks/results)")
     return run_verb(parser, _run, argv)
 
 

@@ -1,4 +1,4 @@
-"""The backends of the GPU check as ways from pictures to detections: onnxruntime on CUDA, TensorRT, TensorRT-RTX."""
+"""The ways from pictures to detections that the GPU check compares: onnxruntime on CUDA, TensorRT and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Way:
     """One way to detect, ready to run.
 
     Attributes:
-        call: from uint8 [B, 3, H, W] to boxes, scores and class_ids, all on the host.
-        device_ms: milliseconds of the network on the GPU in the last call, by events; None where it cannot be told.
-        close: frees what it holds.
-        suppresses: whether overlapping boxes are suppressed in it, and are not still to be on the host.
+        call: takes uint8 [B, 3, H, W] and gives boxes, scores and class_ids, all on the host.
+        device_ms: gives the milliseconds of the network on the GPU in the last call, by events; None where they are unknown.
+        close: frees what the way holds.
+        suppresses: whether it suppresses overlapping boxes, which otherwise remains to be done on the host.
     """
 
     call: Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -41,13 +41,13 @@ class Way:
 
 
 def find_onnxruntime_cuda() -> str | Skipped:
-    """onnxruntime's version where it has CUDA, or why there is none."""
+    """The version of onnxruntime where it can use CUDA, or why it cannot."""
     answer = onnxruntime_cuda.probe()
     return answer.version if isinstance(answer, Available) else Skipped(f"{answer.reason}; {answer.fix}")
 
 
 def open_onnxruntime_cuda(path: Path, cuda_graph: bool) -> Way:
-    """A graph in onnxruntime on CUDA, as the backend runs it.
+    """Open a graph in onnxruntime on CUDA, as the backend runs it.
 
     Raises:
         EngineError: the session fell back to the CPU.
@@ -57,9 +57,9 @@ def open_onnxruntime_cuda(path: Path, cuda_graph: bool) -> Way:
 
 
 def probe_flavor_here(name: str) -> tuple[Flavor, dict[str, Any]] | Skipped:
-    """A flavor set to build for this GPU, and what its probe says; or why it cannot be tried.
+    """A flavor that builds for this GPU, and what its probe says, or why it cannot be tried.
 
-    TensorRT-RTX is tried on a GPU that its support matrix lacks, too: it is told no target and builds for the GPU that is there.
+    TensorRT-RTX is tried on a GPU that its support matrix lacks too: without a target it builds for the GPU that it finds.
     """
     flavor = FLAVORS[name]
     answer = tensorrt.probe_flavor(flavor)
@@ -73,7 +73,7 @@ def probe_flavor_here(name: str) -> tuple[Flavor, dict[str, Any]] | Skipped:
 def open_tensorrt(
     flavor: Flavor, graph: Graph, name: str, batch: int, cuda_graphs: bool, suppresses: bool = False
 ) -> Way:
-    """An engine of one batch size, built beside the graph unless it is there already; with EfficientNMS in it, or without.
+    """Open an engine of one batch size, which is built beside the graph unless it is there already.
 
     Raises:
         EdgeEffDetError: the flavor refuses the graph, the GPU or the engine; the message holds what it said.
@@ -83,6 +83,6 @@ def open_tensorrt(
     path = graph.path.with_suffix(f".{name}.batch{batch}.engine")
     if not path.is_file():
         path.write_bytes(tensorrt.compile_graph(flavor, graph, CompileOptions(batch_sizes=(batch,))).content)
-    engine = Engine(path, graph.spec, name, graph.precision, {"engine_sha256": file_sha256(path)})
+    engine = Engine(path, graph.spec, name, graph.precision, file_sha256(path))
     runner = TensorRTRunner(flavor, engine, LoadOptions(parallel_runs=1, cuda_graphs=cuda_graphs, timed=True))
     return Way(lambda images: runner.run({"images": images}), lambda: runner.last_device_ms, runner.close, suppresses)

@@ -1,7 +1,7 @@
 """The parts of the GPU check, each run in a process of its own by ``benchmarks.gpu_check``.
 
-A process that crashes, hangs or fills the GPU takes no other part along, and what it had measured is in its file: each row
-is written as it comes.
+A process that crashes, hangs or fills the GPU's memory does not end the other parts, and what it had measured is kept, because each row
+is written to the part's file at once.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ from benchmarks.gpu_check_engines import (
     probe_flavor_here,
 )
 from benchmarks.gpu_check_subject import (
-    ROOT,
     collect_pairs,
     compare_outputs,
-    load_subject,
     prepare_graph,
     read_pictures,
     reference_outputs,
     suppress,
 )
 from benchmarks.gpu_check_torch import find_gpu, measure_floor, open_torch, time_pair, time_training
-from benchmarks.graph_subjects import Skipped, Subject, attempt
-from benchmarks.latency import summarize_times, time_in_turns
+from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
+from benchmarks.latency import summarize_times, time_ways
+from benchmarks.processes import ROOT
 from edge_effdet.artifacts import Graph, write_json
 from edge_effdet.backends.base import Unavailable
 from edge_effdet.backends.tensorrt import cuda
@@ -50,27 +49,28 @@ from edge_effdet.graph.targets import TARGETS, Rates, Target
 
 BACKENDS = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
 LEAST_MATCHED = {"fp32": 0.97, "fp16": 0.9, "int8": 0.8}
-"""Share of the CPU's best 100 detections that must be found again, by the same graph. FP32 runs in TF32, whose 10 bits of
-mantissa reorder near equals; FP16 has the same bits in its activations too; INT8 rounds a borderline value to the next of 255
-steps, which a random network's many near equals show."""
+"""The share of the CPU's best 100 detections that a backend must find again with the same graph. FP32 runs in TF32, whose 10 bits of
+mantissa change the order of scores that are nearly equal. FP16 has as few bits in its activations too. INT8 may round a value near a
+tie to the other code. A random network has many scores that are nearly equal."""
 ROUNDS = 6
 LATE = "the time was up"
 END_SHARE = 0.85
-"""Of its time, after which a part begins nothing new: what is begun takes a while, and is lost when the process is stopped."""
+"""The share of its time after which a part begins nothing new: what it has begun would be lost when the process is stopped."""
 TRAINING_BATCH, TRAINING_ROUNDS = 16, 20
 DENSE_PRECISION = "fp16"
 
 
 @dataclass(slots=True)
 class Task:
-    """What a part is asked to do, and where its rows go.
+    """What a part has to do, and the rows that it has found.
 
     Attributes:
-        model: as ``graph_subjects.read_subject`` takes it.
-        work: graphs, engines and references are kept here between parts.
-        output: the part's JSON.
-        batches, precisions, backends: to go through.
-        deadline: ``time.monotonic()`` after which nothing new is begun.
+        model: the network, as ``graph_subjects.read_subject`` takes it.
+        work: the folder that keeps graphs, engines and references between parts.
+        output: the part's JSON file.
+        batches, precisions, backends: what the part goes through.
+        deadline: the value of ``time.monotonic()`` after which nothing new is begun.
+        rows: the rows so far.
     """
 
     model: str
@@ -83,21 +83,24 @@ class Task:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, **row: Any) -> None:
+        """Add a row, and write all rows to the file."""
         self.rows.append(row)
         write_json(self.output, {"rows": self.rows})
 
     @property
     def is_late(self) -> bool:
+        """Whether nothing new may be begun."""
         return time.monotonic() > self.deadline
 
 
 def run_floor(task: Task) -> Skipped | None:
+    """What the machine reaches at best, and the least time that the network would take with that."""
     gpu = find_gpu()
     if isinstance(gpu, Skipped):
         return gpu
     floor = measure_floor()
     task.add(gpu=gpu, **floor)
-    graph = attempt(lambda: prepare_graph(load_subject(task.model), "keep", "fp32", task.work))
+    graph = attempt(lambda: prepare_graph(read_subject(task.model), "keep", "fp32", task.work))
     if isinstance(graph, Skipped):
         task.add(network=task.model, skipped=graph.reason)
         return None
@@ -107,7 +110,7 @@ def run_floor(task: Task) -> Skipped | None:
 
 
 def run_cuda(task: Task) -> Skipped | None:
-    """``tests/gpu``: buffers, streams, events and graphs by PyCUDA and cuda-python."""
+    """Run ``tests/gpu``: buffers, streams, events and CUDA graphs by PyCUDA and cuda-python."""
     gpu = cuda.probe_gpu()
     if isinstance(gpu, Unavailable):
         return Skipped(f"{gpu.reason}; {gpu.fix}")
@@ -125,12 +128,12 @@ def run_cuda(task: Task) -> Skipped | None:
 
 
 def run_backends(task: Task) -> Skipped | None:
-    """Every backend against the CPU, and timed in turns with the others of the same precision and batch."""
+    """Compare every backend with the CPU, and time those of one precision and batch in turns."""
     gpu = find_gpu()
     by_driver = cuda.probe_gpu()
     if isinstance(gpu, Skipped) and isinstance(by_driver, Unavailable):
         return Skipped(f"{gpu.reason}, and {by_driver.reason}")
-    subject = load_subject(task.model)
+    subject = read_subject(task.model)
     task.add(
         way="probe",
         gpu=str(by_driver) if isinstance(gpu, Skipped) else gpu,
@@ -151,13 +154,13 @@ def run_backends(task: Task) -> Skipped | None:
 
 
 def run_dense(task: Task) -> Skipped | None:
-    """Depthwise + pointwise against dense: what the cost model says of each pair, what is measured, and whole networks."""
+    """Compare depthwise + pointwise with dense convolutions: by the cost model, measured pair by pair, and in whole networks."""
     gpu = find_gpu()
     if isinstance(gpu, Skipped):
         return gpu
     from edge_effdet.graph import cost
 
-    subject = load_subject(task.model)
+    subject = read_subject(task.model)
     target = measured_target(gpu, measure_floor())
     found = probe_flavor_here("tensorrt")
     for pair in collect_pairs(subject):
@@ -183,10 +186,11 @@ def run_dense(task: Task) -> Skipped | None:
 
 
 def run_training(task: Task) -> Skipped | None:
+    """Time training steps."""
     gpu = find_gpu()
     if isinstance(gpu, Skipped):
         return gpu
-    subject = load_subject(task.model)
+    subject = read_subject(task.model)
     for row in time_training(subject, TRAINING_BATCH, TRAINING_ROUNDS):
         task.add(**row)
     return None
@@ -199,14 +203,14 @@ PARTS: Mapping[str, Callable[[Task], Skipped | None]] = {
     "dense": run_dense,
     "training": run_training,
 }
-"""In the order in which they are run: what is short comes first."""
+"""The parts in the order in which they run: the short ones come first."""
 
 
 def network_floor(graph: Graph, precision: str, floor: Mapping[str, float]) -> dict[str, float]:
-    """Milliseconds that one picture needs at least: its MACs at the measured matrix rate, its tensors at the measured bandwidth.
+    """The least milliseconds of one picture: by its MACs at the measured matrix rate, and by its tensors at the measured bandwidth.
 
-    Each tensor is written and read once, all layers in one precision; fused layers move less, so the second is no bound for
-    a runtime that fuses, and the first is none that small layers reach.
+    Every tensor counts as written once and read once, and all layers are in one precision. A runtime that fuses layers moves less, so
+    the second figure is no lower bound for it. Small layers do not reach the matrix rate, so they take longer than the first figure.
     """
     total = make_report(ir.load(str(graph.path))).total.cost
     rate = floor[{"fp32": "tf32_tflops", "fp16": "fp16_tflops", "int8": "int8_tops"}[precision]]
@@ -220,7 +224,7 @@ def network_floor(graph: Graph, precision: str, floor: Mapping[str, float]) -> d
 
 
 def measured_target(gpu: Mapping[str, Any], floor: Mapping[str, float]) -> Target:
-    """The GPU for the cost model, with measured rates and bandwidth; CUDA cores do FP16 at the FP32 rate, at the least."""
+    """The GPU as a target of the cost model, with measured rates and bandwidth. CUDA cores are taken to do FP16 at the FP32 rate."""
     major, minor = gpu["compute_capability"]
     like = TARGETS["rtx-4090"]
     return replace(
@@ -237,7 +241,7 @@ def measured_target(gpu: Mapping[str, Any], floor: Mapping[str, float]) -> Targe
 
 
 def judge_decision(modelled: Mapping[str, Any], measured: Mapping[str, Any]) -> bool:
-    """Whether the model's choice is the faster one, or costs less than a tenth more than it."""
+    """Whether the choice of the model is the faster one, or at most a tenth slower than that."""
     chosen = measured["dense_us"] if modelled["dense"] else measured["keep_us"]
     return chosen <= 1.1 * min(measured["dense_us"], measured["keep_us"])
 
@@ -263,7 +267,7 @@ def _probe(name: str) -> dict[str, Any] | str:
 
 
 def _openers(task: Task, subject: Subject, graph: Graph, batch: int) -> dict[str, Callable[[], Way] | Skipped]:
-    """How to open each way of one precision and batch, or why it is not tried."""
+    """How each way of one precision and batch is opened, or why it is not tried."""
     ways: dict[str, Callable[[], Way] | Skipped] = {}
     if "torch" in task.backends:
         seen = find_gpu()
@@ -301,7 +305,7 @@ def _openers(task: Task, subject: Subject, graph: Graph, batch: int) -> dict[str
 
 
 def _compare_ways(task: Task, subject: Subject, graph: Graph, pictures: np.ndarray) -> None:
-    """Rows of one precision and batch: agreement with the CPU, medians in turns, device time."""
+    """Add the rows of one precision and batch: agreement with the CPU, medians in turns, and the time on the GPU."""
     reference = reference_outputs(graph, pictures, task.work)
     shared = {"precision": graph.precision, "batch": len(pictures)}
     open_ways: dict[str, Way] = {}
@@ -311,7 +315,7 @@ def _compare_ways(task: Task, subject: Subject, graph: Graph, pictures: np.ndarr
             opener = Skipped(LATE)
         way = opener if isinstance(opener, Skipped) else attempt(opener)
         if not isinstance(way, Skipped):
-            # The second call, and not the first, goes through a CUDA graph, so it is the one that is checked.
+            # Only the second call goes through a CUDA graph, so its result is the one that is checked.
             found = attempt(lambda way=way: (way.call(pictures), way.call(pictures))[1])
             if isinstance(found, Skipped):
                 way.close()
@@ -333,11 +337,11 @@ def _compare_ways(task: Task, subject: Subject, graph: Graph, pictures: np.ndarr
 
 
 def measure_ways(ways: Mapping[str, Way], pictures: np.ndarray, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """One row a way: end to end in turns with the others, and the GPU's own time of as many runs."""
+    """Time ways in turns from end to end, and the median time of 20 runs on the GPU itself, one row a way."""
     if not ways:
         return []
     calls = {name: (lambda way=way: way.call(pictures)) for name, way in ways.items()}
-    rows = summarize_times(time_in_turns(calls, rounds), {})
+    rows = summarize_times(time_ways(calls, rounds), {})
     for row in rows:
         way = ways[row.pop("way")]
         del row["milliseconds"]
@@ -355,7 +359,7 @@ def measure_ways(ways: Mapping[str, Way], pictures: np.ndarray, rounds: int = RO
 
 
 def _compare_fusions(task: Task, subject: Subject, gpu: Mapping[str, Any]) -> None:
-    """Whole networks in TensorRT, in turns: keep, dense, and what ``auto`` chooses where this kind of GPU is in its table."""
+    """Time whole networks in TensorRT in turns: keep, dense, and the choice of ``auto`` where ``TARGETS`` has this kind of GPU."""
     flavor = probe_flavor_here("tensorrt")
     if isinstance(flavor, Skipped):
         return
@@ -365,7 +369,7 @@ def _compare_fusions(task: Task, subject: Subject, gpu: Mapping[str, Any]) -> No
     ways: dict[str, Way] = {}
     for fusion, told in (("keep", None), ("dense", None), ("auto", target)):
         if fusion == "auto" and told is None:
-            task.add(way="network, auto", skipped="no target of auto's table has this compute capability")
+            task.add(way="network, auto", skipped="no target of the cost model has this compute capability")
             continue
         way = attempt(
             lambda fusion=fusion, told=told: open_tensorrt(
@@ -383,7 +387,7 @@ def _compare_fusions(task: Task, subject: Subject, gpu: Mapping[str, Any]) -> No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one part and leave its rows, or why there are none, in ``--output``."""
+    """Run one part and write its rows, or the reason why there are none, to the file that the task names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check_parts")
     parser.add_argument(
         "task", help="a JSON object: part and seconds, and the fields of Task but for rows and deadline"

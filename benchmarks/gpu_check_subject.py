@@ -1,4 +1,4 @@
-"""What the GPU check runs: a network, its graphs by fusion and precision, pictures, and how alike two results are."""
+"""What the GPU check runs: a network, its graphs by fusion and precision, pictures, and a measure of how alike two results are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.graph_subjects import Subject, read_subject
+from benchmarks.graph_subjects import Subject
+from benchmarks.processes import ROOT
 from edge_effdet.artifacts import Graph, ModelSpec, Size
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.runtime.postprocess import detections_from_outputs
@@ -19,15 +20,14 @@ from edge_effdet.runtime.postprocess import detections_from_outputs
 if TYPE_CHECKING:
     from edge_effdet.graph.cost import Decision, SeparablePair
 
-ROOT = Path(__file__).resolve().parents[1]
 CALIBRATION_IMAGES = 16
-"""For INT8 engines whose speed is measured: ranges decide about accuracy, not about time."""
+"""How many images calibrate the INT8 engines. Their speed is measured, and ranges decide about accuracy and not about time."""
 
 COMPARED = 100
-"""Detections an image, the best first, as COCO counts them."""
+"""How many of the best detections of an image are compared, as many as COCO counts."""
 
 NEAR = 0.05
-"""Corners of one box lie so near each other, as a share of its longer side."""
+"""How far the corners of two boxes may lie apart where they are the same box, as a share of its longer side."""
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -37,31 +37,27 @@ class Agreement:
     """How alike two results are.
 
     Attributes:
-        matched: share of the reference's best detections that the other has too: same class, all corners ``NEAR``.
-        score_error: largest difference of the scores of matched detections.
+        matched: the share of the reference's best detections that the other result has too, with the same class and all corners
+            within ``NEAR``.
+        score_error: the largest difference between the scores of matched detections.
     """
 
     matched: float
     score_error: float
 
 
-def load_subject(text: str) -> Subject:
-    """The network of ``--model``. See ``graph_subjects.read_subject``."""
-    return read_subject(text)
-
-
 def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, target: str | None = None) -> Graph:
-    """The graph with a dynamic batch, made unless it is in ``work`` already.
+    """Make the graph with a dynamic batch, unless it is in ``work`` already.
 
     Args:
         subject: the network.
         fusion: ``keep``, ``dense`` or ``auto``, for the depthwise-separable pairs.
-        precision: ``fp32``, ``fp16`` or ``int8``; the last is calibrated on the shipped synthetic scenes.
-        work: a folder.
-        target: a row of ``TARGETS`` to decide for, with ``auto``, for FP16.
+        precision: ``fp32``, ``fp16`` or ``int8``, which is calibrated on the shipped synthetic scenes.
+        work: a folder that keeps graphs.
+        target: the row of ``TARGETS`` that ``auto`` decides for, in FP16.
 
     Raises:
-        EdgeEffDetError: the graph could not be made; its own message went to stderr.
+        EdgeEffDetError: the graph could not be made; the reason went to stderr.
     """
     from edge_effdet.graph.export import ExportOptions, export_network
     from edge_effdet.graph.model import load_graph
@@ -88,7 +84,7 @@ def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, tar
 
 
 def read_pictures(spec: ModelSpec, count: int, work: Path) -> np.ndarray:
-    """Letterboxed test scenes, uint8 [count, 3, H, W]."""
+    """The first ``count`` test scenes with their letterbox, uint8 [count, 3, H, W]."""
     from edge_effdet.data.base import readable_images
     from edge_effdet.data.registry import read_dataset
     from edge_effdet.runtime.preprocess import letterbox
@@ -102,7 +98,7 @@ def read_pictures(spec: ModelSpec, count: int, work: Path) -> np.ndarray:
 
 
 def reference_outputs(graph: Graph, pictures: np.ndarray, work: Path) -> Outputs:
-    """The same graph by onnxruntime on the CPU, one picture at a time; kept in ``work``."""
+    """The outputs of the graph by onnxruntime on the CPU, one picture at a time. They are kept in ``work``."""
     from benchmarks.latency import open_onnxruntime
 
     path = work / f"{graph.path.stem}.{len(pictures)}.npz"
@@ -117,17 +113,19 @@ def reference_outputs(graph: Graph, pictures: np.ndarray, work: Path) -> Outputs
 
 
 def compare_outputs(reference: Outputs, found: Outputs, compared: int = COMPARED) -> Agreement:
-    """How much of the reference's best detections another result has.
+    """Compare the best detections of a reference with another result, whatever their order, since equal scores may come in any order.
 
-    The order is left out of it: equal scores may come in any. Both hold boxes float32 [B, K, 4], scores float32 [B, K]
-    and class ids int32 [B, K]; ``reference`` may have more images.
+    Args:
+        reference: boxes float32 [B, K, 4], scores float32 [B, K] and class ids int32 [B, K].
+        found: the other result, which may have fewer images.
+        compared: how many of the best detections of an image are looked for.
     """
     matched = total = 0
     largest = 0.0
     for index in range(len(found["scores"])):
         scores = reference["scores"][index]
         best = np.argsort(-scores, kind="stable")[:compared]
-        # What EfficientNMS pads its rows with is no detection.
+        # EfficientNMS fills up its rows with scores of -1, which are no detections.
         best = best[scores[best] >= 0]
         boxes = reference["boxes"][index][best]
         apart = np.abs(boxes[:, None] - found["boxes"][index][None]).max(axis=2)
@@ -141,9 +139,12 @@ def compare_outputs(reference: Outputs, found: Outputs, compared: int = COMPARED
 
 
 def suppress(outputs: Outputs, size: Size, kept: int = COMPARED) -> Outputs:
-    """What the host would keep of an engine's candidates, as EfficientNMS leaves it: padded with scores of -1.
+    """Suppress an engine's candidates as the host does, in the form of EfficientNMS: rows without a detection have the score -1.
 
-    ``size`` is the network's input; the pictures are taken to fill it.
+    Args:
+        outputs: as in ``compare_outputs``.
+        size: height and width of the network's input, which the pictures are taken to fill.
+        kept: how many detections of an image are kept.
     """
     images = len(outputs["scores"])
     result = {
@@ -160,7 +161,7 @@ def suppress(outputs: Outputs, size: Size, kept: int = COMPARED) -> Outputs:
 
 
 def collect_pairs(subject: Subject) -> list[SeparablePair]:
-    """The network's depthwise-separable pairs, one of each shape, in the order of the graph."""
+    """The network's pairs of a depthwise and a pointwise convolution, one of each shape, in the order of the graph."""
     from edge_effdet.graph.export import ExportOptions, trace_network
     from edge_effdet.graph.optimize import optimize_model
 

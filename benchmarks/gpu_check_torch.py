@@ -1,4 +1,4 @@
-"""What the GPU check does in torch: the floor of the machine, eager and compiled networks, pairs of convolutions, training."""
+"""What the GPU check measures in torch: the best that the machine reaches, networks, pairs of convolutions, and training steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPEATS = 20
 
 
 def find_gpu() -> dict[str, Any] | Skipped:
-    """The GPU as torch sees it, or why it sees none."""
+    """The GPU as torch describes it, or why torch finds none."""
     try:
         import torch
     except ImportError as error:
@@ -44,10 +44,10 @@ def find_gpu() -> dict[str, Any] | Skipped:
 
 
 def measure_floor() -> dict[str, float]:
-    """GB/s of memory and of the bus, dense TFLOP/s or TOP/s of a matrix product, microseconds of an empty kernel.
+    """Measure GB/s of the memory and of the bus, dense TFLOP/s or TOP/s of matrix products, and microseconds of an empty kernel.
 
-    Bytes are counted read and written. A product is of two square matrices, on tensor cores but for FP32 without TF32. An
-    empty kernel is an addition to one number, a thousand of them in one CUDA graph.
+    A copy in memory counts both the bytes read and the bytes written. The products are of two square matrices and run on tensor cores,
+    except that of FP32 without TF32. An empty kernel is an addition to one number; a thousand of them run in one CUDA graph.
     """
     import torch
 
@@ -75,7 +75,7 @@ def measure_floor() -> dict[str, float]:
     left, right = (
         torch.randint(-127, 128, (MATRIX_SIDE, MATRIX_SIDE), dtype=torch.int8, device="cuda") for _ in range(2)
     )
-    # cuBLAS takes INT8 with the second matrix stored by columns.
+    # cuBLAS wants the second INT8 matrix stored by columns.
     by_columns = right.t().contiguous().t()
     floor["int8_tops"] = 2 * MATRIX_SIDE**3 / _seconds(lambda: torch._int_mm(left, by_columns)) / 1e12
     number = torch.zeros(1, device="cuda")
@@ -84,18 +84,18 @@ def measure_floor() -> dict[str, float]:
 
 
 def open_torch(subject: Subject, precision: str, batch: int, compiled: bool) -> Way:
-    """The network in torch, from uint8 pictures on the host to results on the host. FP32 may use TF32, as TensorRT does."""
+    """Open the network in torch, from uint8 pictures on the host to results on the host. FP32 may use TF32, as in TensorRT."""
     import torch
 
     from benchmarks.gpu_check_engines import Way
-    from edge_effdet.models.detector import Detector
+    from edge_effdet.models.detector import DetectionModule
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    # A copy: the subject's own stays on the CPU, where graphs are exported from it.
+    # The network is copied, because the original has to stay on the CPU, where graphs are exported from it.
     network = copy.deepcopy(subject.network)
-    detector: Any = Detector(network, subject.spec).cuda().eval().to(memory_format=torch.channels_last)
-    # What is compiled for one batch size would else become one program of a dynamic batch at the next.
+    detector: Any = DetectionModule(network, subject.spec).cuda().eval().to(memory_format=torch.channels_last)
+    # Without a reset, torch would compile the next batch size as a program with a dynamic batch.
     torch.compiler.reset()
     forward = torch.compile(detector, mode="max-autotune", dynamic=False) if compiled else detector
     pinned = torch.empty(batch, 3, *subject.spec.image_size, dtype=torch.uint8, pin_memory=True)
@@ -118,8 +118,10 @@ def open_torch(subject: Subject, precision: str, batch: int, compiled: bool) -> 
 
 
 def time_pair(pair: SeparablePair, batch: int) -> tuple[float, float]:
-    """Microseconds of a depthwise and a pointwise convolution and of the dense one in their place: FP16, channels last,
-    a hundred in one CUDA graph, by cuDNN."""
+    """Microseconds of a depthwise and a pointwise convolution, and of the dense one in their place.
+
+    They run by cuDNN in FP16 with channels last, a hundred times in one CUDA graph.
+    """
     import torch
     from torch.nn import functional
 
@@ -150,7 +152,7 @@ def time_pair(pair: SeparablePair, batch: int) -> tuple[float, float]:
 
 
 def time_training(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Images a second of our training step in BF16 and channels last, plain and compiled, against a plain effdet loop's."""
+    """Time our training step in BF16, plain and compiled, against the step of a plain effdet loop."""
     from benchmarks.training import OURS, compare_steps
 
     rows = []
@@ -177,7 +179,7 @@ def _in_graph(work: Callable[[], object], times: int) -> Callable[[], None]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """The fastest of some runs, by events: other work only adds time."""
+    """The seconds of the fastest of ``REPEATS`` runs, by CUDA events: other work only adds time."""
     import torch
 
     for _ in range(3):

@@ -1,10 +1,10 @@
-"""What the graph optimizer gives: nodes, TensorRT-RTX layers, latency, where the time goes, and detection from end to end.
+"""Measure what the graph optimizer gives: nodes, TensorRT-RTX layers, latency, a profile, and detection from end to end.
 
 python -m benchmarks.graph
 python -m benchmarks.graph --models tests/assets/bccd_lite0.safetensors --layers --name bccd
 
-Every graph of a model comes from one network and ends at the head tensors; the last comparison alone has post-processing.
-What a tool writes is timed only where its outputs are those of the unoptimized graph.
+All graphs of a model come from one network and end at the head tensors. Only the last comparison has post-processing. A tool's graph
+is timed only where its outputs are those of the unoptimized graph.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +30,17 @@ from benchmarks.latency import (
     positive,
     profile_operators,
     summarize_times,
-    time_in_turns,
+    time_ways,
 )
-from benchmarks.machine import save_result
+from benchmarks.machine import installed_versions, save_result
 from benchmarks.peers.simplifiers import ONNXRUNTIME
-from benchmarks.training import run_module
+from benchmarks.processes import run_module
 from edge_effdet.artifacts import Detections
 from edge_effdet.cli import Result, make_parser, run_verb
 from edge_effdet.errors import EdgeEffDetError
+from edge_effdet.graph.counting import convolution_macs
 from edge_effdet.graph.export import ExportOptions, export_network
+from edge_effdet.graph.report import count_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -53,81 +53,65 @@ EFFDET, OURS = "effdet, DetBenchPredict in eager torch", "ours"
 PEERS = ("onnxslim", "onnxsim", "onnxruntime", "openvino", "tensorrt-rtx")
 PARTS = ("latency", "profile", "end-to-end")
 PHOTO = (480, 640)
-"""Height and width of the picture that is detected in."""
+"""Height and width of the picture for detection from end to end."""
 
 LARGEST_ERROR = 1e-3
-"""Relative to a tensor's largest value. Rounding in another order stays well below; a wrong graph is far above."""
+"""The largest error, relative to a tensor's largest value, with which a graph is timed. Rounding in another order stays well below it,
+and a wrong graph is far above it."""
 
 SAME_PIXELS, SAME_SCORE = 0.5, 1e-3
+"""How far the corners and the scores of two detections may differ where they are the same."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeCount:
-    """Nodes of a graph.
+def count_tool_nodes(model: onnx.ModelProto) -> dict[str, Any]:
+    """Count the nodes of a graph that any tool may have written.
 
-    Attributes:
-        nodes: all but ``Constant``, which computes nothing; tools differ in whether a weight is one.
-        silu: pairs of Sigmoid and Mul that are x * sigmoid(x).
-        foreign: those outside ONNX's own domain, which one runtime alone knows.
-        kinds: by operator.
+    ``Constant`` nodes are left out: they compute nothing, and tools differ in whether a weight is one.
+
+    Returns:
+        ``nodes``; ``silu``, the pairs of nodes that are x * sigmoid(x); ``counted``, the nodes where each such pair counts as one;
+        ``foreign``, the nodes outside ONNX's own domain, which only one runtime knows; and ``kinds``, the nodes by operator.
     """
+    import onnx_ir as ir
 
-    nodes: int
-    silu: int
-    foreign: int
-    kinds: Mapping[str, int]
-
-    @property
-    def counted(self) -> int:
-        """With a SiLU as one node."""
-        return self.nodes - self.silu
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "nodes": self.nodes,
-            "silu": self.silu,
-            "counted": self.counted,
-            "foreign": self.foreign,
-            "kinds": dict(self.kinds),
-        }
-
-
-def count_nodes(model: onnx.ModelProto) -> NodeCount:
-    """Count a graph's nodes. A gate, sigmoid(y) * x as in squeeze and excitation, stays two."""
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
-    sigmoids = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Sigmoid"}
-    uses = Counter(value for node in nodes for value in node.input)
-    # A sigmoid that something else reads too stays a node of its own.
-    silu = sum(
-        any(sigmoids.get(gate) == value and uses[gate] == 1 for gate, value in (node.input, reversed(node.input)))
-        for node in nodes
-        if node.op_type == "Mul"
-    )
+    silu = count_nodes(ir.from_proto(model)).silu
     names = Counter(f"{node.domain}.{node.op_type}".lstrip(".").removeprefix("ai.onnx.") for node in nodes)
-    foreign = sum(node.domain not in ("", "ai.onnx") for node in nodes)
-    return NodeCount(len(nodes), silu, foreign, dict(names.most_common()))
+    return {
+        "nodes": len(nodes),
+        "silu": silu,
+        "counted": len(nodes) - silu,
+        "foreign": sum(node.domain not in ("", "ai.onnx") for node in nodes),
+        "kinds": dict(names.most_common()),
+    }
 
 
 def compare_counts(files: Mapping[str, Path], seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One row a graph."""
+    """One row a graph: what ``count_tool_nodes`` counts, and the seconds that making the graph took."""
     import onnx
 
     return [
-        {"graph": name, **count_nodes(onnx.load_model(str(path))).to_dict(), "seconds_to_make": round(seconds[name], 2)}
+        {"graph": name, **count_tool_nodes(onnx.load_model(str(path))), "seconds_to_make": round(seconds[name], 2)}
         for name, path in files.items()
     ]
 
 
 def compare_latency(files: Mapping[str, Path], images: np.ndarray, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """One row a way to run the head tensors: error against the unoptimized graph, median, P90, ours as a share of it.
-
-    A way that cannot run here, or gives other numbers, has a ``skipped`` with the reason and no times.
+    """Time the ways to compute the head tensors.
 
     Args:
-        files: of ``make_graphs``; what onnxruntime's optimizer wrote is left out, since each session applies it.
+        files: what ``make_graphs`` gave. The file of onnxruntime's optimizer is left out, since each session applies that optimizer.
         images: uint8 [1, 3, H, W].
-        threads: of each way.
-        rounds: turns of each way.
+        threads: how many threads each way has.
+        rounds: how many turns each way has.
+
+    Returns:
+        One row a way: its largest error against the unoptimized graph, its median and P90, and the time of our graphs as a share of
+        its time. The row of a way that cannot run here, or has a larger error than ``LARGEST_ERROR``, has no times; its ``skipped``
+        gives the reason.
+
+    Raises:
+        EdgeEffDetError: onnxruntime cannot run the unoptimized graph.
     """
     chosen = [(name, path, open_onnxruntime) for name, path in files.items() if name != ONNXRUNTIME]
     chosen.append((OPENVINO, files[RAW], open_openvino))
@@ -135,19 +119,19 @@ def compare_latency(files: Mapping[str, Path], images: np.ndarray, threads: int,
     skipped = {name: run.reason for name, run in opened.items() if isinstance(run, Skipped)}
     if RAW in skipped:
         raise EdgeEffDetError(
-            f"onnxruntime cannot run the unoptimized graph ({skipped[RAW]}), so nothing can be compared."
+            f"onnxruntime cannot run the unoptimized graph ({skipped[RAW]}), so there is nothing to compare with."
         )
     ways = {name: run for name, run in opened.items() if not isinstance(run, Skipped)}
     expected = ways[RAW](images)
     errors = {name: largest_error(run(images), expected) for name, run in ways.items()}
     for name, error in errors.items():
-        # Not a number is neither larger nor smaller than the limit.
+        # An error that is not a number is neither larger nor smaller than the limit.
         if not error <= LARGEST_ERROR:
             skipped[name] = f"its outputs differ from the unoptimized graph's by {error:.2g}"
     timed = {name: (lambda run=run: run(images)) for name, run in ways.items() if name not in skipped}
     ours = [name for name in (KEEP, DENSE) if name in timed]
     references = {f"{name.removeprefix('ours, ')}_over_this": name for name in ours}
-    rows = summarize_times(time_in_turns(timed, rounds), references)
+    rows = summarize_times(time_ways(timed, rounds), references)
     # JSON has no infinity.
     known = {name: error for name, error in errors.items() if np.isfinite(error)}
     return [
@@ -157,7 +141,7 @@ def compare_latency(files: Mapping[str, Path], images: np.ndarray, threads: int,
 
 
 def largest_error(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """The largest error of any tensor, relative to the largest value of that tensor; infinite where one is missing."""
+    """The largest error of any tensor, relative to the largest value of that tensor; infinite where a tensor is missing."""
     if set(found) != set(expected) or any(found[name].shape != values.shape for name, values in expected.items()):
         return float("inf")
     errors = [
@@ -170,9 +154,17 @@ def largest_error(found: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
 def compare_profiles(
     files: Mapping[str, Path], images: np.ndarray, threads: int, gflops: float, work: Path
 ) -> list[dict[str, Any]]:
-    """One row a graph of unoptimized and ours: milliseconds by operator, MACs, and the time that these take at best.
+    """Profile the unoptimized graph and ours.
 
-    At best is at ``gflops``, what a plain matrix product reaches here.
+    Args:
+        files: what ``make_graphs`` gave.
+        images: uint8 [1, 3, H, W].
+        threads: how many threads an operator has.
+        gflops: the rate of a plain matrix product on this processor.
+        work: an existing folder for the profiler's files.
+
+    Returns:
+        One row a graph: milliseconds by operator, the MACs, and the milliseconds that these would take at ``gflops``.
     """
     rows = []
     for name in (name for name in (RAW, KEEP, DENSE) if name in files):
@@ -190,11 +182,9 @@ def compare_profiles(
 
 
 def count_macs(path: Path) -> int:
-    """Multiply-accumulates of a graph's convolutions, for one image."""
+    """Multiply-accumulates of the convolutions in an ONNX file, for one image, counted as the product counts them."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
-
-    from edge_effdet.quant.proof import convolution_macs
 
     model = ir.load(str(path))
     ShapeInferencePass()(model)
@@ -202,10 +192,10 @@ def count_macs(path: Path) -> int:
 
 
 def compare_end_to_end(subject: Subject, threads: int, rounds: int, work: Path) -> dict[str, Any]:
-    """From a letterboxed picture to detections after NMS, in pixels of the original: effdet's predictor and ours.
+    """Time effdet's predictor and ours, from a letterboxed picture to detections after NMS in pixels of the original.
 
-    Both find up to 100 objects of any score in one random picture. effdet suppresses among 5000 candidates and ours among
-    the export's default; ``agreeing`` says how many of effdet's are found by ours too.
+    Both find up to 100 objects of any score in one random picture. effdet suppresses among 5000 candidates, and ours among the
+    default number of the export. ``agreeing`` is the number of effdet's detections that ours finds too.
     """
     import torch
 
@@ -228,7 +218,7 @@ def compare_end_to_end(subject: Subject, threads: int, rounds: int, work: Path) 
     torch.set_num_threads(threads)
     try:
         theirs, found = predict(canvas, scale, PHOTO), detect()
-        times = time_in_turns({EFFDET: lambda: predict(canvas, scale, PHOTO), OURS: detect}, rounds)
+        times = time_ways({EFFDET: lambda: predict(canvas, scale, PHOTO), OURS: detect}, rounds)
     finally:
         torch.set_num_threads(threads_before)
     return {
@@ -240,8 +230,8 @@ def compare_end_to_end(subject: Subject, threads: int, rounds: int, work: Path) 
 
 
 def count_agreeing(expected: Detections, found: Detections) -> int:
-    """How many of ``expected`` are found at the same place, of the same class and with the same score."""
-    # Not by IoU: a box that clipping left without an area has none.
+    """How many of the detections ``expected`` are in ``found`` at the same place, with the same class and the same score."""
+    # IoU would not do: it is not defined for a box that clipping left without an area.
     same = np.abs(expected.boxes[:, None] - found.boxes[None]).max(axis=2) <= SAME_PIXELS
     same &= expected.class_ids[:, None] == found.class_ids[None]
     same &= np.abs(expected.scores[:, None] - found.scores[None]) <= SAME_SCORE
@@ -249,11 +239,11 @@ def count_agreeing(expected: Detections, found: Detections) -> int:
 
 
 def compare_layers(files: Mapping[str, Path], target: str) -> list[dict[str, Any]]:
-    """One row a graph of unoptimized and ours: what ``benchmarks.engine_layers`` counts, or why it could not."""
+    """One row for the unoptimized graph and each of ours: what ``benchmarks.engine_layers`` counts, or why it cannot count."""
     rows = []
     for name in (name for name in (RAW, KEEP, DENSE) if name in files):
         try:
-            counted = run_module(["benchmarks.engine_layers", str(files[name]), "--target", target])
+            counted = run_module("benchmarks.engine_layers", [files[name], "--target", target])
         except EdgeEffDetError as error:
             counted = {"skipped": str(error)}
         rows.append({"graph": name, **counted})
@@ -261,7 +251,7 @@ def compare_layers(files: Mapping[str, Path], target: str) -> list[dict[str, Any
 
 
 def measure_subject(subject: Subject, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All comparisons of one model that were not skipped; the keys are those of the parts."""
+    """All comparisons of one model that are not skipped, by the name of the part."""
     logger.info("%s: exporting", subject.title)
     files, seconds, skipped = make_graphs(subject, work)
     result: dict[str, Any] = {
@@ -294,22 +284,15 @@ def _run(arguments: argparse.Namespace) -> Result:
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "weights": "random, seed 0, or the checkpoint that a model names",
-        "versions": {name: found for name in PEERS if (found := _version(name))},
+        "versions": installed_versions(PEERS),
         "models": results,
     }
     path = save_result("-".join(filter(None, ("graph", arguments.name))), result)
     return Result("\n\n".join([*(text for each in results for text in describe_model(each)), str(path)]), result)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "What the graph optimizer gives.", "python -m benchmarks.graph --layers")
+    parser = make_parser("benchmarks", "Measure what the graph optimizer gives.", "python -m benchmarks.graph --layers")
     parser.add_argument(
         "--models",
         nargs="+",
@@ -319,13 +302,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=positive, default=8, metavar="N", help="turns of each way (default: 8)")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"of each way (default: {cores})")
-    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS, help="what not to measure")
     parser.add_argument(
-        "--layers", action="store_true", help="count the layers in TensorRT-RTX too, which builds engines"
+        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
     )
-    parser.add_argument("--target", default="89", metavar="SM", help="of the engines (default: 89, an RTX 4090)")
-    parser.add_argument("--name", default="", help="of the result file, after graph-")
+    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS, help="parts that are not measured")
+    parser.add_argument(
+        "--layers", action="store_true", help="count the layers in TensorRT-RTX too, for which engines are built"
+    )
+    parser.add_argument(
+        "--target", default="89", metavar="SM", help="the SM version of the engines (default: 89, an RTX 4090)"
+    )
+    parser.add_argument("--name", default="", help="the name of the result file, after graph-")
     return run_verb(parser, _run, argv)
 
 

@@ -1,4 +1,4 @@
-"""The networks that ``benchmarks.graph`` compares on, and each one's graph as the exporter, the simplifiers and ours leave it."""
+"""The networks of the benchmarks, and the graphs that the exporter, the simplifiers and our optimizer make of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ T = TypeVar("T")
 RAW, KEEP, DENSE = "torch.export, unoptimized", "ours, keep", "ours, dense"
 
 CLASS_LOGITS, BOX_CODES = 2.0, 0.5
-"""Standard deviations that random heads are scaled to: scores well apart, boxes about the size of their anchors."""
+"""Standard deviations that the outputs of random heads are scaled to, so that scores lie well apart and boxes are about as large as
+their anchors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,14 @@ class Subject:
 
 
 def read_subject(text: str, seed: int = 0) -> Subject:
-    """``NAME``, ``NAME@512`` or ``NAME@384x640`` with random weights, or the checkpoint at a path that ends in .safetensors.
+    """The network that a text names.
+
+    Args:
+        text: ``NAME``, ``NAME@512`` or ``NAME@384x640`` for random weights, or the path of a checkpoint that ends in .safetensors.
+        seed: the seed of the random weights.
 
     Raises:
-        UsageError, CheckpointError: it is neither.
+        UsageError, CheckpointError: the text names no network.
     """
     from edge_effdet.models.zoo import model_spec
 
@@ -64,9 +69,9 @@ def read_subject(text: str, seed: int = 0) -> Subject:
 def random_network(spec: ModelSpec, seed: int) -> torch.nn.Module:
     """A network with random statistics, biases and fusion weights, in evaluation mode.
 
-    A fresh one would flatter: all its fusion weights are alike and its batch norms the identity, and beside the large bias
-    that its heads start with no error shows. Fusion weights stay above 0: one below drops an edge, and nodes with it. The
-    heads' outputs are scaled, since scores that all round to 1 would leave the order of the detections to chance.
+    A network as it is initialised would hide errors: its fusion weights are all equal, its batch norms are the identity, and beside
+    the large bias of its heads no error shows. Fusion weights stay above 0, because a weight below 0 drops an edge and its nodes. The
+    heads' outputs are scaled, because the order of detections would be random if all scores were rounded to 1.
     """
     import torch
 
@@ -105,15 +110,15 @@ def _scale_heads(network: Any, spec: ModelSpec) -> None:
 
 
 def our_options() -> dict[str, ExportOptions]:
-    """How ours is exported, by name."""
+    """The options that each of our graphs is exported with, by the graph's name."""
     return {name: ExportOptions(raw=True, fuse_separable=how) for name, how in ((KEEP, "keep"), (DENSE, "dense"))}
 
 
 def make_graphs(subject: Subject, work: Path) -> tuple[dict[str, Path], dict[str, float], dict[str, str]]:
-    """One network as the exporter traced it, as each simplifier leaves that, and as ours leaves it.
+    """Make the graphs of one network: as the exporter traced it, as each simplifier leaves that, and as our optimizer leaves it.
 
     Returns:
-        Files and seconds to make them, and the reason of each that could not be made, by name.
+        By the graph's name: the files, the seconds that it took to make them, and the reasons why others could not be made.
     """
     import onnx_ir as ir
 
@@ -140,10 +145,10 @@ def make_graphs(subject: Subject, work: Path) -> tuple[dict[str, Path], dict[str
 
 
 def attempt(action: Callable[[], T]) -> T | Skipped:
-    """What a foreign tool gives, or why it gives nothing."""
+    """The result of another tool, or the reason why it failed."""
     try:
         return action()
-    except Exception as error:  # each tool has exceptions of its own
+    except Exception as error:  # each tool raises exceptions of its own
         return Skipped(f"{type(error).__name__}: {first_line(error)}")
 
 

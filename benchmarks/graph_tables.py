@@ -11,7 +11,7 @@ SHOWN_OPERATORS = 8
 
 
 def describe_model(result: Mapping[str, Any]) -> list[str]:
-    """The tables of one model, each with a line above it that says what it holds."""
+    """The tables of one model, each below a line that says what it shows."""
     height, width = result["image_size"]
     parts = [
         (f"{result['model']}, {height}x{width} px: nodes, ending at the head tensors", describe_nodes(result)),
@@ -62,7 +62,8 @@ def describe_latency(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe_profiles(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Operators down, graphs across, the largest first; then what the multiplications alone would take."""
+    """A table of milliseconds with a row for each operator, the largest first, and a column for each graph; then, for each graph,
+    the time that its multiply-accumulates alone would take."""
     largest: dict[str, float] = {}
     for row in rows:
         for operator, milliseconds in row["operators_ms"].items():

@@ -1,11 +1,12 @@
-"""Would one pass of a head over all pyramid levels be faster than one pass a level?
+"""Compare one pass of a head over all pyramid levels with one pass for each level.
 
 python -m benchmarks.heads
 
-A head runs the same convolutions on five levels, with a batch norm a level. Folded, they are five pairs of convolutions with
-weights of their own. One pass would lay the levels side by side on a canvas, run the shared, unfolded pair once, and apply
-each level's batch norm as two maps over the canvas, which also put zeros back between the levels, where the next
-convolution's padding must be. Fewer and larger kernels, against more memory traffic. Both compute the same; the script checks it.
+A head runs the same convolutions on five levels, and each level has its own batch norm. With the batch norms folded, these are five
+pairs of convolutions with weights of their own. One pass over all levels would lay the levels side by side on a canvas, run the shared
+pair once without folding, and apply each level's batch norm as two maps over the canvas. The maps also put zeros between the levels
+again, where the padding of the next convolution must be. This takes fewer and larger kernels and more memory traffic. Both ways
+compute the same, which the script checks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from benchmarks.latency import open_onnxruntime, open_openvino, positive, summarize_times, time_in_turns
+from benchmarks.latency import open_onnxruntime, open_openvino, positive, summarize_times, time_ways
 from benchmarks.machine import save_result
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.errors import EdgeEffDetError
@@ -34,6 +35,8 @@ LARGEST_ERROR = 1e-4
 
 
 class _Graph:
+    """Collects nodes and constants, and writes them as an ONNX file."""
+
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.arrays: dict[str, np.ndarray] = {}
@@ -71,7 +74,7 @@ class _Graph:
 
 
 def write_graphs(side: int, folder: Path) -> dict[str, Path]:
-    """A head's repeated convolutions from levels of ``side``, ``side / 2``, … pixels, one pass a level and one pass over all."""
+    """Write a head's repeated convolutions over levels of ``side``, ``side / 2``, … pixels in both ways, and give the files by way."""
     rng = np.random.default_rng(1)
     depthwise = rng.normal(0, 0.3, (REPEATS, CHANNELS, 1, 3, 3)).astype(np.float32)
     pointwise = rng.normal(0, 0.12, (REPEATS, CHANNELS, CHANNELS, 1, 1)).astype(np.float32)
@@ -81,7 +84,7 @@ def write_graphs(side: int, folder: Path) -> dict[str, Path]:
     spatial = {"group": CHANNELS, "pads": [1, 1, 1, 1]}
 
     def split(graph: _Graph) -> list[str]:
-        # Both ways start from the same input, cut into levels: in the network these come from five nodes of the BiFPN.
+        # Both ways cut the same input into levels, which in a network come from five nodes of the BiFPN.
         starts = np.cumsum([0, *(size * size for size in sides)])
         cut = [
             graph.add("Slice", ["x", np.array([begin]), np.array([end]), np.array([2])])
@@ -104,7 +107,7 @@ def write_graphs(side: int, folder: Path) -> dict[str, Path]:
     separate.save(folder / "separate.onnx", side, values)
 
     packed = _Graph()
-    # The finest level on the left, the others one below the other on its right, a row or column of zeros between them.
+    # The finest level stands on the left and the others below each other on its right, with a row or column of zeros between them.
     tops = np.cumsum([0, *(size + 1 for size in sides[1:-1])])
     places = [(0, 0), *((int(top), side + 1) for top in tops)]
     height, width = max(side, int(tops[-1]) + sides[-1]), side + 1 + sides[1]
@@ -131,7 +134,7 @@ def write_graphs(side: int, folder: Path) -> dict[str, Path]:
 
 
 def compare_heads(side: int, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows of ``summarize_times``; raises EdgeEffDetError where the two ways do not compute the same."""
+    """Time both ways in each runtime: rows of ``summarize_times``. Raises EdgeEffDetError where the ways do not compute the same."""
     sides = [side >> level for level in range(LEVELS)]
     features = np.random.default_rng(0).normal(size=(1, CHANNELS, sum(size * size for size in sides), 1))
     features = features.astype(np.float32)
@@ -146,9 +149,9 @@ def compare_heads(side: int, threads: int, rounds: int) -> list[dict[str, Any]]:
         for found, value in zip(run(features).values(), expected, strict=True):
             if not np.abs(found - value).max() <= LARGEST_ERROR * np.abs(value).max():
                 raise EdgeEffDetError(
-                    f"{way} computes something else, so its time means nothing; mend benchmarks/heads.py."
+                    f"{way} does not compute what the others do, so its time means nothing; correct benchmarks/heads.py."
                 )
-    times = time_in_turns({way: (lambda run=run: run(features)) for way, run in runs.items()}, rounds)
+    times = time_ways({way: (lambda run=run: run(features)) for way, run in runs.items()}, rounds)
     return [
         {"side": side, **row}
         for row in summarize_times(times, {"per_level_over_this": "onnxruntime, one pass a level"})
@@ -173,12 +176,21 @@ def _side(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "Time the heads' two ways.", "python -m benchmarks.heads")
+    parser = make_parser(
+        "benchmarks", "Compare one pass of a head over all levels with one pass for each.", "python -m benchmarks.heads"
+    )
     parser.add_argument(
-        "--sides", type=_side, nargs="+", default=[64, 40], metavar="N", help="of the finest level (default: 64 40)"
+        "--sides",
+        type=_side,
+        nargs="+",
+        default=[64, 40],
+        metavar="N",
+        help="sides of the finest level (default: 64 40)",
     )
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"of each way (default: {cores})")
+    parser.add_argument(
+        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
+    )
     parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="turns of each way (default: 10)")
     return run_verb(parser, _run, argv)
 

@@ -1,6 +1,6 @@
-"""How long a graph takes on this processor, where the time goes, and what the processor could do at best.
+"""Time graphs on this processor, find where the time goes, and measure what the processor reaches at best.
 
-What is compared takes turns in one process, and each way computes with the same number of threads.
+The ways that are compared take turns in one process, and each of them computes with the same number of threads.
 """
 
 from __future__ import annotations
@@ -18,45 +18,44 @@ from typing import Any
 
 import numpy as np
 
-from edge_effdet.cli import progress
+from benchmarks.processes import ROOT
+from edge_effdet.runtime.latency import Turns, time_in_turns
 
 RUNS, WARM_UP_RUNS = 5, 2
-PAUSE_SECONDS = 0.05
-"""Before a turn: a library's threads go on spinning after a run and would slow the next way down."""
+"""How many runs of a turn are timed, and how many before them are not."""
 
 MATRIX_SIDE, MATRIX_RUNS = 2048, 12
-ROOT = Path(__file__).resolve().parents[1]
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
-"""From images, uint8 [1, 3, H, W], to the graph's outputs by name."""
+"""Takes images, uint8 [1, 3, H, W], and gives the graph's outputs by name."""
 
 
-def time_in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, runs: int = RUNS) -> dict[str, np.ndarray]:
-    """Milliseconds of each way, float64 [rounds, runs].
+def time_ways(
+    ways: Mapping[str, Callable[[], object]], rounds: int, runs: int = RUNS, warm_up: int = WARM_UP_RUNS
+) -> dict[str, np.ndarray]:
+    """Time ways in turns, as ``edge_effdet.runtime.latency.time_in_turns`` does.
 
-    A turn is a pause, two runs that are not counted and ``runs`` that are. Every other round goes in the other order.
+    Args:
+        ways: what is timed, by name.
+        rounds: how many turns each way has.
+        runs: how many runs of a turn are timed.
+        warm_up: how many runs before them are not timed.
+
+    Returns:
+        Milliseconds of each way, float64 [rounds, runs].
     """
-    turns = [name for number in range(rounds) for name in list(ways)[:: -1 if number % 2 else 1]]
-    times: dict[str, list[list[float]]] = {name: [] for name in ways}
-    for name in progress(turns, len(turns), "timing"):
-        time.sleep(PAUSE_SECONDS)
-        own = []
-        for run in range(WARM_UP_RUNS + runs):
-            started = time.perf_counter()
-            ways[name]()
-            if run >= WARM_UP_RUNS:
-                own.append(1000 * (time.perf_counter() - started))
-        times[name].append(own)
-    return {name: np.array(own) for name, own in times.items()}
+    times = time_in_turns(list(ways.values()), Turns(rounds=rounds, runs=runs, warm_up=warm_up), "timing")
+    return {name: 1000 * np.stack(own) for name, own in zip(ways, times, strict=True)}
 
 
 def summarize_times(times: Mapping[str, np.ndarray], references: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One row a way: median and P90 of all its runs, and the time of some ways as a share of this one's.
+    """Sum up the times of ways in one row a way: the median and P90 of all its runs, and the ratios of other ways' times to its time.
 
     Args:
-        times: of ``time_in_turns``.
-        references: key of the row's ratio to the way that it is of. A ratio is taken of the medians of two turns of one
-            round, and the median over the rounds is given: what slows the machine for a while falls on both.
+        times: what ``time_ways`` gave.
+        references: from the key of a ratio in the row to the way whose time is divided by the row's. A ratio is that of the medians
+            of the two ways' turns in one round, and the median over the rounds is given, so that a phase in which the machine is slow
+            falls on both.
     """
     turns = {name: np.median(own, axis=1) for name, own in times.items()}
     return [
@@ -72,7 +71,7 @@ def summarize_times(times: Mapping[str, np.ndarray], references: Mapping[str, st
 
 
 def open_onnxruntime(path: Path, threads: int) -> Run:
-    """A graph in onnxruntime on the CPU, with all of its optimizations."""
+    """Open a graph in onnxruntime on the CPU, with all of its optimizations and this many threads."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(str(path), _session_options(threads), providers=["CPUExecutionProvider"])
@@ -86,12 +85,15 @@ def open_onnxruntime(path: Path, threads: int) -> Run:
 
 
 def open_openvino(path: Path, threads: int, precision: str | None = "f32") -> Run:
-    """A graph in OpenVINO on the CPU, tuned for latency. Raises ImportError where it is not installed.
+    """Open a graph in OpenVINO on the CPU, tuned for latency.
 
     Args:
-        path: the graph.
-        threads: of one run.
-        precision: that it computes in; None for OpenVINO's choice, which is BF16 on processors that have it.
+        path: the ONNX file.
+        threads: how many threads a run has.
+        precision: the type that it computes in; None for OpenVINO's choice, which is BF16 on processors that have it.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
     """
     import onnx
     import openvino
@@ -101,28 +103,28 @@ def open_openvino(path: Path, threads: int, precision: str | None = "f32") -> Ru
     hints |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     model = core.compile_model(core.read_model(str(path)), "CPU", hints)
     request, taken = model.create_infer_request(), model.inputs[0].get_any_name()
-    # Its own name of an output may be that of a node before it; the order is the file's.
+    # OpenVINO may call an output by the name of an earlier node. The order is that of the file.
     names = [output.name for output in onnx.load_model(str(path)).graph.output]
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         results: Any = request.infer({taken: images})
-        # The request reuses its memory; onnxruntime's results, too, are new arrays at each run.
+        # The request reuses its memory, so the results are copied. onnxruntime gives new arrays at each run too.
         return {name: results[position].copy() for position, name in enumerate(names)}
 
     return run
 
 
 def profile_operators(path: Path, images: np.ndarray, threads: int, work: Path, runs: int = 10) -> dict[str, float]:
-    """Milliseconds of a run by operator, the largest first, by onnxruntime's own profiler: medians over the runs.
+    """Milliseconds that each operator takes in a run, the largest first, by onnxruntime's own profiler: medians over the runs.
 
-    The operators are those that onnxruntime runs after its optimizations, its own ones and layout changes among them.
+    These are the operators that onnxruntime runs after its optimizations, among them its own operators and changes of the layout.
 
     Args:
-        path: the graph.
-        images: its input.
-        threads: of one operator.
+        path: the ONNX file.
+        images: the graph's input.
+        threads: how many threads an operator has.
         work: an existing folder for the profiler's file.
-        runs: how many count, after two that do not.
+        runs: how many runs are counted, after ``WARM_UP_RUNS`` that are not.
     """
     import onnxruntime as ort
 
@@ -137,7 +139,7 @@ def profile_operators(path: Path, images: np.ndarray, threads: int, work: Path, 
 
 
 def sum_operators(events: list[dict[str, Any]], warm_up: int) -> dict[str, float]:
-    """From the events of onnxruntime's profiler to milliseconds of a run by operator; the first runs do not count."""
+    """Milliseconds that each operator takes in a run, from the events of onnxruntime's profiler without the first ``warm_up`` runs."""
     windows = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == "model_run")
     nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
     by_operator: dict[str, list[float]] = defaultdict(lambda: [0.0] * (len(windows) - warm_up))
@@ -150,7 +152,7 @@ def sum_operators(events: list[dict[str, Any]], warm_up: int) -> dict[str, float
 
 
 def measure_matrix_rate(threads: int, side: int = MATRIX_SIDE, runs: int = MATRIX_RUNS) -> float:
-    """GFLOP/s of the best of some float32 matrix products in NumPy, in a process whose libraries take ``threads``."""
+    """GFLOP/s of the fastest of some float32 matrix products in NumPy, in a process whose libraries have this many threads."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     code = f"from benchmarks.latency import multiply; print(multiply({side}, {runs}))"
     finished = subprocess.run(
@@ -160,7 +162,7 @@ def measure_matrix_rate(threads: int, side: int = MATRIX_SIDE, runs: int = MATRI
 
 
 def multiply(side: int, runs: int) -> float:
-    """GFLOP/s of the best of ``runs`` products of two square matrices."""
+    """GFLOP/s of the fastest of ``runs`` products of two square float32 matrices with this side."""
     random = np.random.default_rng(0)
     left, right = (random.random((side, side), np.float32) for _ in range(2))
     product = np.empty_like(left)
@@ -173,7 +175,7 @@ def multiply(side: int, runs: int) -> float:
 
 
 def positive(text: str) -> int:
-    """For argparse: a whole number of 1 or more."""
+    """The type of an argument that is a whole number of 1 or more, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)

@@ -1,19 +1,22 @@
-"""What machine and versions a result was measured with, and where its file goes."""
+"""The machine and the package versions that a result was measured with, and the file that it is saved in."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import ROOT
 from edge_effdet.artifacts import write_json
 from edge_effdet.backends.arithmetic import cpu_has_dot_products
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
     "edge-effdet",
     "numpy",
@@ -29,13 +32,13 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, Python and package versions."""
+    """The processor, the cores that this process may use, and the versions of Python and of packages."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "vnni": cpu_has_dot_products(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": installed_versions(PACKAGES),
     }
 
 
@@ -56,8 +59,10 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of those packages that are installed, by name."""
+    found: dict[str, str] = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

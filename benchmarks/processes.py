@@ -1,11 +1,12 @@
-"""One way in a process of its own: memory that was taken once is not given back, and packages patch each other.
+"""Run a part of a benchmark in a process of its own, because memory that was taken once is not given back and packages patch each other.
 
-A benchmark that does so gives its parser ``--one``, runs that way alone under it, and prints the result as JSON.
+A benchmark that compares ways like this has a hidden flag ``--one``, with which it runs one way alone and prints the result as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -13,12 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import ROOT
+from edge_effdet.errors import EdgeEffDetError
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The repository, which processes start in."""
 
 
 def cost_of(call: Callable[[], object]) -> dict[str, Any]:
-    """Seconds of a call, and by how many megabytes of resident memory it rose at most over what the process had before."""
-    # getrusage would count from the peak of the parent, which exec hands on.
+    """The seconds that a call takes, and the megabytes by which the peak of resident memory exceeds the memory before the call."""
+    # getrusage would start from the parent process's peak, which exec passes on.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     idle, started = _memory("VmRSS"), time.perf_counter()
     call()
@@ -29,7 +33,7 @@ def cost_of(call: Callable[[], object]) -> dict[str, Any]:
 
 
 def _memory(name: str) -> int:
-    """A line of this process's status, in KiB."""
+    """A line of this process's status, such as ``VmRSS``, in KiB."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1])
@@ -37,11 +41,15 @@ def _memory(name: str) -> int:
 
 
 def run_module(module: str, arguments: Sequence[str | Path | int]) -> dict[str, Any]:
-    """What ``python -m module … --json`` prints.
+    """Run ``python -m module … --json`` and give the object that it prints last. Its log goes to stderr.
 
     Raises:
-        subprocess.CalledProcessError: it ended with another exit code than 0; what it said is on stderr.
+        EdgeEffDetError: it ended with another exit code than 0.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments), "--json"]
-    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    words = [module, *map(str, arguments), "--json"]
+    finished = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if finished.returncode:
+        raise EdgeEffDetError(
+            f"python -m {shlex.join(words)} ended with exit code {finished.returncode}; its own message stands above."
+        )
     return json.loads(finished.stdout.strip().splitlines()[-1])

@@ -1,8 +1,8 @@
-"""What a device feels of the runner: seconds from nothing to the first boxes, memory, its growth, and what is installed.
+"""Measure the runner's cold start, its memory and the growth of it, and the size of what a device installs.
 
 python -m benchmarks.runner_process ENGINE PHOTO IMAGES WARM_UP_IMAGES
 
-Each is measured in a process of its own, whose imports are those of a device.
+Each is measured in a process of its own, which imports what a device imports.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import ROOT
 from edge_effdet.artifacts import Detections, load_engine
 from edge_effdet.backends.runtime_cache import SUFFIX
 from edge_effdet.errors import EdgeEffDetError
@@ -25,11 +26,10 @@ from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, loading_for
 from edge_effdet.runtime.sources import ImageFiles
 
-ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_IMAGES = 500
 WATCHED_EVERY = 250
 
-# The kernel's count for the process itself: getrusage gives what the parent had, where that was more.
+# The memory is read from the kernel's count for the process: getrusage gives the parent's peak where that was higher.
 _FIRST_BOXES = """
 import sys
 from edge_effdet import Detector
@@ -42,10 +42,12 @@ print(peak.split()[1], sorted(set(sys.modules) & {"torch", "onnx", "effdet"}))
 
 
 def measure_cold_start(engine: Path, photo: Path, starts: int) -> dict[str, Any]:
-    """Seconds from starting Python to the first boxes of a photo, and peak resident megabytes.
+    """Measure the seconds from starting Python to the first boxes of a photo, and the peak of resident memory in megabytes.
 
-    The first start reads the files from the disk and compiles what a runtime keeps for the next; it stands apart. Raises
-    EdgeEffDetError where the process fails.
+    The first start reads the files from the disk and compiles what a runtime keeps for later starts, so it is given apart.
+
+    Raises:
+        EdgeEffDetError: a process failed, or imported something of the host side.
     """
     engine.with_name(engine.name + SUFFIX).unlink(missing_ok=True)
     seconds, memory = [], []
@@ -73,9 +75,10 @@ def measure_cold_start(engine: Path, photo: Path, starts: int) -> dict[str, Any]
 
 
 def measure_growth(engine: Path, photo: Path, images: int, warm_up: int = WARM_UP_IMAGES) -> dict[str, Any]:
-    """Resident megabytes after a warm-up and after ``images`` pictures in one process, through the pipeline.
+    """Measure resident megabytes after a warm-up and after ``images`` more pictures, in one process through the pipeline.
 
-    Raises EdgeEffDetError where the process fails.
+    Raises:
+        EdgeEffDetError: the process failed.
     """
     words = (engine, photo, images, warm_up)
     command = [sys.executable, "-m", "benchmarks.runner_process", *map(str, words)]
@@ -86,7 +89,11 @@ def measure_growth(engine: Path, photo: Path, images: int, warm_up: int = WARM_U
 
 
 def run_and_watch(engine: Path, photo: Path, images: int, warm_up: int) -> dict[str, Any]:
-    """Put pictures through a pipeline in this process and look at its memory. All must have the same detections."""
+    """Put one photo through a pipeline of this process many times and watch the memory. Every time the boxes must be the same.
+
+    Raises:
+        EdgeEffDetError: a picture has other boxes than the first.
+    """
     loaded = load_engine(engine)
     source = ImageFiles([photo] * (warm_up + images), "photos")
     loading = loading_for(loaded.backend, source, PipelineOptions())
@@ -97,7 +104,9 @@ def run_and_watch(engine: Path, photo: Path, images: int, warm_up: int) -> dict[
             assert found.detections is not None, found.problem
             expected = expected or found.detections
             if found.detections.boxes.tobytes() != expected.boxes.tobytes():
-                raise EdgeEffDetError(f"Picture {number} has other boxes than the first, which it is.")
+                raise EdgeEffDetError(
+                    f"Picture {number} has other boxes than the first one, though it is the same photo."
+                )
             if number >= warm_up and (number - warm_up) % WATCHED_EVERY == 0:
                 gc.collect()
                 watched.append(resident_mb())
@@ -114,13 +123,13 @@ def run_and_watch(engine: Path, photo: Path, images: int, warm_up: int) -> dict[
 
 
 def resident_mb() -> float:
-    """Resident memory of this process in megabytes, by Linux's own count."""
+    """The resident memory of this process in megabytes, by the kernel's count."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def measure_install() -> dict[str, Any]:
-    """Megabytes of the wheel and of what it needs without a backend, as pip installs them; or why that did not work."""
+    """Megabytes of the package and of what it needs without a backend, as pip installs them, or why pip could not."""
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         target = Path(folder) / "site"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), str(ROOT)]

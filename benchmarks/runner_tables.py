@@ -9,7 +9,7 @@ from edge_effdet.cli import table
 
 
 def describe_runner(result: Mapping[str, Any]) -> str:
-    """All tables, each with a line above it that says what it holds."""
+    """All tables, each below a line that says what it shows."""
     photo = result["photo"]
     parts: list[str] = []
     for each in result["models"]:

@@ -1,4 +1,4 @@
-"""Time the commands of a suite, each in a process of its own, in rounds; print medians and peak memory.
+"""Time the commands of a suite in rounds, each in a process of its own, and print their medians and peak memory.
 
 python -m benchmarks.time_stages benchmarks/suites/stages.toml
 """
@@ -26,7 +26,7 @@ from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
 
 
 def time_command(command: str, environment: dict[str, str]) -> tuple[float, float]:
-    """Seconds from start to exit and peak resident memory in MB. Raises EdgeEffDetError where it fails."""
+    """The seconds of a command from start to exit, and its peak resident memory in MB. Raises EdgeEffDetError where it fails."""
     words = shlex.split(command)
     words[0] = sys.executable if words[0] == "python" else words[0]
     started = time.perf_counter()
@@ -44,7 +44,15 @@ def time_command(command: str, environment: dict[str, str]) -> tuple[float, floa
 
 
 def time_suite(suite: dict[str, Any], work: Path) -> list[dict[str, Any]]:
-    """All stages in each round, so that what else the machine does falls on all of them."""
+    """Time the stages of a suite in rounds, so that what else the machine does falls on all stages.
+
+    Args:
+        suite: a file of benchmarks/suites, as read.
+        work: a folder for what the stages write.
+
+    Returns:
+        One row a stage: its command, the seconds of each round, their median, and its peak memory in MB.
+    """
     places = {"quickstart": quickstart_checkpoint(), "scenes": quickstart_scenes(work), "work": work}
     stages, rounds = suite["stage"], suite["rounds"]
     measured: dict[str, list[tuple[float, float]]] = {stage["name"]: [] for stage in stages}

@@ -1,4 +1,4 @@
-"""Choosing the best pairs of an anchor and a class in two steps against one sort of them all, inside the whole graph.
+"""Compare two ways to choose the best pairs of an anchor and a class, in the whole graph: in two steps, and by one sort of all pairs.
 
 python -m benchmarks.topk
 """
@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
-from benchmarks.latency import Run, open_onnxruntime, open_openvino, positive, summarize_times, time_in_turns
+from benchmarks.latency import Run, open_onnxruntime, open_openvino, positive, summarize_times, time_ways
 from benchmarks.machine import save_result
 from edge_effdet.cli import Result, make_parser, run_verb, table
 from edge_effdet.graph.export import ExportOptions, export_network
@@ -28,7 +28,7 @@ logger = logging.getLogger("edge_effdet.benchmarks.topk")
 
 MODELS = ("tf_efficientdet_lite0@320", "tf_efficientdet_d0@512", "tests/assets/bccd_lite0.safetensors")
 STEPS = {"one step": float("inf"), "two steps": 0.0}
-"""What ``detector.TWO_STEPS_FROM`` is set to: never two, always two."""
+"""The values of ``detector.TWO_STEPS_FROM`` with which the graph never has two steps, and always has two."""
 
 OPENERS: dict[str, Callable[[Path, int], Run]] = {
     "onnxruntime": open_onnxruntime,
@@ -38,7 +38,7 @@ OPENERS: dict[str, Callable[[Path, int], Run]] = {
 
 
 def measure_subject(subject: Subject, threads: int, rounds: int, work: Path) -> list[dict[str, Any]]:
-    """A row a runtime and number of steps; ``one_over_this`` above 1 means that it is faster than one step."""
+    """One row a runtime and number of steps, where ``one_over_this`` above 1 means that the row is faster than one step."""
     images = np.random.default_rng(0).integers(0, 256, (1, 3, *subject.spec.image_size), np.uint8)
     rows, files = [], {}
     for name, factor in STEPS.items():
@@ -50,7 +50,7 @@ def measure_subject(subject: Subject, threads: int, rounds: int, work: Path) -> 
         if isinstance(runs, Skipped):
             logger.warning("%s was left out: %s", runtime, runs.reason)
             continue
-        times = time_in_turns({name: (lambda run=run: run(images)) for name, run in runs.items()}, rounds)
+        times = time_ways({name: (lambda run=run: run(images)) for name, run in runs.items()}, rounds)
         own = summarize_times(times, {"one_over_this": "one step"})
         rows += [{"model": subject.title, "runtime": runtime, **row} for row in own]
     return rows
@@ -72,10 +72,12 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "Top-K in two steps against one.", "python -m benchmarks.topk")
+    parser = make_parser("benchmarks", "Compare a top-K in two steps with one sort.", "python -m benchmarks.topk")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="NAME@SIZE, or a .safetensors")
-    parser.add_argument("--threads", type=positive, default=cores, metavar="N", help=f"of each way (default: {cores})")
+    parser.add_argument(
+        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
+    )
     parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="turns of each way (default: 10)")
     return run_verb(parser, _run, argv)
 

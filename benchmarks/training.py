@@ -1,10 +1,10 @@
-"""What our training gives against a plain effdet loop, on the same data: AP at equal epochs, and the speed of a step.
+"""Compare our training with a plain effdet loop on the same data: AP at equal epochs, and the speed of a step.
 
 python -m benchmarks.training --data ../shared/data/bccd --split trainval --epochs 4 --seeds 0 1 --name bccd
 python -m benchmarks.training --steps-only --model tf_efficientdet_d0 --name d0
 
-The peer runs twice, with effdet's scale jitter and with ours: the second is stronger in a short run. Each training is a
-process of its own, and ``edge_effdet.evaluate`` judges what each left behind.
+The effdet loop runs twice, with effdet's scale jitter and with ours: with ours it is stronger in a short run. Each training is a
+process of its own, and ``edge_effdet.evaluate`` measures the AP of each result.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import contextlib
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.latency import time_ways
 from benchmarks.machine import save_result
 from benchmarks.peers.effdet_loop import collate_batch, make_peer_step
+from benchmarks.processes import run_module
 from edge_effdet.artifacts import ModelSpec, Size
 from edge_effdet.cli import Result, add_options, make_parser, options_from, progress, run_verb, size_argument, table
-from edge_effdet.errors import EdgeEffDetError, UsageError
+from edge_effdet.errors import UsageError
 from edge_effdet.models.zoo import model_spec
 
 if TYPE_CHECKING:
@@ -35,36 +37,42 @@ if TYPE_CHECKING:
 
 RandomBatch = tuple["torch.Tensor", list["torch.Tensor"], list["torch.Tensor"]]
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = "ours"
 PEER = "effdet loop"
 PEER_FLAGS = ("", "--scale-min 0.8 --scale-max 1.25")
 WARM_UP_STEPS = 3
 BOXES_AN_IMAGE = 13
-"""As many as BCCD has on average."""
+"""How many boxes a random picture has: as many as BCCD's pictures on average."""
 
 
 def compare_training(
     commands: Mapping[str, Sequence[str]], judge: Sequence[str], seeds: Sequence[int], work: Path
 ) -> list[dict[str, Any]]:
-    """One row a way and seed: AP on the test split, minutes of the whole process, images per second while it trains.
+    """Train in each way with each seed and evaluate the results.
 
-    The ways take turns, in the other order with every seed, so that what else the machine does falls on all of them.
+    The ways take turns, in the opposite order with every other seed, so that what else the machine does falls on all of them.
 
     Args:
-        commands: module and flags of each way, which takes ``--seed`` and ``--output`` besides.
-        judge: module and flags of the evaluation, which takes ``--checkpoint`` besides.
-        seeds: of weights, order and augmentation.
-        work: an existing folder; the runs are kept in folders below it.
+        commands: module and flags of each way; ``--seed`` and ``--output`` are added.
+        judge: module and flags of the evaluation; ``--checkpoint`` is added.
+        seeds: the seeds of weights, order and augmentation.
+        work: an existing folder, below which the runs are kept.
+
+    Returns:
+        One row a way and seed: AP on the test split, the minutes of the whole process, and the images per second of its training.
+
+    Raises:
+        EdgeEffDetError: a training or an evaluation failed.
     """
     rows = []
     turns = [(way, seed) for number, seed in enumerate(seeds) for way in list(commands)[:: -1 if number % 2 else 1]]
     for way, seed in progress(turns, len(turns), "training"):
         output = work / f"{re.sub(r'[^a-z0-9.]+', '-', way)}-seed{seed}"
         started = time.perf_counter()
-        run_module([*commands[way], "--seed", str(seed), "--output", str(output)])
+        module, *flags = commands[way]
+        run_module(module, [*flags, "--seed", seed, "--output", output])
         seconds = time.perf_counter() - started
-        metrics = run_module([*judge, "--checkpoint", str(output / "best.safetensors")])
+        metrics = run_module(judge[0], [*judge[1:], "--checkpoint", output / "best.safetensors"])
         log = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         rows.append(
             {
@@ -82,7 +90,7 @@ def compare_training(
 
 
 def average_ways(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the seeds of each way, and how many times as much ours has."""
+    """One row a way: the means over its seeds, and our means divided by them (None where they are 0)."""
     ways = list(dict.fromkeys(row["way"] for row in rows))
     numbers = ("AP", "AP50", "minutes", "images_per_second")
     means = {way: {name: mean(row[name] for row in rows if row["way"] == way) for name in numbers} for way in ways}
@@ -96,10 +104,21 @@ def average_ways(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def compare_steps(
     spec: ModelSpec, batch_size: int, rounds: int, device: str, precision: str, ours: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """One row a way: median milliseconds of a training step on the same random batch, and images per second.
+    """Time training steps on the same random batch, in turns.
 
-    The peer stands in twice: with its anchors labelled in the step, as ours are, and with labels that its loader's
-    processes have made at no cost, which is the most that its default arrangement can reach.
+    The effdet loop is timed in two forms: with the anchors labelled in the step, as in ours, and with labels that the processes of its
+    loader are taken to have made at no cost, which is the most that its default arrangement can reach.
+
+    Args:
+        spec: the model.
+        batch_size: how many images a batch has.
+        rounds: how often each step is timed.
+        device: ``cpu`` or ``cuda``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        ours: flags of ``edge_effdet.train`` beyond its defaults.
+
+    Returns:
+        One row a way: the median milliseconds of a step, and images per second.
     """
     batch = random_batch(spec, batch_size, seed=0)
     labelled, plain = (collate_batch(*batch, spec, device, labelled=labelled) for labelled in (True, False))
@@ -111,59 +130,51 @@ def compare_steps(
         f"{PEER}, labels made before": lambda: without_labels(labelled),
         OURS: lambda: our_step(batch),
     }
-    seconds = time_steps(steps, rounds, device)
+    milliseconds = time_steps(steps, rounds, device)
     return [
         {
             "way": way,
-            "median_ms": 1000 * median(times),
-            "images_per_second": batch_size / median(times),
-            "ours_over_this_speed": median(times) / median(seconds[OURS]),
-            "milliseconds": [round(1000 * value, 2) for value in times],
+            "median_ms": median(times),
+            "images_per_second": 1000 * batch_size / median(times),
+            "ours_over_this_speed": median(times) / median(milliseconds[OURS]),
+            "milliseconds": [round(value, 2) for value in times],
         }
-        for way, times in seconds.items()
+        for way, times in milliseconds.items()
     ]
 
 
 def time_steps(steps: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each step, ``rounds`` times, in turns after a warm-up."""
-    for step in steps.values():
+    """Milliseconds of each step, ``rounds`` times, in turns of one step after a warm-up of each."""
+
+    def finish(step: Callable[[], object]) -> None:
+        step()
+        _synchronize(device)
+
+    calls = {name: partial(finish, step) for name, step in steps.items()}
+    for call in calls.values():
         for _ in range(WARM_UP_STEPS):
-            step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for name in progress([name for _ in range(rounds) for name in steps], rounds * len(steps), "timing"):
-        _synchronize(device)
-        started = time.perf_counter()
-        steps[name]()
-        _synchronize(device)
-        seconds[name].append(time.perf_counter() - started)
-    return seconds
+            call()
+    times = time_ways(calls, rounds, runs=1, warm_up=0)
+    return {name: own.ravel().tolist() for name, own in times.items()}
 
 
 def make_our_step(
     spec: ModelSpec, batch_size: int, device: str, precision: str, flags: Sequence[str] = ()
 ) -> Callable[[RandomBatch], float]:
-    """Our trainer's step on (images, boxes, classes), with ``flags`` of ``edge_effdet.train`` beyond its defaults."""
-    from edge_effdet.training import options
+    """The step of our trainer on a ``RandomBatch``, with ``flags`` of ``edge_effdet.train`` beyond its defaults. It returns the loss."""
+    from edge_effdet.training.options import TrainConfig
     from edge_effdet.training.trainer import make_step
 
-    groups = {
-        "model": options.ModelOptions,
-        "schedule": options.ScheduleOptions,
-        "optimizer": options.OptimizerOptions,
-        "augment": options.AugmentOptions,
-        "affine": options.AffineOptions,
-        "run": options.RunOptions,
-    }
     parser = argparse.ArgumentParser(prog="--ours")
-    add_options(parser, *groups.values())
+    add_options(parser, TrainConfig)
     shared = ["--model", spec.name, "--batch-size", str(batch_size), "--device", device, "--precision", precision]
     chosen = parser.parse_args([*shared, *flags])
-    step = make_step(spec, options.TrainOptions(**{name: options_from(cls, chosen) for name, cls in groups.items()}))
+    step = make_step(spec, options_from(TrainConfig, chosen))
     return lambda batch: step(*batch).total
 
 
 def random_batch(spec: ModelSpec, batch_size: int, seed: int) -> RandomBatch:
-    """Random pixels, uint8 [B, 3, H, W], and a picture's boxes, float32 [N, 4] yxyx, and classes, int64 [N] 1-based."""
+    """Random pixels, uint8 [B, 3, H, W], and for each picture boxes, float32 [N, 4] yxyx, and classes, int64 [N] 1-based."""
     import torch
 
     random = torch.Generator().manual_seed(seed)
@@ -179,27 +190,14 @@ def random_batch(spec: ModelSpec, batch_size: int, seed: int) -> RandomBatch:
     return images, boxes, classes
 
 
-def run_module(words: Sequence[str]) -> dict[str, Any]:
-    """Run ``python -m WORDS --json`` and return its object; its log goes to stderr. Raises EdgeEffDetError where it fails."""
-    process = subprocess.run(
-        [sys.executable, "-m", *words, "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if process.returncode:
-        raise EdgeEffDetError(
-            f"python -m {shlex.join(words)} ended with {process.returncode}, so nothing was compared; its own message "
-            "stands above."
-        )
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 def describe_device(device: str) -> str:
-    """``cpu`` with torch's threads, or the GPU's name. Raises UsageError where there is none."""
+    """The device for people: ``cpu`` with torch's threads, or the name of the GPU. Raises UsageError where there is no GPU."""
     import torch
 
     if device == "cpu":
         return f"cpu, {torch.get_num_threads()} threads"
     if not torch.cuda.is_available():
-        raise UsageError("--device cuda finds no GPU that torch can use; give --device cpu.")
+        raise UsageError("`device` cuda finds no GPU that torch can use; give `device` cpu.")
     return torch.cuda.get_device_name()
 
 
@@ -215,7 +213,7 @@ def _ratio(ours: float, other: float) -> float | None:
 
 
 def _training_commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Every way gets the same shared flags; what differs is in ``--peer`` and ``--ours``."""
+    """The command of each way. All share the same flags, and differ in those of ``--peer`` and ``--ours``."""
     shared = ["--data", str(arguments.data.resolve()), "--split", arguments.split, "--model", arguments.model]
     if arguments.image_size is not None:
         shared += ["--image-size", _shown(arguments.image_size)]
@@ -234,7 +232,7 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def _run_training(arguments: argparse.Namespace) -> Result:
     if arguments.data is None:
-        raise UsageError("There is nothing to train on; give --data D, or --steps-only for the speed of a step alone.")
+        raise UsageError("There is nothing to train on; give `data`, or `steps_only` for the speed of a step alone.")
     device = describe_device(arguments.device)
     judge = ["edge_effdet.evaluate", "--data", str(arguments.data.resolve()), "--split", arguments.test_split]
     with contextlib.ExitStack() as stack:
@@ -316,31 +314,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m benchmarks.training --data bccd --split trainval --epochs 4 --seeds 0 1 --name bccd",
     )
     parser.add_argument("--data", type=Path, metavar="D", help="a data set, as edge_effdet.train takes it")
-    parser.add_argument("--split", default="train", metavar="NAME", help="to train on (default: train)")
-    parser.add_argument("--test-split", default="test", metavar="NAME", help="to judge on (default: test)")
-    parser.add_argument("--model", default="tf_efficientdet_lite0", metavar="NAME", help="a name of effdet")
-    parser.add_argument("--image-size", type=size_argument, metavar="N", help="N or HxW (default: the model's own)")
-    parser.add_argument("--epochs", type=int, default=4, metavar="N", help="(default: 4)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="(default: 0 1)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="(default: 8)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="(default: cpu)")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="(default: fp32)")
+    parser.add_argument("--split", default="train", metavar="NAME", help="the split to train on (default: train)")
     parser.add_argument(
-        "--ours", default="", metavar="FLAGS", help="of edge_effdet.train beyond its defaults, in quotes"
+        "--test-split", default="test", metavar="NAME", help="the split whose AP is measured (default: test)"
+    )
+    parser.add_argument("--model", default="tf_efficientdet_lite0", metavar="NAME", help="a model name of effdet")
+    parser.add_argument(
+        "--image-size", type=size_argument, metavar="N", help="the input size, N or HxW (default: the model's own)"
+    )
+    parser.add_argument("--epochs", type=int, default=4, metavar="N", help="epochs of each training (default: 4)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="the seeds of the trainings (default: 0 1)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images a step (default: 8)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train (default: cpu)")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16", "fp16"),
+        help="the type that the network computes in (default: fp32)",
+    )
+    parser.add_argument(
+        "--ours", default="", metavar="FLAGS", help="flags of edge_effdet.train for our training, in quotes"
     )
     parser.add_argument(
         "--peer",
         action="append",
         metavar="FLAGS",
-        help="a peer with these flags, in quotes; repeat for more (default: two)",
+        help="flags of one effdet loop, in quotes; repeat the flag for several loops (default: two loops)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="keep the runs here")
-    parser.add_argument("--steps-only", action="store_true", help="time the training step on random batches, no data")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="timed steps of each (default: 20)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder in which the runs are kept")
     parser.add_argument(
-        "--classes", type=int, default=3, metavar="N", help="of the model whose steps are timed (default: 3)"
+        "--steps-only", action="store_true", help="time the training step on random batches, without data"
     )
-    parser.add_argument("--name", required=True, help="of the result file")
+    parser.add_argument(
+        "--rounds", type=int, default=20, metavar="N", help="how often each step is timed (default: 20)"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=3, metavar="N", help="classes of the model whose steps are timed (default: 3)"
+    )
+    parser.add_argument("--name", required=True, help="the name of the result file, after training-")
     return run_verb(parser, _run, argv)
 
 

@@ -1,4 +1,4 @@
-"""EfficientDet from training to a Jetson: export, fuse, quantize with proof, compile, run, measure.
+"""EfficientDet from training to a Jetson: train, export, fuse, quantize with proof, compile, run, measure.
 
 The names below are the public API. They are imported when they are first used, so that importing the package loads neither
 torch nor a runtime.
@@ -29,8 +29,15 @@ if TYPE_CHECKING:
     from edge_effdet.errors import EdgeEffDetError as EdgeEffDetError
     from edge_effdet.evaluation.ensemble import fuse_detections as fuse_detections
     from edge_effdet.evaluation.members import predict_image as predict_image
+    from edge_effdet.evaluation.prediction import PredictConfig as PredictConfig
+    from edge_effdet.evaluation.prediction import predict_files as predict_files
     from edge_effdet.evaluation.run import evaluate_engine as evaluate_engine
+    from edge_effdet.evaluation.stage import EvaluateConfig as EvaluateConfig
+    from edge_effdet.evaluation.stage import evaluate_detector as evaluate_detector
+    from edge_effdet.graph.export import ExportConfig as ExportConfig
+    from edge_effdet.graph.export import export_checkpoint as export_checkpoint
     from edge_effdet.graph.export import export_network as export_network
+    from edge_effdet.quant.stage import QuantizeConfig as QuantizeConfig
     from edge_effdet.quant.stage import convert_to_fp16 as convert_to_fp16
     from edge_effdet.quant.stage import quantize_graph as quantize_graph
     from edge_effdet.runtime.detector import DetectOptions as DetectOptions
@@ -38,7 +45,7 @@ if TYPE_CHECKING:
     from edge_effdet.runtime.detector import detect_image as detect_image
     from edge_effdet.runtime.pipeline import Pipeline as Pipeline
     from edge_effdet.runtime.sources import open_source as open_source
-    from edge_effdet.training.options import TrainOptions as TrainOptions
+    from edge_effdet.training.options import TrainConfig as TrainConfig
     from edge_effdet.training.stage import train_detector as train_detector
 
 _HOMES = {
@@ -50,21 +57,28 @@ _HOMES = {
     "Detector": "runtime.detector",
     "EdgeEffDetError": "errors",
     "Engine": "artifacts",
+    "EvaluateConfig": "evaluation.stage",
+    "ExportConfig": "graph.export",
     "Graph": "artifacts",
     "ModelSpec": "artifacts",
     "Pipeline": "runtime.pipeline",
+    "PredictConfig": "evaluation.prediction",
     "PreprocessSpec": "artifacts",
-    "TrainOptions": "training.options",
+    "QuantizeConfig": "quant.stage",
+    "TrainConfig": "training.options",
+    "build": "building.chain",
     "check_dataset": "data.check",
     "convert_to_fp16": "quant.stage",
     "detect_image": "runtime.detector",
+    "evaluate_detector": "evaluation.stage",
     "evaluate_engine": "evaluation.run",
+    "export_checkpoint": "graph.export",
     "export_network": "graph.export",
     "fuse_detections": "evaluation.ensemble",
     "get_backend": "backends.base",
     "load_engine": "artifacts",
-    "build": "building.chain",
     "open_source": "runtime.sources",
+    "predict_files": "evaluation.prediction",
     "predict_image": "evaluation.members",
     "quantize_graph": "quant.stage",
     "read_dataset": "data.registry",

@@ -27,7 +27,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         type=Path,
         metavar="F",
-        help="a .safetensors of train, or effdet's .pth (default: the shipped model)",
+        help="a .safetensors of train, or with --model another program's (default: the shipped model)",
     )
     parser.add_argument("--onnx", type=Path, metavar="F", help="a graph of export or quantize, instead of a checkpoint")
     precision = parser.add_mutually_exclusive_group(required=True)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import io
 import logging
 import re
 import sys
 import types
 import typing
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edge_effdet.artifacts import Size
+from edge_effdet.artifacts import Size, json_text, printable
 from edge_effdet.errors import EdgeEffDetError, UsageError
 
 T = TypeVar("T")
 
 INTERRUPTED = 130
+
+_BREAKING = ("Cc", "Zl", "Zp")
+"""Unicode's categories of control characters and of separators of lines and paragraphs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,6 @@ def name_flags(text: str, flags: Mapping[str, str]) -> str:
         flags: the flag of each field that the verb can set. Of another field the name is left, without the backticks.
     """
 
-
     def flag(found: re.Match[str]) -> str:
         name = flags.get(found[1])
         if name is None:
@@ -160,14 +164,14 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 class _FlagFormatter(logging.Formatter):
-    """Formats a log record as it is, with flags in place of fields."""
+    """Formats a log record as it is, with flags in place of fields, and so that it can be printed."""
 
     def __init__(self, flags: Mapping[str, str]) -> None:
         super().__init__()
         self._named = flags
 
     def format(self, record: logging.LogRecord) -> str:
-        return name_flags(super().format(record), self._named)
+        return printable(name_flags(super().format(record), self._named))
 
 
 def run_verb(
@@ -179,7 +183,34 @@ def run_verb(
 
     A stage that returns None has nothing to say: one of several processes that all did the same.
     """
-    arguments = parser.parse_args(argv)
+    with _printing_anything():
+        return _run_stage(parser, stage, parser.parse_args(argv))
+
+
+@contextlib.contextmanager
+def _printing_anything() -> Iterator[None]:
+    """Let stdout and stderr write what their encoding lacks as ``\\u9e1f``, where they would end the command."""
+    changed: list[tuple[io.TextIOWrapper, str | None]] = []
+    for stream in (sys.stdout, sys.stderr):
+        # A program that calls main may have put anything in their place.
+        if isinstance(stream, io.TextIOWrapper):
+            changed.append((stream, stream.errors))
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            # Setting it back flushes what a reader that left early never took.
+            with contextlib.suppress(OSError):
+                if not stream.closed:
+                    stream.reconfigure(errors=errors)
+
+
+def _run_stage(
+    parser: argparse.ArgumentParser,
+    stage: Callable[[argparse.Namespace], Result | None],
+    arguments: argparse.Namespace,
+) -> int:
     flags = _flags(parser)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_FlagFormatter(flags))
@@ -197,13 +228,14 @@ def run_verb(
     try:
         result = stage(arguments)
         if result is not None:
-            print(json.dumps(result.data) if arguments.json else name_flags(result.text, flags), flush=True)
+            text = name_flags(result.text, flags)
+            print(json_text(result.data, ascii_only=True) if arguments.json else printable(text), flush=True)
             if result.failure is not None:
                 raise result.failure
     except EdgeEffDetError as error:
         if arguments.debug:
             raise
-        print(f"error: {name_flags(str(error), flags)}", file=sys.stderr)
+        print(f"error: {printable(name_flags(str(error), flags))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
@@ -237,7 +269,8 @@ def parse_size(text: str) -> Size:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the header, as aligned text; numbers to the right."""
+    """Rows of cells, the first the header, as aligned text; numbers to the right. A line break in a cell is written as ``\\n``."""
+    rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join("-" * width for width in widths)]
     for row in rows:
@@ -247,6 +280,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([lines[1], lines[0], *lines[2:]])
+
+
+def _one_line(cell: str) -> str:
+    """A cell with control characters and line separators as Python escapes them."""
+    return printable(
+        "".join(
+            letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _BREAKING else letter
+            for letter in cell
+        )
+    )
 
 
 def _shown(default: Any) -> str:

@@ -21,12 +21,20 @@ from edge_effdet.backends.base import require
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table
 from edge_effdet.runtime.detector import DetectOptions, Detector
 from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, Progress, loading_for
-from edge_effdet.runtime.run import RunOptions, _draws, make_sinks, refuse_own_folder, results_table, run_through
+from edge_effdet.runtime.run import (
+    RunOptions,
+    _draws,
+    make_sinks,
+    output_files,
+    prepare_output,
+    results_table,
+    run_through,
+)
 from edge_effdet.runtime.sinks import (
     JsonObject,
     Sink,
 )
-from edge_effdet.runtime.sources import ImageFiles, Source, open_source
+from edge_effdet.runtime.sources import Source, open_source
 
 logger = logging.getLogger("edge_effdet.detect")
 
@@ -56,15 +64,15 @@ def _run(arguments: argparse.Namespace) -> Result:
     require(engine.backend)
     source = open_source(arguments.source)
     output: Path | None = arguments.output
-    if isinstance(source, ImageFiles):
-        refuse_own_folder(output, source.paths)
+    if output is not None:
+        files = output_files(source, running, output)
+        prepare_output(output, files, source, [engine.path, engine.json_path])
     loading = loading_for(engine.backend, source, pipelining, running.threads)
     counts: Counter[str] = Counter()
     with Detector.load(
         engine, options=options, batch_size=running.batch_size, loading=loading, self_check=running.self_check
     ) as detector:
-        # The sinks are opened after loading, so that an engine that fails to load leaves no folder, and before the first frame, so
-        # that a folder that cannot be written is refused at once.
+        # The sinks are opened after loading, so that an engine that fails to load leaves no folder.
         sinks = make_sinks(source, engine, running, output, arguments.json)
         with Pipeline(detector, source, pipelining, loading, keep_images=_draws(sinks)) as pipeline:
             frames = islice(pipeline, running.limit or None)

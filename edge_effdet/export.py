@@ -1,19 +1,15 @@
-"""Checkpoint to graph: ``Checkpoint -> Graph``, traced by torch.export, then optimized by the rules of ``graph``."""
+"""The verb ``export``: a checkpoint to an optimized ONNX graph, by ``graph.export``."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import require_writable, write_json
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
-from edge_effdet.graph.export import ExportOptions, SourceOptions, export_network, load_source
-
-logger = logging.getLogger("edge_effdet.export")
+from edge_effdet.graph.export import ExportConfig, export_checkpoint
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
@@ -22,46 +18,37 @@ def make_argument_parser() -> argparse.ArgumentParser:
         "Write the optimized ONNX graph of a checkpoint.",
         "python -m edge_effdet.export --checkpoint runs/bccd/best.safetensors --output bccd.onnx --explain",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="a .safetensors of train, or effdet's .pth")
-    add_options(parser, SourceOptions, ExportOptions)
-    parser.add_argument("--output", type=Path, required=True, metavar="F", help="the ONNX file to write")
     parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="print nodes, rules, MACs and memory traffic by part; write F.report.json and F.report.png",
+        "--checkpoint",
+        type=Path,
+        metavar="F",
+        help="a .safetensors of train, or with --model another program's (default: random weights)",
     )
+    parser.add_argument("--output", type=Path, required=True, metavar="F", help="the ONNX file to write")
+    add_options(parser, ExportConfig)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    network, spec, parents = load_source(
-        arguments.checkpoint, arguments.model, arguments.image_size, arguments.classes, fusion=arguments.fusion
-    )
-    require_writable(arguments.output.parent)
-    export = export_network(network, spec, parents, arguments.output, options_from(ExportOptions, arguments))
-    size, nodes = arguments.output.stat().st_size / 1e6, export.report.nodes
-    summary = f"{export.graph.path}: {spec.name}, {nodes.total} nodes, {size:.1f} MB"
-    before = export.report.nodes_before
+    export = export_checkpoint(arguments.checkpoint, arguments.output, options_from(ExportConfig, arguments))
+    graph, report = export.graph, export.report
+    before = report.nodes_before
+    text = f"{graph.path}: {graph.spec.name}, {report.nodes.total} nodes, {graph.path.stat().st_size / 1e6:.1f} MB"
     data: dict[str, Any] = {
-        "graph": str(export.graph.path),
-        "sha256": export.graph.sha256,
-        "rewrites": dict(export.graph.rewrites),
+        "graph": str(graph.path),
+        "sha256": graph.sha256,
+        "rewrites": dict(graph.rewrites),
         "nodes_before": dict(before.by_kind) if before is not None else {},
-        "nodes_after": dict(nodes.by_kind),
-        "refused": [[rule.rule, *refusal] for rule in export.report.rules for refusal in rule.refused],
+        "nodes_after": dict(report.nodes.by_kind),
+        "refused": [[rule.rule, *refusal] for rule in report.rules for refusal in rule.refused],
     }
-    if not arguments.explain:
-        return Result(summary, data)
-    from edge_effdet.graph.report_picture import draw_report
-    from edge_effdet.graph.report_text import to_text
+    if export.files:
+        from edge_effdet.graph.report_text import to_text
 
-    beside = {kind: arguments.output.with_name(f"{arguments.output.name}.report.{kind}") for kind in ("json", "png")}
-    text = to_text(export.report)
-    write_json(beside["json"], export.report.to_dict())
-    draw_report(export.report, beside["png"], title=spec.name)
-    data |= {"report": str(beside["json"]), "picture": str(beside["png"])}
-    summary += f"\n{beside['json']} and {beside['png'].name}: MACs, parameters and memory traffic of each layer"
-    return Result(f"{text}\n\n{summary}", data)
+        written, picture = export.files
+        data |= {"report": str(written), "picture": str(picture)}
+        text = f"{to_text(report)}\n\n{text}\n{written} and {picture.name}: MACs, parameters and memory traffic of each layer"
+    return Result(text, data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

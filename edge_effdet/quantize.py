@@ -1,27 +1,14 @@
-"""FP32 graph to FP16 or INT8: ``(Graph, calibration images) -> Graph``. Precision is written into the graph, by casts and Q/DQ."""
+"""The verb ``quantize``: an FP32 graph to FP16 or INT8, by ``quant.stage``."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_effdet.artifacts import require_writable
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
-from edge_effdet.errors import MissingDependency
-from edge_effdet.options import as_path
-from edge_effdet.quant.stage import (
-    CalibrationOptions,
-    QuantizeOptions,
-    calibration_dataset,
-    calibration_images_from,
-    convert_to_fp16,
-    quantize_graph,
-)
-
-logger = logging.getLogger("edge_effdet.quantize")
+from edge_effdet.quant.stage import QuantizeConfig, quantize_graph
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
@@ -32,42 +19,31 @@ def make_argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--onnx", type=Path, required=True, metavar="F", help="a graph that export wrote")
     precision = parser.add_mutually_exclusive_group(required=True)
-    precision.add_argument("--fp16", action="store_true", help="casts to FP16")
-    precision.add_argument("--int8", action="store_true", help="explicit Q/DQ")
-    add_options(parser, CalibrationOptions, QuantizeOptions)
+    for name, text in (("fp16", "casts to FP16"), ("int8", "explicit Q/DQ")):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     parser.add_argument("--output", type=Path, required=True, metavar="F", help="the ONNX file to write")
+    add_options(parser, QuantizeConfig)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    try:
-        import onnx_ir as ir
-    except ModuleNotFoundError as error:
-        raise MissingDependency("onnx-ir", "export", "to rewrite graphs") from error
-    from edge_effdet.graph.model import load_graph
+    graph = quantize_graph(arguments.onnx, arguments.output, options_from(QuantizeConfig, arguments))
+    import onnx_ir as ir
+
     from edge_effdet.quant.proof import prove_precision
 
-    graph = load_graph(arguments.onnx)
-    require_writable(arguments.output.parent)
-    if arguments.fp16:
-        result = convert_to_fp16(graph, arguments.output)
-    else:
-        calibration = options_from(CalibrationOptions, arguments)
-        images = calibration_images_from(calibration_dataset(calibration), calibration, graph)
-        options = options_from(QuantizeOptions, arguments)
-        result = quantize_graph(graph, images, options, arguments.output, as_path(calibration.calibration_table))
-    proof = prove_precision(ir.load(str(result.path)))
+    proof = prove_precision(ir.load(str(graph.path)))
     share = ", ".join(
         f"{100 * proof.fraction(kind):.1f} % {kind.upper()}" for kind in ("int8", "fp16", "fp32") if proof.macs[kind]
     )
     data = {
-        "graph": str(result.path),
-        "sha256": result.sha256,
-        "precision": result.precision,
+        "graph": str(graph.path),
+        "sha256": graph.sha256,
+        "precision": graph.precision,
         "proof": proof.to_dict(),
-        "calibration": dict(result.calibration),
+        "calibration": dict(graph.calibration),
     }
-    return Result(f"{result.path}: convolution MACs {share}, {result.path.stat().st_size / 1e6:.1f} MB", data)
+    return Result(f"{graph.path}: convolution MACs {share}, {graph.path.stat().st_size / 1e6:.1f} MB", data)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import Engine, load_engine, require_writable, write_json
+from edge_effdet.artifacts import Engine, load_engine, refuse_overwrite, require_writable, write_json
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.backends.base import BACKENDS
 from edge_effdet.backends.fingerprint import describe_machine, machine_fingerprint
 from edge_effdet.building.gate import DEFAULT_BUDGET
 from edge_effdet.building.verify import compare_engine_layers, verify_engine
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.cli import Result, add_options, make_parser, run_verb, table
 from edge_effdet.data.base import match_classes, samples_sha256
+from edge_effdet.data.frames import LabelOptions
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import AccuracyGateFailed, EdgeEffDetError, UsageError
 from edge_effdet.evaluation.run import SPLIT_ORDER, evaluate_engine
@@ -58,6 +59,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="with --layers: write layers.json and layers.png here"
     )
+    add_options(parser, LabelOptions)
     return parser
 
 
@@ -66,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> Result:
         raise UsageError("--against, --reference and --output belong to the comparison of layers; add --layers.")
     engine = load_engine(arguments.engine)
     if arguments.output is not None:
+        read = [engine.path, engine.json_path, arguments.data, arguments.reference]
+        refuse_overwrite([arguments.output / name for name in ("layers.json", "layers.png")], read)
         require_writable(arguments.output)
     rows, failed = [HEADER], []
     data: dict[str, Any] = {"engine": str(engine.path), "engine_sha256": engine.sha256}
@@ -79,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         if not check.passed:
             failed.append(f"on its golden pictures the scores differ by {100 * check.distance:.0f} %")
     if arguments.data is not None:
-        data["accuracy"] = _measure(engine, arguments.data, arguments.split)
+        data["accuracy"] = _measure(engine, arguments.data, arguments.split, arguments.boxes_in)
         rows.append(_accuracy_row(engine, data["accuracy"]))
         if data["accuracy"]["passed"] is False:
             failed.append(
@@ -118,9 +122,9 @@ def _golden_row(check: Check) -> tuple[str, ...]:
     )
 
 
-def _measure(engine: Engine, data: Path, split: str | None) -> dict[str, Any]:
+def _measure(engine: Engine, data: Path, split: str | None, boxes_in: str) -> dict[str, Any]:
     proven = engine.require_record().accuracy
-    dataset = match_classes(read_dataset(data), engine.spec)
+    dataset = match_classes(read_dataset(data, boxes_in=boxes_in), engine.spec)
     wanted = split or (proven.split if proven is not None and proven.split in dataset.splits else None)
     chosen, samples = dataset.choose_split(wanted, SPLIT_ORDER)
     logger.info("measuring AP on %d images of %s (split %s)", len(samples), data, chosen)

@@ -1,1 +1,1 @@
-"""What a user would do without edge_effdet, one script a peer."""
+"""What a user would do without edge_effdet, one module for each peer."""

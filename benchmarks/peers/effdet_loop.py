@@ -1,23 +1,23 @@
-"""A plain effdet loop: what a user of effdet 0.4.1 writes from its train.py, to train on a data set of their own.
+"""A plain effdet loop: what a user of effdet 0.4.1 writes, starting from its train.py, to train on a data set of their own.
 
-From effdet: its COCO parser, dataset, transforms (random flip, random scale and crop, mean colour around it), collate and
-loader with the anchors labelled in the loader's processes, which is the default of its train.py; its network, loss,
-benches and CocoEvaluator; validation after every epoch, with the best epoch kept by AP. From timm, as in train.py: the
-optimizer without weight decay on biases and norms, the cosine schedule, gradients clipped at norm 10, the EMA that is off
-unless asked for, and FP16 with its loss scaler. Weights stay in torch's default memory format, as train.py leaves them.
+These parts are effdet's: the COCO parser, the dataset, the transforms (random flip, random scale and crop, mean colour around the
+picture), collate, and the loader, whose processes label the anchors, as is the default of train.py; the network, the loss, the benches
+and CocoEvaluator; validation after every epoch, where the epoch with the best AP is kept. These parts are timm's, as in train.py: the
+optimizer without weight decay on biases and norms, the cosine schedule, gradients clipped at norm 10, the EMA, which is off by default,
+and FP16 with its loss scaler. Weights stay in torch's default memory format, as train.py leaves them.
 
-What differs from train.py, so that a comparison is of the training and not of one badly chosen number:
+These parts differ from train.py, so that trainings are compared and not one badly chosen number:
 
-- AdamW at 1e-3 with weight decay 1e-4 instead of SGD with momentum at 0.01 and batches of 32, and batches of 8.
-- One epoch of warm-up instead of five, and a schedule that moves with every update; with train.py's, a run of four
+- The optimizer is AdamW at 1e-3 with weight decay 1e-4 and batches of 8, in place of SGD with momentum at 0.01 and batches of 32.
+- The warm-up has one epoch in place of five, and the schedule moves with every update. With the schedule of train.py, a run of four
   epochs would never reach its learning rate.
-- The ImageNet backbone that ``edge_effdet.train`` starts from, and the same initial heads for the same seed.
+- The backbone has the ImageNet weights that ``edge_effdet.train`` starts from, and the heads start alike for the same seed.
 - Without a split to validate on, the last epoch is kept.
-- The prefetcher needs CUDA; on a CPU its normalisation happens in the loop.
-- The result is stored as a checkpoint of edge_effdet, so that one program judges both.
+- The prefetcher needs CUDA, so on a CPU the loop itself normalises the pixels.
+- The result is stored as a checkpoint of edge_effdet, so that one program evaluates both.
 
-effdet draws scales from 0.1 to 2.0, which is made for 300 epochs; ``--scale-min 0.8 --scale-max 1.25`` is the stronger
-peer in a short run, and ``benchmarks.training`` runs both.
+effdet draws scales from 0.1 to 2.0, which suits 300 epochs. In a short run ``--scale-min 0.8 --scale-max 1.25`` makes the loop stronger,
+so ``benchmarks.training`` runs both.
 
 python -m benchmarks.peers.effdet_loop --data bccd --split trainval --epochs 4 --output runs/bccd-plain
 """
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("edge_effdet.benchmarks.effdet_loop")
 
 Batch = tuple["torch.Tensor", dict[str, "torch.Tensor"]]
-"""What effdet's collate gives: uint8 [B, 3, H, W], or normalised float32 from its prefetcher, and its targets."""
+"""What effdet's collate gives: pixels, uint8 [B, 3, H, W], or normalised float32 from its prefetcher, and the targets."""
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-4
@@ -66,18 +66,22 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class LoopOptions:
+    """The training."""
+
     epochs: int = option(4, help="passes over the training split")
     batch_size: int = option(8, help="images a step")
-    seed: int = option(0, help="of weights, order and augmentation")
+    seed: int = option(0, help="seed of weights, order and augmentation")
     scale_min: float = option(0.1, help="smallest random scale, as a factor on the letterbox; effdet's default")
-    scale_max: float = option(2.0, help="largest; effdet's default")
+    scale_max: float = option(2.0, help="largest random scale; effdet's default")
     ema_decay: float = option(0.0, help="average the weights and keep those; 0 is off, effdet's default")
 
 
 @dataclass(frozen=True, slots=True)
 class HardwareOptions:
+    """The hardware."""
+
     device: str = option("cpu", help="where to train", choices=("cpu", "cuda"))
-    precision: str = option("fp32", help="of the network's arithmetic", choices=("fp32", "bf16", "fp16"))
+    precision: str = option("fp32", help="the type that the network computes in", choices=("fp32", "bf16", "fp16"))
     workers: int = option(1, help="processes that decode, augment and label")
 
 
@@ -92,10 +96,15 @@ def train_plainly(
     """Train and write ``best.safetensors`` and ``metrics.jsonl`` into ``output``.
 
     Args:
-        train, val: samples with class ids of ``spec``; without ``val`` the last epoch is kept.
+        train: the samples to train on, with class ids of ``spec``.
+        val: the samples to choose the epoch on; where there are none, the last epoch is kept.
         spec: the model.
-        options, hardware: see the dataclasses above.
-        output: a folder, made if it is missing.
+        options: how it is trained.
+        hardware: on which hardware, and in which precision.
+        output: a folder, which is made if it is missing.
+
+    Returns:
+        The checkpoint of the epoch that is kept.
     """
     from effdet import DetBenchTrain
     from timm.scheduler.scheduler_factory import create_scheduler_v2
@@ -149,12 +158,12 @@ def train_plainly(
 def make_peer_step(
     spec: ModelSpec, device: str = "cpu", precision: str = "fp32", labels_in_loader: bool = False
 ) -> Callable[[Batch], float]:
-    """One training step of the loop: normalise, forward, loss, backward, clip, update. Returns the loss.
+    """Make a training step of the loop: it normalises, runs forward and backward, clips, updates the weights, and returns the loss.
 
     Args:
         spec: the model, which starts as ``starting_network`` makes it.
         device, precision: as in ``HardwareOptions``.
-        labels_in_loader: the batch brings the anchors' labels (``collate_batch`` with ``labelled``); otherwise the step
+        labels_in_loader: whether the batch brings the anchors' labels (``collate_batch`` with ``labelled``). Otherwise the step
             finds them, as effdet does with its ``bench_labeler``.
     """
     from effdet import DetBenchTrain
@@ -172,15 +181,15 @@ def collate_batch(
     device: str = "cpu",
     labelled: bool = False,
 ) -> Batch:
-    """Pictures and their truth as effdet's own collate delivers them; the targets are moved to ``device``.
+    """Pictures and their ground truth as effdet's own collate gives them, with the targets moved to ``device``.
 
     Args:
         images: uint8 [B, 3, H, W].
-        boxes: float32 [N, 4] a picture, yxyx in pixels.
-        classes: int64 [N] a picture, 1-based.
-        spec: gives the anchors.
-        device: where the step runs.
-        labelled: label the anchors here instead of in the step.
+        boxes: for each picture float32 [N, 4], yxyx in pixels.
+        classes: for each picture int64 [N], 1-based.
+        spec: the model, whose anchors are labelled.
+        device: the device on which the step runs.
+        labelled: whether the anchors are labelled here and not in the step.
     """
     from effdet.data.loader import DetectionFastCollate
 
@@ -294,7 +303,7 @@ def _make_loader(dataset: Any, spec: ModelSpec, options: LoopOptions, hardware: 
 
 
 def _make_dataset(samples: Sequence[Sample], spec: ModelSpec) -> Any:
-    """effdet's dataset over its COCO parser, which reads a file and prints while it does."""
+    """effdet's dataset over its COCO parser. The parser reads a file and prints, which would disturb ``--json``."""
     from effdet.data import DetectionDatset
     from effdet.data.parsers import CocoParserCfg, create_parser
 
@@ -311,7 +320,7 @@ def _make_dataset(samples: Sequence[Sample], spec: ModelSpec) -> Any:
 def _make_validation(
     network: torch.nn.Module, val: Sequence[Sample], spec: ModelSpec, options: LoopOptions, hardware: HardwareOptions
 ) -> Callable[[], float]:
-    """AP on ``val`` by effdet's own bench and evaluator; only chooses the epoch."""
+    """A function that measures AP on ``val`` by effdet's own bench and evaluator, to choose the epoch."""
     import torch
     from effdet import DetBenchPredict
     from effdet.data import transforms
@@ -346,7 +355,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         import torch
 
         if not torch.cuda.is_available():
-            raise UsageError("--device cuda finds no GPU that torch can use; give --device cpu.")
+            raise UsageError("`device` cuda finds no GPU that torch can use; give `device` cpu.")
     dataset = read_dataset(arguments.data)
     spec = model_spec(arguments.model, dataset.class_names, dataset.category_ids, arguments.image_size)
     split, train = dataset.choose_split(arguments.split, ("train",))
@@ -355,7 +364,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         _, val = dataset.choose_split(arguments.val_split, ("val",))
     if {sample.image_id for sample in train} & {sample.image_id for sample in val}:
         raise UsageError(
-            f"The split {split} shares images with the one to validate on; choose another with --val-split."
+            f"The split {split} shares images with the one to validate on; choose another with `val_split`."
         )
     logger.info("plain effdet loop: %s on %d images (split %s), choosing on %d", spec.name, len(train), split, len(val))
     started = time.monotonic()
@@ -371,12 +380,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Train as a user of effdet would without edge_effdet.",
         "python -m benchmarks.peers.effdet_loop --data bccd --split trainval --output runs/bccd-plain",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="D", help="as edge_effdet.train takes it")
-    parser.add_argument("--split", default="train", metavar="NAME", help="to train on (default: train)")
-    parser.add_argument("--val-split", metavar="NAME", help="to choose the epoch on (default: val, where there is one)")
-    parser.add_argument("--model", default="tf_efficientdet_lite0", metavar="NAME", help="a name of effdet")
-    parser.add_argument("--image-size", type=size_argument, metavar="N", help="N or HxW (default: the model's own)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the checkpoint and the log")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="D", help="a data set, as edge_effdet.train takes it"
+    )
+    parser.add_argument("--split", default="train", metavar="NAME", help="the split to train on (default: train)")
+    parser.add_argument("--val-split", metavar="NAME", help="the split to choose the epoch on (default: val, if any)")
+    parser.add_argument("--model", default="tf_efficientdet_lite0", metavar="NAME", help="a model name of effdet")
+    parser.add_argument(
+        "--image-size", type=size_argument, metavar="N", help="the input size, N or HxW (default: the model's own)"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the folder for the checkpoint and the log"
+    )
     add_options(parser, LoopOptions, HardwareOptions)
     return run_verb(parser, _run, argv)
 

@@ -1,4 +1,4 @@
-"""What a user of effdet runs to detect in photos: its own evaluation transforms, then its predictor, eager or compiled."""
+"""Detect in photos as a user of effdet does: by its own evaluation transforms, then its predictor, eager or compiled."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     import torch
 
 Detect = Callable[[bytes], Detections]
-"""From the content of a JPEG file to at most 100 detections of any score, in its pixels."""
+"""Takes the content of a JPEG file and gives at most 100 detections of any score, in pixels of the picture."""
 
 
 def read_with_transforms(spec: ModelSpec) -> Callable[[bytes], tuple[np.ndarray, float, Size]]:
-    """effdet's ``transforms_coco_eval`` on a decoded photo: uint8 [H, W, 3], its scale, and the photo's height and width."""
+    """A function that decodes a photo and applies effdet's ``transforms_coco_eval`` to it.
+
+    The function gives the canvas, uint8 [H, W, 3], its scale against the photo, and the photo's height and width.
+    """
     from effdet.data.transforms import transforms_coco_eval
 
-    # Its annotations know square inputs and no call.
+    # effdet's type annotations allow square inputs only, and do not say that a transform can be called.
     transform: Any = transforms_coco_eval(spec.image_size, use_prefetcher=True, mean=spec.preprocess.mean)  # type: ignore[arg-type]
 
     def read(content: bytes) -> tuple[np.ndarray, float, Size]:
@@ -35,15 +38,15 @@ def read_with_transforms(spec: ModelSpec) -> Callable[[bytes], tuple[np.ndarray,
 
 
 def make_eager(network: torch.nn.Module, spec: ModelSpec) -> Detect:
-    """DetBenchPredict in eager torch, with torch's number of threads."""
+    """effdet's DetBenchPredict in eager torch, with torch's number of threads."""
     read, predict = read_with_transforms(spec), make_predictor(network, spec)
     return lambda content: predict(*read(content))
 
 
 def make_compiled(network: torch.nn.Module, spec: ModelSpec) -> Detect:
-    """The same with the network through ``torch.compile``. Compiles at the first picture."""
+    """As ``make_eager``, with the network through ``torch.compile``, which compiles at the first picture."""
     import torch
 
-    # Else a second model in the process would be compiled for any size, which takes longer than anyone waits.
+    # With dynamic shapes a second model in the process would be compiled for any size, which takes too long.
     compiled: torch.nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     return make_eager(compiled, spec)

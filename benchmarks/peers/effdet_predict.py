@@ -1,4 +1,4 @@
-"""What a user of effdet runs to detect: its DetBenchPredict in eager torch, with the normalisation of its loader."""
+"""Detect as a user of effdet does: by its DetBenchPredict in eager torch, with the normalisation of its loader."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 def make_predictor(network: torch.nn.Module, spec: ModelSpec) -> Callable[[np.ndarray, float, Size], Detections]:
-    """A function of a letterboxed picture, its scale and its original height and width, to detections after NMS.
+    """A function that detects in a letterboxed picture and suppresses overlapping boxes.
 
     Args:
-        network: effdet's, in evaluation mode. It runs with torch's number of threads.
-        spec: gives the normalisation.
+        network: effdet's network in evaluation mode. It runs with torch's number of threads.
+        spec: the model, whose normalisation is used.
 
     Returns:
-        ``predict(canvas uint8 [H, W, 3], scale, original)``, which finds at most effdet's 100 objects, of any score.
+        A function of the canvas, uint8 [H, W, 3], its scale against the picture, and the picture's height and width. It gives at most
+        100 detections of any score, which is effdet's limit, in pixels of the picture.
     """
     import torch
     from effdet import DetBenchPredict
@@ -40,7 +41,7 @@ def make_predictor(network: torch.nn.Module, spec: ModelSpec) -> Callable[[np.nd
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)[None]))
             rows = bench(pixels.float().sub_(mean).div_(std), info)[0].numpy()
-        # effdet fills up to 100 rows with zeros.
+        # effdet gives 100 rows and fills those without a detection with zeros.
         rows = rows[rows[:, 5] > 0]
         return Detections(
             rows[:, :4].astype(np.float32), rows[:, 4].astype(np.float32), rows[:, 5].astype(np.int32) - 1

@@ -1,4 +1,4 @@
-"""ModelOpt's ONNX INT8 path with its defaults (entropy, its own choice of operators), remainder in FP32."""
+"""Quantize an ONNX graph to INT8 with ModelOpt's defaults (entropy, its own choice of operators), and the rest in FP32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def quantize(source: Path, pixels: np.ndarray, output: Path, method: str = "entropy") -> None:
-    """FP32 graph to Q/DQ INT8. See ``onnxruntime_static.quantize`` for the arguments."""
+    """Quantize an FP32 graph to INT8 with Q/DQ. See ``onnxruntime_static.quantize`` for the arguments; ``method`` is ModelOpt's."""
     from modelopt.onnx.quantization import quantize
 
     quantize(

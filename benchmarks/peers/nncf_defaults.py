@@ -1,6 +1,7 @@
-"""NNCF's post-training INT8 of an ONNX graph: bias correction and its own choice of operators, the rest in FP32.
+"""Quantize an ONNX graph to INT8 with NNCF: bias correction, its own choice of operators, and the rest in FP32.
 
-Its defaults but for one: depthwise convolutions would get a scale for each channel of their input, which onnxruntime refuses.
+All settings but one are its defaults. By default depthwise convolutions would get a scale for each channel of their input, which
+onnxruntime refuses.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 
 def quantize(source: Path, pixels: np.ndarray, output: Path) -> None:
-    """FP32 graph to Q/DQ INT8. See ``onnxruntime_static.quantize`` for the arguments."""
+    """Quantize an FP32 graph to INT8 with Q/DQ. See ``onnxruntime_static.quantize`` for the arguments."""
     import nncf
     import onnx
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters

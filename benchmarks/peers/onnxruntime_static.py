@@ -1,4 +1,4 @@
-"""onnxruntime's own quantize_static, with its defaults (MinMax, every operator it knows) or convolutions only."""
+"""Quantize by onnxruntime's own quantize_static, with its defaults (MinMax, every operator that it knows) or convolutions only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 def quantize(
     source: Path, pixels: np.ndarray, output: Path, convolutions_only: bool = False, method: str = "MinMax"
 ) -> None:
-    """FP32 graph to Q/DQ INT8.
+    """Quantize an FP32 graph to INT8 with Q/DQ.
 
     Args:
-        source: the FP32 graph, with one input for a batch of 1.
-        pixels: float32 [N, 3, H, W], 0 to 255.
-        output: the ONNX file.
-        convolutions_only: leave every other operator alone.
+        source: the FP32 graph, whose one input takes a batch of 1.
+        pixels: the calibration images, float32 [N, 3, H, W], 0 to 255.
+        output: the ONNX file to write.
+        convolutions_only: whether every other operator is left alone.
         method: ``MinMax``, ``Entropy`` or ``Percentile``.
     """
     from onnxruntime.quantization import (

@@ -1,4 +1,4 @@
-"""onnxruntime with its default options: what any other program does with our file."""
+"""Run our file in onnxruntime with its default options, as any other program would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner, tensor_spec
 
 
 class PlainRunner(OnnxRuntimeRunner):
-    """A session without any option of ours. Without VNNI its fused INT8 convolutions saturate, unless weights keep to 7 bits."""
+    """A session with onnxruntime's defaults. Without VNNI its fused INT8 convolutions saturate, unless weights keep to 7 bits."""
 
     def __init__(self, path: Path) -> None:
         self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])

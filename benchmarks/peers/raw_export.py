@@ -1,6 +1,6 @@
-"""What a user without edge_effdet deploys: ``torch.onnx.export`` of effdet's network, run by onnxruntime or OpenVINO.
+"""Deploy as a user without edge_effdet does: effdet's network through ``torch.onnx.export``, run by onnxruntime or OpenVINO.
 
-Before it stand effdet's evaluation transforms and the normalisation in NumPy; behind it effdet's own post-processing, in torch.
+effdet's evaluation transforms and a normalisation in NumPy prepare the pictures, and effdet's own post-processing in torch follows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def export_plainly(network: torch.nn.Module, spec: ModelSpec, path: Path) -> Path:
-    """The network as ``torch.onnx.export(dynamo=True)`` writes it: float32 images in, the heads' ten tensors out."""
+    """Export the network by ``torch.onnx.export(dynamo=True)``: it takes float32 images and gives the heads' ten tensors."""
     import torch
 
     images = torch.zeros(1, 3, *spec.image_size)
@@ -40,14 +40,14 @@ def export_plainly(network: torch.nn.Module, spec: ModelSpec, path: Path) -> Pat
 
 
 def make_onnxruntime(network: torch.nn.Module, spec: ModelSpec, graph: Path, threads: int) -> Detect:
-    """The exported graph in onnxruntime."""
+    """Detect in photos with the exported graph in onnxruntime."""
     return _make(network, spec, open_onnxruntime(graph, threads))
 
 
 def make_openvino(
     network: torch.nn.Module, spec: ModelSpec, graph: Path, threads: int, precision: str | None = "f32"
 ) -> Detect:
-    """The exported graph in OpenVINO, see ``latency.open_openvino``. Raises ImportError where it is not installed."""
+    """Detect in photos with the exported graph in OpenVINO; see ``latency.open_openvino`` for ``precision`` and errors."""
     return _make(network, spec, open_openvino(graph, threads, precision))
 
 

@@ -1,4 +1,4 @@
-"""The tools that simplify any ONNX graph, each with its defaults: OnnxSlim, onnxsim, onnxruntime's own optimizer.
+"""Tools that simplify any ONNX graph, each with its defaults: OnnxSlim, onnxsim, and onnxruntime's own optimizer.
 
 onnxsim is no dependency of edge_effdet: ``pip install --no-deps onnxsim`` leaves onnx and onnxruntime as they are.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_effdet.errors import EdgeEffDetError
 
 ONNXRUNTIME = "onnxruntime, extended"
-"""With its level: above it, onnxruntime only changes the memory layout for the processor that it runs on, which adds nodes."""
+"""The name says the level. Above it, onnxruntime only changes the memory layout for the processor at hand, which adds nodes."""
 
 
 def run_onnxslim(source: Path, output: Path) -> None:
@@ -19,7 +19,7 @@ def run_onnxslim(source: Path, output: Path) -> None:
     import onnx
     import onnxslim
 
-    # Given paths instead of a model, it prints a table on stdout, where ``--json`` has its one object.
+    # Given paths in place of a model, OnnxSlim prints a table on stdout, where only the object of ``--json`` may stand.
     onnx.save_model(onnxslim.slim(onnx.load_model(str(source))), str(output))  # type: ignore[arg-type]
 
 
@@ -27,8 +27,8 @@ def run_onnxsim(source: Path, output: Path) -> None:
     """Write ``source`` as onnxsim simplifies it.
 
     Raises:
-        ImportError: it is not installed.
-        EdgeEffDetError: its own check of the result failed.
+        ImportError: onnxsim is not installed.
+        EdgeEffDetError: onnxsim's own check of the result failed.
     """
     import onnx
     import onnxsim
@@ -36,7 +36,7 @@ def run_onnxsim(source: Path, output: Path) -> None:
     model, passed = onnxsim.simplify(onnx.load_model(str(source)))
     if not passed:
         raise EdgeEffDetError(
-            f"onnxsim's own check refuses what it made of {source.name}; there is nothing to compare."
+            f"onnxsim's own check refuses what it made of {source.name}, so there is nothing to compare."
         )
     onnx.save_model(model, str(output))
 

@@ -9,16 +9,18 @@ from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 
-from edge_effdet.artifacts import Engine, Graph, require_writable
+from edge_effdet.artifacts import Engine, Graph, refuse_overwrite, require_writable
 from edge_effdet.artifacts.record import Race, Verdict
-from edge_effdet.backends.base import CompileOptions, choose_automatically, require
+from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, require
 from edge_effdet.building.engine import (
     BuildJob,
     build_engine,
     comparison_pictures,
+    engine_files,
     lower_graph,
     lowered_path,
     require_nms,
+    suppressing_path,
 )
 from edge_effdet.building.gate import Budget, parse_budget
 from edge_effdet.building.options import BuildConfig, ExportChoices
@@ -41,6 +43,8 @@ from edge_effdet.quant.stage import (
     calibration_dataset,
     calibration_images_from,
     draft_int8,
+    refuse_calibration_overwrite,
+    search_files,
 )
 
 logger = logging.getLogger("edge_effdet.build_engine")
@@ -79,7 +83,7 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
         The engine, written into ``config.output`` with its JSON, and within the budget.
 
     Raises:
-        UsageError: options that contradict each other or the source.
+        UsageError: options that contradict each other or the source, or the outputs would overwrite what is read.
         InputError: the source or the data cannot be used.
         MissingDependency: the packages of the host side are not installed.
         BackendUnavailable: the backend does not work here.
@@ -102,8 +106,10 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
         raise UsageError("`max_ap_drop` needs labelled images to measure AP on; add `eval_data` D.")
     if config.search and (budget.points is None or (config.eval_data is None and own_model)):
         raise UsageError("`search` needs a budget and labelled images; add `max_ap_drop` X and `eval_data` D.")
+    given, name = _given_graph(source, config)
+    _refuse_overwrite(source, name, given, config, backend)
     require_writable(Path(config.output))
-    name, graph = _source_graph(source, config)
+    graph = given or _export_source(source, name, config)
     _refuse_lowered(graph, config, budget)
     if not own_model:
         config = _complete_quickstart(config)
@@ -127,7 +133,7 @@ def _refuse_lowered(graph: Graph, config: BuildConfig, budget: Budget) -> None:
 def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOptions, budget: Budget) -> BuildJob:
     """Read the images, and see that what calibrates does not judge."""
     evaluation = images = None
-    dataset = read_dataset(Path(config.eval_data)) if config.eval_data is not None else None
+    dataset = read_dataset(Path(config.eval_data), boxes_in=config.boxes_in) if config.eval_data is not None else None
     if dataset is not None:
         evaluation = match_classes(dataset, graph.spec).choose_split(config.split, GATE_SPLIT_ORDER)
     if config.precision == "int8" and graph.precision == "fp32":
@@ -154,27 +160,70 @@ def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOpt
     )
 
 
-def _source_graph(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> tuple[str, Graph]:
-    """The name of what is built and its FP32 graph, exported unless it is given."""
-    from edge_effdet.graph.export import ExportOptions, export_network, load_source
+def _given_graph(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> tuple[Graph | None, str]:
+    """The graph that is given, None for a checkpoint, and the name of what is built."""
     from edge_effdet.graph.model import load_graph, require_detections
 
-    path = source.path if isinstance(source, Graph) else None if source is None else Path(source)
-    if path is not None and path.suffix == ".onnx":
-        exporting = [item.name for item in fields(ExportChoices)]
-        given = [f"`{name}`" for name in exporting if getattr(config, name) is not None]
-        if given:
-            raise UsageError(f"{given[0]} says how to export, and {path} is exported already; leave it out.")
-        graph = source if isinstance(source, Graph) else load_graph(path)
-        require_detections(graph)
-        return config.name or path.name.split(".")[0], graph
-    if path is None:
-        from edge_effdet.quickstart import quickstart_checkpoint
+    path = _source_path(source)
+    if path.suffix != ".onnx":
+        default = path.resolve().parent.name if path.stem in ("best", "last") else path.stem
+        return None, config.name or default
+    exporting = [item.name for item in fields(ExportChoices)]
+    given = [f"`{name}`" for name in exporting if getattr(config, name) is not None]
+    if given:
+        raise UsageError(f"{given[0]} says how to export, and {path} is exported already; leave it out.")
+    graph = source if isinstance(source, Graph) else load_graph(path)
+    require_detections(graph)
+    return graph, config.name or path.name.split(".")[0]
 
-        path = quickstart_checkpoint()
-    network, spec, parents = load_source(path, config.model, config.image_size, config.classes, fusion=config.fusion)
-    default = path.resolve().parent.name if path.stem in ("best", "last") else path.stem
-    name = config.name or default
+
+def _source_path(source: str | PathLike[str] | Graph | None) -> Path:
+    """The file of what is built; the shipped checkpoint where nothing is given."""
+    if isinstance(source, Graph):
+        return source.path
+    if source is not None:
+        return Path(source)
+    from edge_effdet.quickstart import quickstart_checkpoint
+
+    return quickstart_checkpoint()
+
+
+def _refuse_overwrite(
+    source: str | PathLike[str] | Graph | None, name: str, given: Graph | None, config: BuildConfig, backend: str
+) -> None:
+    """Raises UsageError where a file of the build would be written over one that it reads.
+
+    A graph in ``graphs`` of the output folder may be read, and is so when another engine is built from it.
+    """
+    output, precision = Path(config.output), given.precision if given is not None else "fp32"
+    files = [] if given is not None else [lowered_path(output, name, "fp32")]
+    for tried in _precisions(precision, config):
+        if tried not in ("fp32", precision):
+            lowered = lowered_path(output, name, tried)
+            files += [lowered, *(search_files(lowered) if config.search else ())]
+        if config.nms == "efficientnms":
+            files.append(suppressing_path(output, name, tried))
+        for each in (backend,) if backend else BACKENDS:
+            files += engine_files(output, name, tried, each)
+    read = [_source_path(source), as_path(config.eval_data)]
+    refuse_calibration_overwrite(files, read, config)
+    cache = as_path(config.timing_cache)
+    if cache is not None:
+        data = (
+            as_path(config.calibration_data),
+            as_path(config.calibration_manifest),
+            as_path(config.calibration_table),
+        )
+        refuse_overwrite([cache], [*read, *data], "timing_cache")
+
+
+def _export_source(source: str | PathLike[str] | Graph | None, name: str, config: BuildConfig) -> Graph:
+    """The FP32 graph of a checkpoint."""
+    from edge_effdet.graph.export import ExportOptions, export_network, load_source
+
+    network, spec, parents = load_source(
+        _source_path(source), config.model, config.image_size, config.classes, fusion=config.fusion
+    )
     logger.info("exporting %s", spec.name)
     options = ExportOptions(
         batch_size=1 if config.batch_size is None else config.batch_size,
@@ -182,8 +231,7 @@ def _source_graph(source: str | PathLike[str] | Graph | None, config: BuildConfi
         fuse_target=config.fuse_target,
         fuse_precision=config.precision if config.fuse_separable == "auto" else None,
     )
-    export = export_network(network, spec, parents, Path(config.output) / "graphs" / f"{name}.fp32.onnx", options)
-    return name, export.graph
+    return export_network(network, spec, parents, lowered_path(Path(config.output), name, "fp32"), options).graph
 
 
 def _complete_quickstart(config: BuildConfig) -> BuildConfig:
@@ -206,7 +254,7 @@ def _build_within_budget(job: BuildJob, config: BuildConfig, backend: str) -> En
         AccuracyGateFailed: none passed.
     """
     tries = _Tries(job, config)
-    for precision in _precisions(job, config):
+    for precision in _precisions(job.graph.precision, config):
         race, order = None, (backend,)
         if not backend:
             try:
@@ -225,9 +273,9 @@ def _build_within_budget(job: BuildJob, config: BuildConfig, backend: str) -> En
     raise tries.give_up()
 
 
-def _precisions(job: BuildJob, config: BuildConfig) -> tuple[str, ...]:
-    """What is tried. A graph that was lowered already cannot become anything else."""
-    can_fall_back = config.fall_back and job.graph.precision == "fp32"
+def _precisions(given: str, config: BuildConfig) -> tuple[str, ...]:
+    """What is tried from a graph of the precision ``given``. A graph that was lowered already cannot become anything else."""
+    can_fall_back = config.fall_back and given == "fp32"
     return (config.precision, *(FALL_BACK[config.precision] if can_fall_back else ()))
 
 
@@ -259,8 +307,9 @@ class _Tries:
         self._engine = engine
         self.note(f"{precision.upper()} by {backend}: {_verdict(engine).text}")
         # FP32, and a graph that was given in this precision, are not lowered: a file of that name is of another build.
-        if precision not in ("fp32", job.graph.precision) and lowered_path(job, precision).is_file():
-            self._lowered[key] = load_graph(lowered_path(job, precision))
+        lowered = lowered_path(job.output, job.name, precision)
+        if precision not in ("fp32", job.graph.precision) and lowered.is_file():
+            self._lowered[key] = load_graph(lowered)
         return engine
 
     def note(self, text: str, error: EdgeEffDetError | None = None) -> None:

@@ -187,17 +187,23 @@ def build_engine(
     require_nms(job.nms, backend)
     require_writable(job.output)
     graph = job.graph
-    path = job.output / f"{job.name}.{precision}{get_backend(backend).SUFFIX}"
+    path = engine_path(job.output, job.name, precision, backend)
     if lowered is not None and file_sha256(lowered.path) != lowered.sha256:
         lowered = None
     built = lowered or lower_graph(
-        graph, precision, job.images, quantizing, lowered_path(job, precision), job.calibration_table, job.search
+        graph,
+        precision,
+        job.images,
+        quantizing,
+        lowered_path(job.output, job.name, precision),
+        job.calibration_table,
+        job.search,
     )
     compiled = built
     if job.nms == "efficientnms":
         from edge_effdet.graph.rules.efficient_nms import attach_efficient_nms
 
-        compiled = attach_efficient_nms(built, job.output / "graphs" / f"{job.name}.{precision}.efficientnms.onnx")
+        compiled = attach_efficient_nms(built, suppressing_path(job.output, job.name, precision))
     logger.info("compiling %s with %s", precision.upper(), backend)
     # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
     # an earlier engine without its own.
@@ -219,13 +225,33 @@ def build_engine(
     write_record(engine)
     if job.evaluation is not None:
         shown = engine if require(backend).runs_here else graph_as_engine(built)
-        save_example(shown, job.evaluation[1], path.with_suffix(".jpg"))
+        save_example(shown, job.evaluation[1], _example_path(path))
     return engine
 
 
-def lowered_path(job: BuildJob, precision: str) -> Path:
-    """Where the graph in this precision is kept."""
-    return job.output / "graphs" / f"{job.name}.{precision}.onnx"
+def engine_path(output: Path, name: str, precision: str, backend: str) -> Path:
+    """The engine in the folder of a build."""
+    return output / f"{name}.{precision}{get_backend(backend).SUFFIX}"
+
+
+def lowered_path(output: Path, name: str, precision: str) -> Path:
+    """Where a build keeps the graph in this precision."""
+    return output / "graphs" / f"{name}.{precision}.onnx"
+
+
+def suppressing_path(output: Path, name: str, precision: str) -> Path:
+    """Where a build keeps the graph with suppression inside."""
+    return output / "graphs" / f"{name}.{precision}.efficientnms.onnx"
+
+
+def engine_files(output: Path, name: str, precision: str, backend: str) -> list[Path]:
+    """An engine and what is written beside it: its record, what its runtime keeps, the annotated example."""
+    path = engine_path(output, name, precision, backend)
+    return [path, engine_json_path(path), path.with_name(path.name + RUNTIME_CACHE), _example_path(path)]
+
+
+def _example_path(engine: Path) -> Path:
+    return engine.with_suffix(".jpg")
 
 
 def _verify(engine: Engine, job: BuildJob, built: Graph) -> Engine:

@@ -9,10 +9,11 @@ from edge_effdet.artifacts import PRECISIONS
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, portable_weight_codes
 from edge_effdet.backends.base import BACKENDS, get_backend
 from edge_effdet.building.gate import DEFAULT_BUDGET
+from edge_effdet.data.frames import LabelOptions
 from edge_effdet.errors import UsageError
 from edge_effdet.graph.export import SourceOptions
 from edge_effdet.graph.targets import TARGETS
-from edge_effdet.options import option
+from edge_effdet.options import check_choices, option
 from edge_effdet.quant.options import check_weight_codes
 from edge_effdet.quant.stage import CalibrationOptions, QuantizeOptions
 from edge_effdet.runtime.golden import KINDS
@@ -37,7 +38,7 @@ class BackendOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateOptions:
+class GateOptions(LabelOptions):
     """How accuracy is measured, and what may be lost."""
 
     eval_data: Path | str | None = option(None, help="labelled images to measure the AP on, before and after")
@@ -94,14 +95,9 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
     )
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            choices, value = item.metadata.get("choices"), getattr(self, item.name)
-            if choices and value not in (*choices, item.default):
-                raise UsageError(
-                    f"There is no {item.name.replace('_', ' ')} {value!r}; the choices are {', '.join(map(str, choices))}."
-                )
+        check_choices(self)
         if self.precision not in PRECISIONS:
-            raise UsageError(f"There is no precision {self.precision!r}; the precisions are {', '.join(PRECISIONS)}.")
+            raise UsageError(f"There is no `precision` {self.precision!r}; the precisions are {', '.join(PRECISIONS)}.")
         if self.search and self.precision != "int8":
             raise UsageError("`search` chooses what becomes INT8, and there is nothing to choose here; leave it out.")
         if self.weight_codes is not None:

@@ -1,6 +1,6 @@
-"""Several looks at one picture as one answer: flipped views, and weighted boxes fusion over views and models.
+"""Mirrored views of a picture, and weighted boxes fusion of the detections of several views and models.
 
-Fusing averages what overlaps instead of dropping all but the best: Solovyev, Wang, Gabruseva, Weighted boxes fusion,
+Fusion averages boxes that overlap, where suppression would drop all but the best: Solovyev, Wang, Gabruseva, Weighted boxes fusion,
 arXiv 1910.13302, by the package ensemble-boxes.
 """
 
@@ -19,7 +19,7 @@ Flip = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 _NO_BOXES = np.zeros((0, 4), np.float32)
 
 LOWEST_SCORE = 1e-6
-"""ensemble-boxes sums score times coordinate in float32, where smaller scores lose the box, and divides by their sum."""
+"""Detections with lower scores are not fused: ensemble-boxes sums score times coordinate in float32, where they would lose their box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class View:
     """A picture as it is, or mirrored.
 
     Attributes:
-        name: for people.
+        name: what the view is called in messages.
         flip: maps (picture, boxes) to the mirrored ones and is its own inverse; None changes nothing.
     """
 
@@ -35,11 +35,11 @@ class View:
     flip: Flip | None = None
 
     def show(self, image: np.ndarray) -> np.ndarray:
-        """The picture, uint8 [height, width, 3], as this view has it."""
+        """The picture, uint8 [height, width, 3], mirrored as this view is."""
         return image if self.flip is None else self.flip(image, _NO_BOXES)[0]
 
     def undo(self, detections: Detections, image: np.ndarray) -> Detections:
-        """What was found in the view, in pixels of the picture as it is."""
+        """Detections in the view as detections in the picture ``image`` as it is, in its pixels."""
         if self.flip is None:
             return detections
         return Detections(self.flip(image, detections.boxes)[1], detections.scores, detections.class_ids)
@@ -54,7 +54,7 @@ TTA_VIEWS: Mapping[str, tuple[View, ...]] = {
     "horizontal": (_AS_IT_IS, _LEFT_TO_RIGHT),
     "all": (_AS_IT_IS, _LEFT_TO_RIGHT, _TOP_TO_BOTTOM),
 }
-"""Test-time augmentation: the views of each choice of ``--tta``."""
+"""Test-time augmentation: the views of each choice of ``InferenceOptions.tta``."""
 
 
 def fuse_detections(
@@ -64,23 +64,24 @@ def fuse_detections(
     skip_below: float = 0.0,
     weights: Sequence[float] | None = None,
 ) -> Detections:
-    """Weighted boxes fusion (arXiv 1910.13302, section 3) of what several models or views found in one picture.
+    """Fuse the detections of several models or views in one picture: weighted boxes fusion (arXiv 1910.13302, section 3).
 
     Boxes of one class that overlap become their average, weighted by score. The score is the average too, scaled down by
-    the share of the lists that have the box: what one of four found with 0.8 counts 0.2. An empty list counts in that.
+    the share of the lists that have the box: what one of four lists has with 0.8 counts 0.2. Empty lists are counted too.
 
     Args:
-        detections: one entry a model or view, in pixels of the same picture.
-        image_size: its height and width; boxes are clipped to it, and those without area dropped.
-        iou_threshold: boxes with an IoU above it are one.
+        detections: one list a model or view, in pixels of the same picture.
+        image_size: height and width of the picture; boxes are clipped to it, and boxes without area are dropped.
+        iou_threshold: boxes with an IoU above it are fused.
         skip_below: lower scores are left out before fusing; those below ``LOWEST_SCORE`` always are.
         weights: how much each list counts, all above 0; equal where None.
 
     Returns:
-        Valid detections by descending score; ties by class and position, so that they do not depend on the lists' order.
+        Detections by descending score; equal scores by class and position, so that the order of the lists does not matter.
 
     Raises:
         MissingDependency: ensemble-boxes is not installed.
+        ValueError: ``weights`` has another length than ``detections``, or a number that is not above 0.
     """
     try:
         from ensemble_boxes import weighted_boxes_fusion
@@ -109,14 +110,14 @@ def fuse_detections(
 
 
 def check_same_classes(specs: Sequence[ModelSpec], names: Sequence[str]) -> None:
-    """Models that are fused must mean the same by each class id.
+    """See that models which are to be fused have the same classes, in the same order.
 
     Args:
-        specs: of the models.
-        names: what to call each in the message, as a file name.
+        specs: one a model.
+        names: what a message calls each model, such as its file.
 
     Raises:
-        UsageError: names the first difference.
+        UsageError: the classes differ; the message names the first difference.
     """
     first = specs[0].class_names
     for spec, name in zip(specs[1:], names[1:], strict=True):

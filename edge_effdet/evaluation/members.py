@@ -1,56 +1,57 @@
-"""One model or several that predict as one, and mirrored views of a picture: ``(models, pictures) -> Detections``."""
+"""Prediction by one model or several together, and on mirrored views of a picture: ``(models, pictures) -> Detections``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from edge_effdet.errors import BackendUnavailable
-from edge_effdet.runtime.detector import DetectOptions
+from edge_effdet.artifacts import Checkpoint, Detections, ModelSpec
+from edge_effdet.backends.base import Runner
+from edge_effdet.errors import BackendUnavailable, MissingDependency, UsageError
+from edge_effdet.evaluation.ensemble import TTA_VIEWS, check_same_classes, fuse_detections
+from edge_effdet.models.checkpoint import SourceOptions
+from edge_effdet.options import check_choices, option
+from edge_effdet.runtime.detector import DetectOptions, Detector
 
 if TYPE_CHECKING:
     import torch
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
-
-from edge_effdet.artifacts import Checkpoint, Detections, ModelSpec
-from edge_effdet.backends.base import Runner
-from edge_effdet.errors import MissingDependency, UsageError
-from edge_effdet.evaluation.ensemble import TTA_VIEWS, check_same_classes, fuse_detections
-from edge_effdet.options import option
-from edge_effdet.runtime.detector import Detector
-
 T = TypeVar("T")
 
-
 MEMBER_SCORE_FLOOR = 0.001
-"""Before fusing, a threshold would drop what several lists agree on weakly; below this a box cannot matter."""
-
+"""Detections with a higher score are fused, whatever the threshold: several lists may hold the same box with low scores."""
 
 MAX_DETECTIONS = 100
-"""In one picture, as ``detections_from_outputs`` keeps of one model."""
+"""How many detections are kept in one picture, of one model and after fusing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
     """How the pictures run through the network."""
 
     tta: str = option(
-        "none", help="test-time augmentation: fuse mirrored views of each image with it", choices=tuple(TTA_VIEWS)
+        "none",
+        help="test-time augmentation: the mirrored views of each image whose detections are fused with its own",
+        choices=tuple(TTA_VIEWS),
     )
     batch_size: int = option(4, help="images a run of the network")
     device: str = option("auto", help="where checkpoints run; auto takes a GPU", choices=("auto", "cpu", "cuda"))
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.batch_size < 1:
+            raise UsageError(f"`batch_size` {self.batch_size} makes no sense; give at least 1.")
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A model that is loaded, and the spec of it; members that predict together may differ in image size."""
+    """A loaded model and its spec. Members that predict together have the same classes and may differ in image size."""
 
     runner: Runner
     spec: ModelSpec
@@ -69,16 +70,16 @@ def predict_images(
     score_threshold: float,
     options: InferenceOptions | None = None,
 ) -> list[Detections]:
-    """Find objects in pictures; what several models or views find in one of them is fused (``ensemble.fuse_detections``).
+    """Find objects in pictures. The detections of several models or views in one picture are fused (``ensemble.fuse_detections``).
 
     Args:
         members: one model or several of the same classes.
         images: uint8 [height, width, 3] each, RGB, of any sizes.
         score_threshold: lower scores are dropped, after fusing.
-        options: views and batch size; the defaults where None.
+        options: views and batch size; None for the defaults.
 
     Returns:
-        One entry a picture, in pixels of the original.
+        One entry a picture, in pixels of the picture.
 
     Raises:
         MissingDependency: there is something to fuse and ensemble-boxes is not installed.
@@ -101,42 +102,44 @@ def predict_images(
     ]
 
 
-def load_members(paths: Sequence[Path], device: str = "auto") -> tuple[list[Checkpoint], list[Member]]:
+def load_members(
+    checkpoints: Sequence[str | PathLike[str] | Checkpoint],
+    device: str = "auto",
+    told: SourceOptions | None = None,
+) -> tuple[list[Checkpoint], list[Member]]:
     """Open checkpoints and put their networks on a device.
 
+    Args:
+        checkpoints: .safetensors of ``train``, or files of another program with ``told``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        told: which model files of another program hold.
+
     Raises:
-        CheckpointError: one cannot be used.
-        UsageError: they have different classes.
-        BackendUnavailable: ``cuda`` where there is none.
+        CheckpointError: a checkpoint cannot be used.
+        UsageError: there is no checkpoint, they have different classes, or nobody says which model one of them is.
+        BackendUnavailable: ``cuda`` is asked for, and torch finds no such device.
         MissingDependency: torch or effdet is not installed.
     """
     from edge_effdet.models.checkpoint import load_network, open_checkpoint
 
+    if not checkpoints:
+        raise UsageError("There is no checkpoint to run; give one or more.")
     try:
-        # A wrong file is found out before seconds of importing torch.
-        checkpoints = [open_checkpoint(path) for path in paths]
-        check_same_classes([checkpoint.spec for checkpoint in checkpoints], [str(path) for path in paths])
+        # A wrong file is found out before torch is imported, which takes seconds.
+        opened = [each if isinstance(each, Checkpoint) else open_checkpoint(Path(each), told) for each in checkpoints]
+        check_same_classes([each.spec for each in opened], [str(each.path) for each in opened])
         import effdet  # noqa: F401
 
         from edge_effdet.models.runner import TorchRunner
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "torch", "train", "to run a checkpoint") from error
     place = _choose_device(device)
-    return checkpoints, [
-        Member(TorchRunner(load_network(checkpoint).to(place), checkpoint.spec), checkpoint.spec)
-        for checkpoint in checkpoints
-    ]
+    return opened, [Member(TorchRunner(load_network(each).to(place), each.spec), each.spec) for each in opened]
 
 
 def describe_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[dict[str, str]]:
-    """For JSON: which files they were."""
+    """Path and hash of each checkpoint, for JSON."""
     return [{"path": str(checkpoint.path), "sha256": checkpoint.sha256} for checkpoint in checkpoints]
-
-
-def check_options(options: InferenceOptions) -> None:
-    """Raises UsageError for a batch size that makes no sense."""
-    if options.batch_size < 1:
-        raise UsageError(f"--batch-size {options.batch_size} makes no sense; give at least 1.")
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -150,7 +153,7 @@ def _detect(
     member: Member, images: Sequence[np.ndarray], score_threshold: float, options: InferenceOptions
 ) -> list[Detections]:
     fixed = member.runner.inputs[0].shape[0] > 0
-    found = DetectOptions(score_threshold, max_detections=MAX_DETECTIONS)
+    found = DetectOptions(score_threshold=score_threshold, max_detections=MAX_DETECTIONS)
     return Detector(member.runner, member.spec, found, None if fixed else options.batch_size)(images)
 
 
@@ -164,7 +167,7 @@ def _choose_device(name: str) -> torch.device:
 
     if name == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(
-            "torch finds no CUDA device on this machine, so --device cuda cannot be used; check the driver with "
-            "nvidia-smi, or give --device cpu."
+            "torch finds no CUDA device on this machine, so `device` cuda cannot be used; check the driver with "
+            "nvidia-smi, or give `device` cpu."
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

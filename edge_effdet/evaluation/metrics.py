@@ -20,10 +20,10 @@ class CocoMetrics:
         AP: mean over IoU 0.50 to 0.95.
         AP50, AP75: at one IoU.
         AP_small, AP_medium, AP_large: boxes below 32², to 96², above, pixels of the original.
-        per_class: AP by class name, of the classes that have boxes.
-        images: how many were counted.
-        per_class_AP50: AP at IoU 0.50, likewise.
-        boxes_per_class: boxes that count, likewise.
+        per_class: AP by class name, for the classes that have boxes.
+        images: how many images were counted.
+        per_class_AP50: AP at IoU 0.50 by class name, for the same classes.
+        boxes_per_class: how many boxes count, by class name, for the same classes.
     """
 
     AP: float
@@ -67,7 +67,7 @@ def coco_ground_truth(samples: Sequence[Sample], spec: ModelSpec) -> dict[str, l
 
 
 def coco_results(detections: Sequence[Detections]) -> list[dict[str, object]]:
-    """Detections, one entry an image in the order of the samples, as a COCO result list."""
+    """Detections as a COCO result list. There is one entry an image, in the order of the samples of ``coco_ground_truth``."""
     rows: list[dict[str, object]] = []
     for number, found in enumerate(detections, start=1):
         for box, score, class_id in zip(found.boxes.tolist(), found.scores.tolist(), found.class_ids, strict=True):
@@ -91,7 +91,7 @@ def coco_metrics(samples: Sequence[Sample], detections: Sequence[Detections], sp
         spec: names the classes.
 
     Raises:
-        DataError: no sample has a box, so that AP is not defined.
+        DataError: no sample has a box that counts, so that AP is not defined.
         MissingDependency: faster-coco-eval is not installed.
     """
     try:

@@ -1,19 +1,16 @@
-"""What an evaluation says to people and to other tools: tables, COCO results, and pictures of the worst images."""
+"""The report of an evaluation, for people and for other tools: tables, COCO results, and pictures of the worst images."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_effdet.artifacts import write_json, write_text
+from edge_effdet.artifacts import json_text, printable, write_json, write_text
 from edge_effdet.cli import table
-from edge_effdet.data.base import (
-    Dataset,
-)
+from edge_effdet.data.base import Dataset
 from edge_effdet.evaluation.confusion import (
     IOU_THRESHOLD,
     SCORE_THRESHOLD,
@@ -26,11 +23,14 @@ from edge_effdet.evaluation.confusion import (
 from edge_effdet.evaluation.run import Evaluation
 from edge_effdet.runtime.images import read_image
 
+FILES = ("metrics.json", "detections.json", "confusion.txt", "confusion.png", "pictures", "worst.png")
+"""What ``write_evaluation`` writes into its folder; ``pictures`` is a folder."""
+
 SHEET_PICTURES, SHEET_COLUMNS, SHEET_WIDTH, SHEET_GAP = 6, 2, 900, 16
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
-    """For people: points, 100 times the AP; then each class that has boxes, with what goes wrong in it."""
+    """Tables for people: the metrics in points, 100 times the AP, then a row for each class that has boxes, with its mistakes."""
     metrics, matrix, class_names = evaluation.metrics, evaluation.confusion, evaluation.spec.class_names
 
     def points(value: float) -> str:
@@ -58,31 +58,28 @@ def evaluation_text(evaluation: Evaluation) -> str:
     return f"{summary}\n\n{table(rows)}\n{counted}"
 
 
-def write_evaluation(
-    evaluation: Evaluation, data: Mapping[str, Any], results: Sequence[Mapping[str, Any]], folder: Path, pictures: int
-) -> None:
+def write_evaluation(evaluation: Evaluation, results: Sequence[Mapping[str, Any]], folder: Path, pictures: int) -> None:
     """Write metrics.json, detections.json, the confusion matrix and pictures, the worst first.
 
     Args:
-        evaluation: what to write about.
-        data: what ``--json`` prints.
-        results: a COCO result list.
-        folder: made where it is missing.
-        pictures: at most so many.
+        evaluation: the evaluation to report.
+        results: its detections as a COCO result list.
+        folder: the folder to write into, made where it is missing.
+        pictures: how many pictures are written at most.
     """
     matrix, spec = evaluation.confusion, evaluation.spec
     view = view_confusion(matrix, spec.class_names)
     # A line a detection: there are a hundred in each picture.
-    write_text(folder / "detections.json", "[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n")
+    write_text(folder / "detections.json", "[\n" + ",\n".join(map(json_text, results)) + "\n]\n")
     write_text(folder / "confusion.txt", confusion_table(view) + "\n")
     save_confusion_picture(folder / "confusion.png", view, _confusion_title(view, evaluation))
     written = _write_pictures(evaluation, folder, pictures)
     confusion = {"classes": [*spec.class_names], "counts": matrix.tolist()}
-    write_json(folder / "metrics.json", {**data, "confusion": confusion, "pictures": written})
+    write_json(folder / "metrics.json", {**evaluation.to_dict(), "confusion": confusion, "pictures": written})
 
 
 def rank_worst(evaluation: Evaluation) -> list[int]:
-    """Indices of the pictures by the number of boxes missed, made up or misnamed, most first; ties as they stand."""
+    """Indices of the pictures by their number of mistakes (missed, false, confused), most first; equal ones in their order."""
     return sorted(range(len(evaluation.samples)), key=lambda index: -sum(evaluation.errors[index]))
 
 
@@ -90,9 +87,9 @@ def coco_result_list(evaluation: Evaluation, own_ids: Mapping[int, int], numbers
     """Detections as COCO's tools take them, with the data set's own ids.
 
     Args:
-        evaluation: what was found.
+        evaluation: its detections are listed.
         own_ids: the data set's category id of each class id; detections of other classes are left out.
-        numbers: whether image ids that are digits are numbers there, as in a COCO file.
+        numbers: whether image ids of digits alone become numbers, as they are in a COCO file.
     """
     rows: list[dict[str, Any]] = []
     for sample, found in zip(evaluation.samples, evaluation.detections, strict=True):
@@ -114,9 +111,14 @@ def coco_result_list(evaluation: Evaluation, own_ids: Mapping[int, int], numbers
 
 
 def own_category_ids(original: Dataset, matched: Dataset) -> dict[int, int]:
-    """The data set's own category id of each of the model's class ids, from the data set before and after ``match_classes``.
+    """The data set's own category id of each class id of the model.
 
-    Classes of the model that the data set does not have are missing.
+    Args:
+        original: the data set as it was read.
+        matched: the same after ``match_classes``.
+
+    Returns:
+        No entry for a class that the data set does not have.
     """
     by_name = {name.casefold(): index for index, name in enumerate(matched.class_names)}
     by_name |= {name: index for index, name in enumerate(matched.class_names)}
@@ -125,7 +127,7 @@ def own_category_ids(original: Dataset, matched: Dataset) -> dict[int, int]:
         index = by_name.get(name, by_name.get(name.casefold()))
         if index is not None:
             ids[index] = number
-    # What the boxes say goes before names: classes may have been matched by their ids.
+    # Boxes decide before names do, because classes may have been matched by their ids.
     for before, after in zip(original.all_samples(), matched.all_samples(), strict=True):
         for own, index in zip(before.class_ids.tolist(), after.class_ids.tolist(), strict=True):
             ids[index] = original.category_ids[own]
@@ -133,7 +135,7 @@ def own_category_ids(original: Dataset, matched: Dataset) -> dict[int, int]:
 
 
 def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[dict[str, Any]]:
-    """The worst pictures with truth and predictions, and a sheet of the first of them; what ``metrics.json`` says of each."""
+    """Draw the worst pictures with labelled and detected boxes, and the first of them on a sheet; gives the entries of ``metrics.json``."""
     from edge_effdet.runtime.drawing import contact_sheet, draw_comparison, save_picture
 
     written: list[dict[str, Any]] = []
@@ -142,13 +144,13 @@ def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[di
         sample = evaluation.samples[index]
         found = evaluation.detections[index].above(SCORE_THRESHOLD)
         missed, false, confused = evaluation.errors[index]
-        caption = f"{sample.path.name}: {missed} missed, {false} false, {confused} confused, at a score of {SCORE_THRESHOLD:g}"
+        caption = f"{printable(sample.path.name)}: {missed} missed, {false} false, {confused} confused, at a score of {SCORE_THRESHOLD:g}"
         labels = [
             evaluation.spec.class_names[class_id] + (" (ignored)" if ignored else "")
             for class_id, ignored in zip(sample.class_ids.tolist(), sample.ignore, strict=True)
         ]
         picture = draw_comparison(read_image(sample.path), sample.boxes, labels, found, evaluation.spec, caption)
-        file = f"pictures/{rank:03}_{sample.path.stem}.jpg"
+        file = f"pictures/{rank:03}_{printable(sample.path.stem)}.jpg"
         save_picture(folder / file, picture)
         if len(sheet) < SHEET_PICTURES:
             sheet.append(np.pad(picture, ((0, SHEET_GAP), (0, SHEET_GAP), (0, 0)), constant_values=255))

@@ -1,47 +1,45 @@
-"""Run a detector over labelled pictures and compare: ``(engine or models, samples) -> Evaluation``."""
+"""Run a detector over labelled pictures and compare its detections with their boxes: ``(models, samples) -> Evaluation``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from edge_effdet.artifacts import Detections, Engine, ModelSpec
-from edge_effdet.backends.base import Runner, get_backend, require
+from edge_effdet.backends.base import Runner, load_runner, require
 from edge_effdet.cli import progress
-from edge_effdet.data.base import (
-    Sample,
-    readable_images,
-)
+from edge_effdet.data.base import Sample, readable_images
 from edge_effdet.errors import DataError
-from edge_effdet.evaluation.confusion import (
-    confusion_matrix,
-    count_errors,
-)
-from edge_effdet.evaluation.members import (
-    InferenceOptions,
-    Member,
-    chunks,
-    predict_images,
-)
+from edge_effdet.evaluation.confusion import confusion_matrix, count_errors
+from edge_effdet.evaluation.members import InferenceOptions, Member, chunks, predict_images
 from edge_effdet.evaluation.metrics import CocoMetrics, coco_metrics
 
 SCORE_FLOOR = 0.001
-"""Detections below it are not counted: they cannot change AP by a visible amount and cost most of the suppression."""
+"""Detections with a lower score are dropped: they cannot change AP by a visible amount, and suppressing them would take most of the time."""
+
+SPLIT_ORDER = ("test", "val")
+"""A detector is judged on the first of these splits that the data has, unless another one is named."""
+
+FOLD_SPLIT_ORDER = ("val",)
+"""The same where a fold is held out, which is then the split ``val``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a detector found in labelled pictures, and what that is worth.
+    """A detector's detections in labelled pictures, and how good they are.
 
     Attributes:
-        samples: the pictures that could be decoded.
-        detections: one entry a picture, down to ``SCORE_FLOOR``.
+        samples: the pictures that could be decoded, with their boxes.
+        detections: one entry a picture, with scores down to ``SCORE_FLOOR``.
         spec: names the classes.
-        metrics: COCO's.
-        confusion: over all pictures, int64 [C + 1, C + 1]; see ``confusion_matrix``.
-        errors: boxes missed, made up and misnamed in each picture.
+        metrics: COCO's metrics.
+        confusion: int64 [C + 1, C + 1], over all pictures; see ``confusion_matrix``.
+        errors: for each picture, how many boxes were missed, how many detections are false, and how many boxes have a wrong name.
+        subject: names of the split and the views, and hashes of the data and of the engine or the checkpoints. Empty where only samples
+            were given.
     """
 
     samples: Sequence[Sample]
@@ -50,25 +48,30 @@ class Evaluation:
     metrics: CocoMetrics
     confusion: np.ndarray
     errors: Sequence[tuple[int, int, int]]
+    subject: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Metrics and subject, for JSON; nan becomes null."""
+        return {**self.metrics.to_dict(), **self.subject}
 
 
 def evaluate_engine(engine: Engine, samples: Sequence[Sample]) -> CocoMetrics:
-    """Run an engine over samples, whose class ids are those of its spec, and compare with their boxes."""
+    """Run an engine over samples, whose class ids are those of its spec, and compare the detections with their boxes."""
     readable, detections = detect_samples(engine, samples)
     return coco_metrics(readable, detections, engine.spec)
 
 
 def detect_samples(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], list[Detections]]:
-    """The samples that could be decoded, and what an engine found in each."""
+    """The samples that could be decoded, and an engine's detections in each."""
     require(engine.backend)
-    with get_backend(engine.backend).load(engine) as runner:
+    with load_runner(engine) as runner:
         return run_over_samples(runner, samples, engine.spec)
 
 
 def evaluate_members(
     members: Sequence[Member], samples: Sequence[Sample], options: InferenceOptions, label: str = "evaluating"
 ) -> Evaluation:
-    """Run models over samples, whose class ids are those of their spec, and compare with their boxes."""
+    """Run models over samples, whose class ids are those of their spec, and compare the fused detections with their boxes."""
     spec = members[0].spec
     readable, detections = run_members_over_samples(members, samples, options, label)
     metrics = coco_metrics(readable, detections, spec)
@@ -84,7 +87,7 @@ def evaluate_members(
 def run_over_samples(
     runner: Runner, samples: Sequence[Sample], spec: ModelSpec, label: str = "evaluating", batch_size: int = 1
 ) -> tuple[list[Sample], list[Detections]]:
-    """The samples that could be decoded, and what the runner found in each.
+    """The samples that could be decoded, and the runner's detections in each.
 
     Raises:
         DataError: none could be decoded.
@@ -95,7 +98,7 @@ def run_over_samples(
 def run_members_over_samples(
     members: Sequence[Member], samples: Sequence[Sample], options: InferenceOptions, label: str = "evaluating"
 ) -> tuple[list[Sample], list[Detections]]:
-    """As ``run_over_samples``, with models and views fused.
+    """The samples that could be decoded, and in each the detections of all models and views, fused.
 
     Raises:
         DataError: none could be decoded.
@@ -108,9 +111,3 @@ def run_members_over_samples(
     if not readable:
         raise DataError("None of the images can be decoded; check the files.")
     return readable, detections
-
-
-SPLIT_ORDER = ("test", "val")
-
-
-FOLD_SPLIT_ORDER = ("val",)

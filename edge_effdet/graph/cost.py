@@ -1,37 +1,35 @@
 """Whether a depthwise and a pointwise convolution are cheaper than the one dense convolution that they make.
 
-The model is a roofline (Williams, Waterman, Patterson, 2009) with a fixed cost a kernel. A layer takes
+The model is a roofline (Williams, Waterman, Patterson, 2009) plus a fixed cost for each kernel. A layer takes the time
 
     t = max(work / (efficiency * rate), bytes / (MEMORY * bandwidth)) + launch
 
-and the pair takes two of those, the dense convolution one. For a convolution over P = batch * height * width output
-positions, with channels padded to what the kernel can read:
+The pair is two such layers, the dense convolution is one. For a convolution over P = batch * height * width output positions, with
+channels padded to what the kernel can read:
 
-- **dense and pointwise** are a matrix product of P x (C_in k k) by (C_in k k) x C_out on tensor cores, computed in tiles
-  of 32 positions by 32 channels, the smallest that TensorRT's kernel names show. Part of a tile costs the whole
-  (*tile quantization*, NVIDIA's Matrix Multiplication Background User's Guide), and fewer tiles than multiprocessors leave
-  some idle: ``work = 2 * max(tiles, multiprocessors) * 32 * 32 * C_in k k``. At 4 x 4 positions that is nearly all.
-- **depthwise** has no sum over channels, so tensor cores do nothing for it: ``work = 2 * P * C k k`` on CUDA cores.
-- **bytes** are input, output and weights, once each, all from memory. The pair writes and reads the tensor between the
-  two, which the dense convolution does not have. A cache that holds the tensors makes that cheaper than the model thinks,
-  and the model favours dense by that much. Biases and activation are left out: they are the same either way.
+- A **dense or pointwise** convolution is a matrix product of P x (C_in k k) by (C_in k k) x C_out on tensor cores, computed in tiles
+  of 32 positions by 32 channels. A tile that is partly used costs as much as a whole one (*tile quantization*, NVIDIA's Matrix
+  Multiplication Background User's Guide), and where there are fewer tiles than multiprocessors, some of these are idle:
+  ``work = 2 * max(tiles, multiprocessors) * 32 * 32 * C_in k k``. At 4 x 4 positions nearly all multiprocessors are.
+- A **depthwise** convolution has no sum over channels, so tensor cores cannot compute it: ``work = 2 * P * C k k`` on CUDA cores.
+- The **bytes** are those of input, output and weights, each moved once between memory and processor. The pair also writes and reads
+  the tensor between its two convolutions. Where a cache holds that tensor, the pair is cheaper than the model says, so the model is
+  biased towards dense. Biases and activation are left out, because they cost the same either way.
 
-Dense is taken where it needs at most ``MARGIN`` of the pair's time: it holds nine times the weights, and no model of one
-line is exact to a tenth. All rates, and what is only estimated, are in ``targets.py``.
+Dense is taken where it needs at most ``MARGIN`` of the pair's time: it holds nine times the weights, and so simple a model is not
+exact to a tenth. The rates are in ``targets.py``, which also says what is only estimated.
 
-The measurement times the two alone, in a graph of their own, on the backend that will run them. In the whole network it
-may come out otherwise: neighbours leave tensors in a cache or in another layout, and kernels overlap. Both ways carry the
-same cost of a call and of copying the input and output, which draws their ratio towards 1.
+A measurement times the pair and the dense convolution alone, each in a graph of its own, on the backend that will run them. In the
+whole network the result may differ: neighbouring layers leave tensors in a cache or in another layout, and kernels overlap. Both
+graphs pay the same for a call and for copying input and output, which draws the ratio of the two times towards 1.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,25 +38,26 @@ import numpy as np
 
 from edge_effdet.artifacts import PRECISIONS, Engine, ModelSpec, Size
 from edge_effdet.errors import UsageError
+from edge_effdet.graph.counting import BYTES_PER_NUMBER, macs_of_shapes
 from edge_effdet.graph.targets import Target, get_target
+from edge_effdet.runtime.latency import Turns, time_in_turns
 
 if TYPE_CHECKING:
     import onnx
 
-    from edge_effdet.backends.base import Backend, Runner
+    from edge_effdet.backends.base import Runner
 
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 TILE = 32
+"""Output positions, and output channels, of a tile: the smallest tile that TensorRT's kernel names show."""
 MEMORY = 0.8
 """Share of the peak bandwidth that a streaming kernel reaches; an estimate."""
 MARGIN = 0.9
+"""Dense is taken where it needs at most this share of the pair's time."""
 
-ROUNDS, RUNS, WARM_UP_RUNS = 5, 5, 2
-TURN_SECONDS = 0.005
-PAUSE_SECONDS = 0.01
-"""Before a turn: a library's threads go on spinning after a run and would slow the other way down."""
+TURNS = Turns(rounds=5, warm_up=2, pause=0.01, least_seconds=0.005)
+"""How the two ways are measured. A convolution of microseconds runs more often, because one interruption would outweigh it."""
 COPIES = 4
-"""Pairs in a row in a measured graph, where a pair's output fits its input: entering and leaving the graph weighs less."""
+"""How many pairs a measured graph has in a row, where a pair's output fits its input: so entering and leaving it weighs less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +65,14 @@ class SeparablePair:
     """A depthwise convolution and the pointwise one behind it.
 
     Attributes:
-        name: of the pointwise convolution's module.
-        channels_in: of the input, and of the tensor between the two.
-        channels_out: of the output.
-        kernel: height and width.
-        stride: down and across.
-        height: of the output.
-        width: of the output.
-        dilation: down and across.
+        name: the module of the pointwise convolution.
+        channels_in: channels of the input, and of the tensor between the two convolutions.
+        channels_out: channels of the output.
+        kernel: height and width of the depthwise filters.
+        stride: vertical and horizontal stride of the depthwise convolution.
+        height: height of the output.
+        width: width of the output.
+        dilation: vertical and horizontal dilation of the depthwise convolution.
     """
 
     name: str
@@ -87,28 +86,31 @@ class SeparablePair:
 
     @property
     def positions(self) -> int:
+        """How many output positions there are."""
         return self.height * self.width
 
     @property
     def separate_macs(self) -> int:
-        """Multiply-accumulates of the two, for one image."""
-        return self.positions * self.channels_in * (math.prod(self.kernel) + self.channels_out)
+        """Multiply-accumulates of the two convolutions, for one image."""
+        size = (self.height, self.width)
+        depthwise = macs_of_shapes(size, (self.channels_in, 1, *self.kernel))
+        return depthwise + macs_of_shapes(size, (self.channels_out, self.channels_in, 1, 1))
 
     @property
     def dense_macs(self) -> int:
-        """Multiply-accumulates of the one that replaces them, for one image."""
-        return self.positions * self.channels_in * self.channels_out * math.prod(self.kernel)
+        """Multiply-accumulates of the dense convolution that replaces them, for one image."""
+        return macs_of_shapes((self.height, self.width), (self.channels_out, self.channels_in, *self.kernel))
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a pair costs either way.
+    """What a pair costs as two convolutions and as one dense convolution.
 
     Attributes:
-        name: of the pair.
-        keep_us: microseconds of the two.
-        dense_us: microseconds of the one.
-        basis: ``model`` or ``measured``.
+        name: the name of the pair.
+        keep_us: microseconds of the two convolutions.
+        dense_us: microseconds of the dense convolution.
+        basis: how the times are known: ``model`` or ``measured``.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Decision:
 
     @property
     def dense(self) -> bool:
+        """Whether the dense convolution is to be taken."""
         return self.dense_us <= MARGIN * self.keep_us
 
     def __str__(self) -> str:
@@ -128,14 +131,14 @@ class Decision:
 
 
 def decide(pair: SeparablePair, target: str, precision: str, batch: int = 1) -> Decision:
-    """Measured where the target is this machine, else by the model.
+    """Decide by a measurement where the target is this machine, and by the model where it is not.
 
-    ``cpu`` is this machine where onnxruntime works. A GPU is where TensorRT works and the GPU has the target's compute
-    capability: the three Orins are alike in that, and so is any other card of the same generation. TensorRT builds for the
-    GPU that is there, so that is the one to measure.
+    The target ``cpu`` is this machine wherever onnxruntime works. A target with a GPU is this machine where TensorRT works and the
+    GPU here has the target's compute capability: the three Orins have the same one, and so has any other card of one generation.
+    TensorRT builds for the GPU that it finds, so that GPU is the one to measure.
 
     Raises:
-        UsageError: unknown target or precision.
+        UsageError: the target or the precision is unknown.
     """
     backend = _present_backend(get_target(target))
     if backend is None:
@@ -144,10 +147,10 @@ def decide(pair: SeparablePair, target: str, precision: str, batch: int = 1) -> 
 
 
 def model_decision(pair: SeparablePair, target: str, precision: str, batch: int = 1) -> Decision:
-    """By the model of this module's docstring.
+    """Decide by the model that this module's docstring describes.
 
     Raises:
-        UsageError: unknown target or precision.
+        UsageError: the target or the precision is unknown.
     """
     machine = get_target(target)
     _check_precision(precision)
@@ -175,12 +178,14 @@ def dense_us(pair: SeparablePair, target: Target, precision: str, batch: int = 1
 
 
 def measure_decision(
-    pair: SeparablePair, precision: str, backend: str = "onnxruntime", rounds: int = ROUNDS, batch: int = 1
+    pair: SeparablePair, precision: str, backend: str = "onnxruntime", rounds: int = TURNS.rounds, batch: int = 1
 ) -> Decision:
-    """Time both ways on this machine, in turns; medians over the rounds. A shape is measured once a process.
+    """Decide by timing both ways on this machine, in turns. Each shape is measured once a process.
+
+    A time is the median over the rounds of the fastest run of a turn: other programs only add time.
 
     Raises:
-        UsageError: unknown precision or backend.
+        UsageError: the precision or the backend is unknown.
         BackendUnavailable: the backend does not work here.
     """
     _check_precision(precision)
@@ -214,7 +219,7 @@ def _matrix_us(conv: SeparablePair, target: Target, precision: str, batch: int) 
 def _layer_us(operations: float, rate: float, numbers: float, target: Target, precision: str) -> float:
     # 1 TFLOPS is 1e6 operations a microsecond, 1 GB/s is 1e3 bytes.
     computing = operations / (target.efficiency * rate * 1e6)
-    moving = numbers * BYTES[precision] / (MEMORY * target.bandwidth * 1e3)
+    moving = numbers * BYTES_PER_NUMBER[precision] / (MEMORY * target.bandwidth * 1e3)
     return max(computing, moving) + target.launch_us
 
 
@@ -233,7 +238,7 @@ def _present_backend(target: Target) -> str | None:
 
 @functools.cache
 def _measure(pair: SeparablePair, precision: str, backend: str, rounds: int, batch: int) -> tuple[float, float]:
-    from edge_effdet.backends.base import get_backend, require
+    from edge_effdet.backends.base import require
 
     require(backend)
     copies = COPIES if pair.stride == (1, 1) and pair.channels_in == pair.channels_out else 1
@@ -241,45 +246,33 @@ def _measure(pair: SeparablePair, precision: str, backend: str, rounds: int, bat
     feed = np.random.default_rng(0).normal(size=shape).astype(np.float16 if precision == "fp16" else np.float32)
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         runners = [
-            _load(_pair_model(pair, precision, batch, dense, copies), get_backend(backend), backend, precision, path)
+            _load(_pair_model(pair, precision, batch, dense, copies), backend, precision, path)
             for dense, path in ((False, Path(folder) / "keep.onnx"), (True, Path(folder) / "dense.onnx"))
         ]
         with runners[0] as keep, runners[1] as dense:
-            times = _time_in_turns([lambda: keep.run({"x": feed}), lambda: dense.run({"x": feed})], rounds)
-    return times[0] / copies, times[1] / copies
+            turns = time_in_turns(
+                [lambda: keep.run({"x": feed}), lambda: dense.run({"x": feed})], replace(TURNS, rounds=rounds)
+            )
+    keep_us, dense_us = (1e6 * float(np.median([own.min() for own in each])) / copies for each in turns)
+    return keep_us, dense_us
 
 
-def _load(model: onnx.ModelProto, backend: Backend, name: str, precision: str, path: Path) -> Runner:
-    from edge_effdet.backends.base import CompileOptions
+def _load(model: onnx.ModelProto, name: str, precision: str, path: Path) -> Runner:
+    from edge_effdet.backends.base import CompileOptions, get_backend, load_runner
     from edge_effdet.graph.model import save_graph
 
     spec = ModelSpec("separable_pair", (1, 1), ("object",), (1,))
     graph = save_graph(model, path, spec=spec, stage="optimized", precision=precision, rewrites={}, parents={})
-    engine = path.with_suffix(f".engine{backend.SUFFIX}")
-    engine.write_bytes(backend.compile(graph, CompileOptions(batch_sizes=(1,))))
-    return backend.load(Engine(engine, spec, name, precision, {}))
-
-
-def _time_in_turns(ways: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Microseconds of each way: the median over the rounds of a turn's fastest run. Other programs only add time."""
-    turns: list[list[float]] = [[] for _ in ways]
-    for number in range(rounds):
-        for way in list(range(len(ways)))[:: -1 if number % 2 else 1]:
-            time.sleep(PAUSE_SECONDS)
-            for _ in range(WARM_UP_RUNS):
-                ways[way]()
-            runs: list[float] = []
-            # What takes microseconds is run more often: one interruption outweighs it.
-            while len(runs) < RUNS or sum(runs) < TURN_SECONDS:
-                started = time.perf_counter()
-                ways[way]()
-                runs.append(time.perf_counter() - started)
-            turns[way].append(1e6 * min(runs))
-    return [statistics.median(own) for own in turns]
+    engine = path.with_suffix(f".engine{get_backend(name).SUFFIX}")
+    engine.write_bytes(get_backend(name).compile(graph, CompileOptions(batch_sizes=(1,))).content)
+    return load_runner(Engine(engine, spec, name, precision))
 
 
 def _pair_model(pair: SeparablePair, precision: str, batch: int, dense: bool, copies: int) -> onnx.ModelProto:
-    """``copies`` pairs in a row, or as many dense convolutions, with random weights that keep the numbers' size."""
+    """A graph of ``copies`` pairs in a row, or of as many dense convolutions.
+
+    The weights are random, and of a size that keeps the activations from growing or vanishing along the row.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     from edge_effdet.graph.model import OPSET
@@ -312,7 +305,7 @@ def _pair_model(pair: SeparablePair, precision: str, batch: int, dense: bool, co
 
 
 class _Chain:
-    """Convolutions in a row, in the form that ``quantize`` gives them: Q/DQ around each at INT8, half weights at FP16."""
+    """Convolutions in a row, in the form that ``quantize`` gives them: with Q/DQ at INT8, with FP16 weights at FP16."""
 
     def __init__(self, precision: str) -> None:
         self._precision = precision
@@ -336,7 +329,7 @@ class _Chain:
         self.last = f"y{len(self.nodes) - 1}"
 
     def quantize(self) -> None:
-        """Through INT8 and back, where that is the precision."""
+        """Add a Q/DQ pair behind the last tensor, where the precision is INT8."""
         if self._precision != "int8":
             return
         self.arrays["scale"], self.arrays["zero"] = np.array(1 / 32, np.float32), np.array(0, np.int8)

@@ -1,4 +1,4 @@
-"""Checkpoint to optimized ONNX graph: ``(network, spec) -> Graph``."""
+"""Checkpoint to optimized ONNX graph: ``(checkpoint, ExportConfig) -> Export``, traced by torch.export and optimized by the rules."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import FUSIONS, PRECISIONS, Graph, ModelSpec, Size, text_sha256
+from edge_effdet.artifacts import (
+    PRECISIONS,
+    Checkpoint,
+    Graph,
+    ModelSpec,
+    Size,
+    refuse_overwrite,
+    require_writable_file,
+    text_sha256,
+    write_json,
+)
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
 from edge_effdet.graph.targets import TARGETS
-from edge_effdet.options import option
+from edge_effdet.models.checkpoint import SourceOptions
+from edge_effdet.options import check_choices, option
 
 if TYPE_CHECKING:
     import onnx
@@ -28,20 +40,6 @@ logger = logging.getLogger("edge_effdet.export")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What a .pth, which does not describe itself, is."""
-
-    model: str | None = option(
-        None, help="the architecture of a .pth; export without a checkpoint gives it seeded random weights"
-    )
-    classes: str | None = option(None, help="class names of a .pth, separated by commas (default: COCO's)")
-    image_size: Size | None = option(None, help="with --model: N or HxW, multiples of 32")
-    fusion: str | None = option(
-        None, help="with --model: the BiFPN's fusion (default: the model's own)", choices=FUSIONS
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class ExportOptions:
     """What the graph takes, computes and gives."""
 
@@ -52,19 +50,97 @@ class ExportOptions:
     top_k: int = option(1000, help="candidates that the graph keeps for NMS, at most 3840")
     raw: bool = option(False, help="end at the ten head tensors, without decoding")
     fuse_separable: str = option(
-        "keep", help="depthwise + pointwise pairs of BiFPN and heads as one dense convolution: none, all, or those that are "
-        "faster on --fuse-target", choices=("keep", "dense", "auto"),
+        "keep", help="make one dense convolution of depthwise + pointwise pairs in BiFPN and heads: of none, of all, or of those that "
+        "it makes faster on --fuse-target", choices=("keep", "dense", "auto"),
     )  # fmt: skip
     fuse_target: str | None = option(None, help="with auto: the machine to decide for", choices=tuple(TARGETS))
-    fuse_precision: str | None = option(None, help="with auto: what it will run in (default: fp16)", choices=PRECISIONS)
+    fuse_precision: str | None = option(
+        None, help="with auto: the precision that the graph will run in (default: fp16)", choices=PRECISIONS
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.batch_size < 0:
+            raise UsageError(f"`batch_size` {self.batch_size} is negative; give 1 or more, or 0 for a dynamic batch.")
+        if self.fuse_separable != "auto" and (self.fuse_target or self.fuse_precision):
+            raise UsageError(
+                "`fuse_target` and `fuse_precision` say what `fuse_separable` auto decides for, and it was not asked for; "
+                "add it or leave them out."
+            )
+        if self.fuse_separable == "auto" and self.fuse_target is None:
+            raise UsageError(
+                "`fuse_separable` auto depends on the machine that the engine is for; name it with `fuse_target` "
+                f"({', '.join(TARGETS)})."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(SourceOptions, ExportOptions):
+    """All that an export is told; every field is a flag of ``python -m edge_effdet.export``, which has its help.
+
+    Raises:
+        UsageError: a choice that does not exist, or options that contradict each other.
+    """
+
+    explain: bool = option(
+        False, help="report nodes, rules, MACs and memory traffic by part; write F.report.json and F.report.png"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A graph, and what its report says: nodes before and after, what each rule did, what each layer costs."""
+    """A graph and its report.
+
+    Attributes:
+        graph: the optimized FP32 graph.
+        report: nodes before and after, what each rule did, what each layer costs.
+        files: the report as JSON and as a picture, where ``explain`` had them written; else empty.
+    """
 
     graph: Graph
     report: GraphReport
+    files: tuple[Path, ...] = ()
+
+
+def export_checkpoint(
+    checkpoint: str | PathLike[str] | Checkpoint | None, output: str | PathLike[str], config: ExportConfig
+) -> Export:
+    """Trace a trained detector, optimize its graph and write it. All that ``export`` does on the command line.
+
+    >>> from edge_effdet import ExportConfig, export_checkpoint
+    >>> export = export_checkpoint("runs/bccd/best.safetensors", "bccd.onnx", ExportConfig())
+    >>> nodes, macs = export.report.nodes.total, export.report.total.cost.macs
+
+    Args:
+        checkpoint: a .safetensors of ``train_detector``, or effdet's .pth with ``config.model``; None for random weights of
+            ``config.model``.
+        output: the ONNX file.
+        config: input, batch, top-K and fusion of the graph.
+
+    Returns:
+        The FP32 graph and its report.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another model.
+        UsageError: options that do not fit the checkpoint, or the outputs would overwrite it.
+        InputError: the folder of ``output`` cannot be written.
+        GraphError: torch could not export the network.
+        MissingDependency: the packages of the extra ``export`` are not installed.
+    """
+    given = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
+    source, output = None if given is None else Path(given), Path(output)
+    text, picture = (output.with_name(f"{output.name}.report.{kind}") for kind in ("json", "png"))
+    refuse_overwrite([output, text, picture] if config.explain else [output], [source])
+    require_writable_file(output)
+    network, spec, parents = load_source(source, config.model, config.image_size, config.classes, fusion=config.fusion)
+    export = export_network(network, spec, parents, output, config)
+    if not config.explain:
+        return export
+    from edge_effdet.graph.report_picture import draw_report
+
+    write_json(text, export.report.to_dict())
+    draw_report(export.report, picture, title=spec.name)
+    return replace(export, files=(text, picture))
 
 
 def export_network(
@@ -75,12 +151,12 @@ def export_network(
     Args:
         network: effdet's, as ``create_network(spec)`` builds it, in evaluation mode.
         spec: goes into the file.
-        parents: SHA-256 of what the network came from.
+        parents: SHA-256 of the file that the network came from, by kind.
         output: the ONNX file.
-        options: input type, batch, top-K.
+        options: input type, batch, top-K and fusion.
 
     Raises:
-        UsageError: options that do not fit.
+        UsageError: ``options.top_k`` is out of range.
         GraphError: the exporter failed.
     """
     import onnx_ir as ir
@@ -91,14 +167,12 @@ def export_network(
     from edge_effdet.models.detector import MAX_TOP_K
 
     if not 1 <= options.top_k <= MAX_TOP_K:
-        raise UsageError(f"--top-k {options.top_k} is not between 1 and {MAX_TOP_K}, TensorRT's limit; 1000 is usual.")
-    if options.batch_size < 0:
-        raise UsageError(f"--batch-size {options.batch_size} is negative; give 1 or more, or 0 for a dynamic batch.")
+        raise UsageError(f"`top_k` {options.top_k} is not between 1 and {MAX_TOP_K}, TensorRT's limit; 1000 is usual.")
     dense = _dense_pairs(options)
     model = trace_network(network, spec, options)
     before = count_nodes(model)
     reports = optimize_model(model, dense)
-    # What stays in a form that works as well needs nobody's attention; --explain lists it.
+    # A user need not look at what works as well in the form in which it was left; ``explain`` lists it.
     quiet = {"resize_by_scale", "fuse_separable" if options.fuse_separable == "auto" else ""}
     for rule in reports:
         for name, reason in rule.refused:
@@ -121,22 +195,13 @@ def export_network(
 
 
 def _dense_pairs(options: ExportOptions) -> Callable[[SeparablePair], Decision | bool] | None:
-    target, precision = options.fuse_target, options.fuse_precision or "fp16"
+    """What decides whether a pair becomes a dense convolution; None where all pairs are kept."""
     if options.fuse_separable != "auto":
-        if target or options.fuse_precision:
-            raise UsageError(
-                "--fuse-target and --fuse-precision say what --fuse-separable auto decides for, and it was not asked for; add "
-                "it or leave them out."
-            )
         return None if options.fuse_separable == "keep" else lambda pair: True
-    if target is None:
-        raise UsageError(
-            "--fuse-separable auto depends on the machine that the engine is for; name it with --fuse-target "
-            f"({', '.join(TARGETS)})."
-        )
     from edge_effdet.graph.cost import decide
 
-    batch = options.batch_size or 1
+    assert options.fuse_target is not None
+    target, precision, batch = options.fuse_target, options.fuse_precision or "fp16", options.batch_size or 1
     return lambda pair: decide(pair, target, precision, batch)
 
 
@@ -146,7 +211,7 @@ def trace_network(network: torch.nn.Module, spec: ModelSpec, options: ExportOpti
     import torch
 
     from edge_effdet.graph.model import INPUT_NAME, OPSET, OUTPUT_NAMES
-    from edge_effdet.models.detector import Detector
+    from edge_effdet.models.detector import DetectionModule
 
     op = onnxscript.opset18
 
@@ -154,7 +219,7 @@ def trace_network(network: torch.nn.Module, spec: ModelSpec, options: ExportOpti
         # torch's translation of // floors with five more nodes, for negative numbers; indices have none.
         return op.Div(numerator, op.CastLike(denominator, numerator))  # pyright: ignore[reportArgumentType]
 
-    detector = Detector(network, spec, options.top_k, options.raw).eval()
+    detector = DetectionModule(network, spec, options.top_k, options.raw).eval()
     dtype = torch.uint8 if options.input_dtype == "uint8" else torch.float32
     dynamic = options.batch_size == 0
     # torch.export takes an axis of size 1 for constant, so a dynamic batch is traced with 2.
@@ -184,8 +249,8 @@ def trace_network(network: torch.nn.Module, spec: ModelSpec, options: ExportOpti
 
 
 def _forget_the_trace(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes for its own debugging: source lines and paths of the machine that exported."""
-    from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
+    """Drop the notes that the exporter makes for its own debugging: source lines and paths of the machine that exported."""
+    from edge_effdet.graph.counting import MACS_BEFORE_FUSION
 
     for node in model.graph.node:
         kept = [entry for entry in node.metadata_props if entry.key == MACS_BEFORE_FUSION]
@@ -208,10 +273,10 @@ def load_source(
     seed: int = 0,
     fusion: str | None = None,
 ) -> tuple[torch.nn.Module, ModelSpec, dict[str, str]]:
-    """The network that the options name, its spec and its parents.
+    """The network that the options name, its spec, and the SHA-256 of its parents by kind.
 
-    A ``.safetensors`` needs nothing else; effdet's ``.pth`` needs ``model``, and ``classes`` where they are not COCO's; a
-    name alone gives seeded random weights.
+    A checkpoint of another program needs ``model``, and ``classes`` where they are not COCO's. Without a checkpoint ``model`` gets random
+    weights, seeded with ``seed``.
 
     Raises:
         UsageError, CheckpointError: the options do not name one network, or the file does not fit.
@@ -221,31 +286,16 @@ def load_source(
         import torch
     except ModuleNotFoundError as error:
         raise MissingDependency("effdet", "export", "to read a checkpoint") from error
-    from edge_effdet.artifacts import file_sha256
-    from edge_effdet.models.checkpoint import is_effdet_file, load_effdet_pth, load_network, open_checkpoint
-    from edge_effdet.models.zoo import create_network, model_spec
+    from edge_effdet.models.checkpoint import load_network, open_checkpoint
+    from edge_effdet.models.zoo import create_network
 
-    names = tuple(name.strip() for name in classes.split(",")) if classes else None
-    if checkpoint is not None and not is_effdet_file(checkpoint):
-        source = open_checkpoint(checkpoint)
-        if model not in (None, source.spec.name):
-            raise UsageError(f"{checkpoint} is a {source.spec.name}, not a {model}; leave --model out.")
-        if names not in (None, source.spec.class_names):
-            raise UsageError(
-                f"{checkpoint} has {source.spec.num_classes} classes ({', '.join(source.spec.class_names[:5])}…) and "
-                f"--classes names {len(names or ())}; leave --classes out."
-            )
-        if image_size not in (None, source.spec.image_size):
-            raise UsageError(f"{checkpoint} was trained at {source.spec.image_size}; leave --image-size out.")
-        if fusion not in (None, source.spec.fusion):
-            raise UsageError(f"{checkpoint} sums its BiFPN's inputs by {source.spec.fusion}; leave --fusion out.")
+    told = SourceOptions(model=model, classes=classes, image_size=image_size, fusion=fusion)
+    if checkpoint is not None:
+        source = open_checkpoint(checkpoint, told)
         return load_network(source), source.spec, {"checkpoint": source.sha256}
     if model is None:
-        raise UsageError("A .pth does not say which model it is; give --model NAME too." if checkpoint else
-                         "Nothing to export; give --checkpoint F or --model NAME.")  # fmt: skip
-    spec = model_spec(model, names, image_size=image_size, fusion=fusion)
-    if checkpoint is not None:
-        return load_effdet_pth(checkpoint, spec), spec, {"checkpoint": file_sha256(checkpoint)}
+        raise UsageError("Nothing to export; give `checkpoint` F or `model` NAME.")
+    spec = told.spec()
     torch.manual_seed(seed)
     logger.warning("%s has random weights (seed %d): good for looking at graphs, not for finding anything", model, seed)
     return create_network(spec).eval(), spec, {"seed": text_sha256(f"{model} {seed}")}

@@ -17,7 +17,7 @@ _FIELDS = ("spec", "stage", "precision", "rewrites", "parents", "calibration")
 
 IR_VERSION = 10
 OPSET = 18
-"""The lowest that the torch.export-based exporter writes; TensorRT 10.3 parses it, and its Q/DQ takes FP32 scales."""
+"""The lowest opset that torch's exporter writes. TensorRT 10.3 can parse it, and its Q/DQ operators take FP32 scales."""
 
 INPUT_NAME = "images"
 OUTPUT_NAMES = ("boxes", "scores", "class_ids")
@@ -35,10 +35,16 @@ def save_graph(
     calibration: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Graph:
-    """Check a model and write it atomically with its metadata; without ``check`` where it holds a plugin of TensorRT.
+    """Check a model and write it to a file, whole or not at all, with its metadata.
+
+    Args:
+        model: what is written; its IR version and metadata are set in place.
+        path: the ONNX file.
+        spec, stage, precision, rewrites, parents, calibration: as ``Graph`` has them.
+        check: whether onnx checks the model; it cannot where the model holds a plugin of TensorRT.
 
     Raises:
-        GraphError: onnx's checker refuses it, or it is over protobuf's 2 GB.
+        GraphError: onnx's checker refuses the model, or it is over protobuf's 2 GB.
     """
     values = (spec.to_dict(), stage, precision, dict(rewrites), dict(parents), dict(calibration or {}))
     # onnx's newest IR version is newer than what TensorRT 10.3 and older runtimes know; nothing here needs more than 10.
@@ -65,7 +71,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     """Read and check an ONNX file.
 
     Raises:
-        GraphError: missing, empty, truncated or not ONNX.
+        GraphError: the file is missing, empty, truncated or not ONNX.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,37 +85,37 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def check_form(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a graph that is no detector as ``export`` traces it, naming the node or tensor and the reason.
+    """Check what the rewriting rules and the later stages take for granted of a detector that ``export`` traced.
 
     Args:
-        model: ONNX; what the optimizer's rules and the later stages take for granted is looked at.
-        name: of the file or model, for the sentence.
+        model: the graph.
+        name: what messages call it: the file or the model.
 
     Raises:
-        GraphError: opset too old, other inputs, a dynamic axis other than the batch, a weight that is nowhere or of another shape.
+        GraphError: the opset is too old, the inputs are not one batch of images, an axis other than the batch is dynamic, or a
+            weight is missing or has another shape than its input needs. The message names the node or tensor.
     """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OPSET:
-        raise GraphError(
-            f"{name} has opset {opset}, older than {OPSET}, whose operators the rules know; export it again."
-        )
+        raise GraphError(f"{name} has opset {opset}, and the rewriting rules need {OPSET} or later; export it again.")
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     if len(inputs) != 1:
         named = ", ".join(value.name for value in inputs) or "none"
         raise GraphError(
-            f"{name} has other inputs than one batch of images ({named}); make it with edge_effdet.export."
+            f"{name} takes other inputs than one batch of images ({named}); make it with python -m edge_effdet.export."
         )
     axes = inputs[0].type.tensor_type.shape.dim
     if len(axes) != 4 or axes[1].dim_value != 3:
         shape = [axis.dim_value or axis.dim_param or "?" for axis in axes]
         raise GraphError(
-            f"The input {inputs[0].name} of {name} is {shape} and not [batch, 3, height, width]; make it with edge_effdet.export."
+            f"The input {inputs[0].name} of {name} has the shape {shape} and not [batch, 3, height, width]; make it with "
+            "python -m edge_effdet.export."
         )
     if not (axes[2].dim_value and axes[3].dim_value):
         raise GraphError(
             f"The input {inputs[0].name} of {name} has a dynamic height or width, and only the batch may be dynamic; export it "
-            "with --image-size."
+            "with `image_size`."
         )
     known = weights | {value.name for value in inputs} | {""}
     channels = {
@@ -139,7 +145,7 @@ def load_graph(path: Path) -> Graph:
     """Read a graph that ``save_graph`` wrote.
 
     Raises:
-        GraphError: not ONNX, an ONNX file of another program, or changed into a form that the stages do not know.
+        GraphError: the file is not ONNX, was written by another program, or was changed into a form that the stages do not know.
     """
     model = load_model(path)
     found = {
@@ -160,9 +166,9 @@ def load_graph(path: Path) -> Graph:
 
 
 def require_detections(graph: Graph) -> None:
-    """Refuse a graph that ends at the head tensors. Raises GraphError."""
+    """Raises GraphError where a graph ends at the head tensors and not at detections."""
     outputs = tuple(output.name for output in load_model(graph.path).graph.output)
     if outputs != OUTPUT_NAMES:
         raise GraphError(
-            f"{graph.path} ends at {', '.join(outputs[:3])}… and not at boxes, scores and class_ids; export it without --raw."
+            f"{graph.path} ends at {', '.join(outputs[:3])}… and not at boxes, scores and class_ids; export it without `raw`."
         )

@@ -1,13 +1,13 @@
-"""Apply the rules in order, tidy up by the library's passes, give nodes the names of their modules."""
+"""Apply the rewriting rules in order, tidy the graph with onnx-ir's own passes, and name convolutions after their modules."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import onnx_ir as ir
 
 from edge_effdet.graph.cost import Decision, SeparablePair
+from edge_effdet.graph.names import module_of_weight, number_repeats
 from edge_effdet.graph.rule import Rule, RuleReport, apply_rule
 from edge_effdet.graph.rules.absorb_fusion_weights import AbsorbFusionWeights
 from edge_effdet.graph.rules.fold_batchnorm import FoldBatchNorm
@@ -25,7 +25,8 @@ RULES: tuple[type[Rule], ...] = (
     FoldPixelScale,
     ResizeByScale,
 )
-"""In this order: weights are absorbed by convolutions that have their batch norm already, along paths without Pad."""
+"""The rules in the order in which they are applied. ``AbsorbFusionWeights`` needs convolutions whose batch norm is folded already, and
+paths without a Pad."""
 
 
 def optimize_model(
@@ -34,8 +35,8 @@ def optimize_model(
     """Rewrite a graph in place and report what each rule did.
 
     Args:
-        model: as torch.export traces it.
-        dense: whether a separable pair becomes one dense convolution; None leaves all as they are.
+        model: the graph as torch.export traces it.
+        dense: says of each separable pair whether it becomes one dense convolution; None leaves all pairs as they are.
     """
     rules: list[Rule] = [rule() for rule in RULES]
     if dense is not None:
@@ -47,7 +48,7 @@ def optimize_model(
 
 
 def _tidy(model: ir.Model) -> None:
-    """Dead and duplicate nodes, unused opsets, order: by onnx-ir's own passes."""
+    """Remove dead and duplicate nodes and unused opsets, and sort the nodes, with onnx-ir's own passes."""
     from onnx_ir.passes import Sequential
     from onnx_ir.passes.common import (
         CommonSubexpressionEliminationPass,
@@ -69,17 +70,15 @@ def _tidy(model: ir.Model) -> None:
 def name_convolutions(model: ir.Model) -> None:
     """Name each Conv after the module that owns its weight, so that a report says ``backbone.blocks.0.0.conv_dw``.
 
-    The heads run each module once a pyramid level: those get ``@0``, ``@1``, … from the finest level on.
+    A head runs each of its modules once a pyramid level. Those convolutions get the numbers ``@0``, ``@1``, … from the finest level.
     """
     convolutions = [node for node in model.graph if node.op_type == "Conv"]
     names = [_module_name(node) for node in convolutions]
-    uses, seen = Counter(names), Counter[str]()
-    for node, name in zip(convolutions, names, strict=True):
-        node.name = f"{name}@{seen[name]}" if uses[name] > 1 else name
-        seen[name] += 1
+    for node, name in zip(convolutions, number_repeats(names), strict=True):
+        node.name = name
 
 
 def _module_name(conv: ir.Node) -> str:
     weight = conv.inputs[1]
     assert weight is not None and weight.name is not None
-    return weight.name.removeprefix("network.").split(".weight")[0]
+    return module_of_weight(weight.name)

@@ -1,26 +1,28 @@
 """What a graph holds and what it costs: nodes, multiply-accumulates, parameters and memory traffic.
 
-Everything is counted from shapes, so it is the same on every machine. Of one image: a dynamic batch counts as 1, and the
-counts of a batch of N are divided by N. What is counted, layer by layer:
+Everything is counted from shapes, so it is the same on every machine. All counts are for one image: a dynamic batch counts as 1, and
+the counts of a batch of N are divided by N. For each layer these are counted:
 
-- **MACs** are those of convolutions, at each output position including those that see padding, and those that the graph
-  does: a dense convolution made of a separable pair has its own. Element-wise arithmetic, pooling and decoding have none.
-- **Parameters** are the floating-point constants that a node takes, but for its settings (bounds of a Clip, scales of a
-  Resize). Integers are settings and indices. A layer lists all that it takes; a sum lists each constant once, so that a
-  convolution which the heads share over the levels is there once.
-- **Activations** are the other tensors that a node takes or makes, each once, even where a node takes one twice.
-- **Traffic** is the floor of what crosses memory when nothing is fused with its neighbours: each layer reads its
-  activations and its parameters once and writes its outputs once. Caches that are too small only add to that, and fusing
-  takes away from it. Of a table that a Gather or Slice picks from, only as much is read as is picked.
-- **Bytes** are given as the graph's own types have them, and as if every floating-point tensor were FP32, FP16 or INT8.
-  Pixels and indices keep their types. Scales, INT32 biases and casts, which such a graph adds, are left out.
+- **MACs** (multiply-accumulates) of convolutions, at every output position, also where the filter reaches into the padding. They are
+  the MACs that the graph computes: a dense convolution that replaces a separable pair has its own count and not the pair's.
+  Element-wise arithmetic, pooling and decoding count as 0.
+- **Parameters**: the floating-point constants that a node takes, without its settings (the bounds of a Clip, the scales of a Resize).
+  Integers are settings and indices. A layer lists all constants that it takes; a sum over layers counts each constant once, so that
+  a convolution which a head shares over the pyramid levels is in the sum once.
+- **Activations**: the other tensors that a node takes or makes, each once, even where a node takes the same tensor twice.
+- **Traffic**: the least that crosses memory where no layer is fused with its neighbours. Each layer reads its activations and its
+  parameters once and writes its outputs once. Caches that are too small add to the traffic, and fusing takes away from it. A Gather
+  or Slice reads only as much of its table as it picks.
+- **Bytes** in the graph's own types, and as if every floating-point tensor were FP32, FP16 or INT8. Pixels and indices keep their
+  types. The scales, INT32 biases and casts that a graph of lower precision would have are left out.
 
-Layers are all nodes through which pixels pass. A Sigmoid with the Mul that makes it a SiLU is one. Views (Reshape,
-Unsqueeze, …) move nothing, and arithmetic on shapes or constants comes before any pixel: neither is a layer.
+Every node through which pixels pass is a layer, where a Sigmoid and the Mul that makes it a SiLU are one layer. Views (Reshape,
+Unsqueeze, …) move no data, and arithmetic on shapes or constants comes before any pixel; neither is a layer.
 
-A convolution belongs to the part of the network that its module's name says. Any other node belongs to the part of the
-convolution before it, the latest where several meet, with two exceptions: between two convolutions of the BiFPN it belongs
-to the one after it, because a cell begins with its weighted sum; behind the last convolution of the heads it is decoding.
+A convolution belongs to the part of the network that its module's name says. Any other node belongs to the part of the convolution
+before it, and where several convolutions meet, to the one that stands furthest along the network. There are two exceptions. A node
+between two convolutions of the BiFPN belongs to the part of the later one, because a cell begins with its weighted sum. A node behind
+the last convolution of the heads belongs to the decoding.
 """
 
 from __future__ import annotations
@@ -35,13 +37,12 @@ from typing import Any
 import onnx_ir as ir
 
 from edge_effdet.errors import GraphError
+from edge_effdet.graph.counting import BYTES_PER_NUMBER, convolution_macs
+from edge_effdet.graph.names import module_of_weight, number_repeats
 from edge_effdet.graph.rule import RuleReport, has_one_use, producer
 
-PRECISIONS: Mapping[str, int] = {"fp32": 4, "fp16": 2, "int8": 1}
-"""Bytes of a number."""
-
 PIXELS, DECODING, OTHER = "pixels", "decoding", "other"
-_PARTS = (
+_MODULE_PATTERNS = (
     ("stem", r"backbone\.conv_stem"),
     ("stage", r"backbone\.blocks\.(\d+)"),
     ("bifpn inputs", r"fpn\.resample"),
@@ -49,8 +50,8 @@ _PARTS = (
     ("class head", r"class_net\."),
     ("box head", r"box_net\."),
 )
-"""Label and the modules that belong there, in the network's order."""
-ORDER = {label: rank for rank, label in enumerate((PIXELS, *(label for label, _ in _PARTS), DECODING, OTHER))}
+"""The parts of the network in its order: the label, and a pattern of the modules that belong to the part."""
+ORDER = {label: rank for rank, label in enumerate((PIXELS, *(label for label, _ in _MODULE_PATTERNS), DECODING, OTHER))}
 
 GROUPS = {
     "convolution": "Conv",
@@ -68,16 +69,16 @@ _VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "D
 _SHAPES = frozenset({"Shape", "Size"})
 _PICKS = frozenset({"Gather", "GatherElements", "GatherND", "Slice"})
 _SETTINGS = frozenset({"Clip", "Resize", "Upsample", "Pad", "QuantizeLinear", "DequantizeLinear"})
-"""Kinds whose inputs after the first say how to do it and are no data."""
+"""Operators whose inputs after the first are settings and no data."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeCounts:
-    """Nodes by kind.
+    """How many nodes a graph has.
 
     Attributes:
-        by_kind: operator to number.
-        silu: pairs of a Sigmoid and the Mul that makes it a SiLU.
+        by_kind: how many nodes each operator has.
+        silu: how many pairs of a Sigmoid and a Mul are a SiLU.
     """
 
     by_kind: Mapping[str, int]
@@ -85,11 +86,12 @@ class NodeCounts:
 
     @property
     def total(self) -> int:
+        """How many nodes there are."""
         return sum(self.by_kind.values())
 
     @property
     def silu_as_one(self) -> int:
-        """Nodes, each SiLU counted as one: what a library with a SiLU of its own sees."""
+        """How many nodes there are where each SiLU counts as one node, as in a library that has SiLU as an operator."""
         return self.total - self.silu
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,9 +103,9 @@ class Volume:
     """How much data some tensors hold.
 
     Attributes:
-        numbers: floating-point elements.
-        other_bytes: bytes of pixels and indices, which no precision changes.
-        graph_bytes: of both, as the graph's own types have them.
+        numbers: how many floating-point elements they have.
+        other_bytes: the bytes of pixels and indices, which no precision changes.
+        graph_bytes: the bytes of all elements in the graph's own types.
     """
 
     numbers: int = 0
@@ -115,23 +117,23 @@ class Volume:
         return Volume(numbers, others, self.graph_bytes + other.graph_bytes)
 
     def in_bytes(self, precision: str) -> int:
-        """If every number were ``fp32``, ``fp16`` or ``int8``."""
-        return self.numbers * PRECISIONS[precision] + self.other_bytes
+        """The bytes of all elements if every floating-point one were ``fp32``, ``fp16`` or ``int8``."""
+        return self.numbers * BYTES_PER_NUMBER[precision] + self.other_bytes
 
     def to_dict(self) -> dict[str, int]:
-        return {"graph": self.graph_bytes, **{precision: self.in_bytes(precision) for precision in PRECISIONS}}
+        return {"graph": self.graph_bytes, **{precision: self.in_bytes(precision) for precision in BYTES_PER_NUMBER}}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a layer, or of the sum of some, for one image; ``edge_effdet.graph.report`` says what is counted.
+    """The cost of a layer or of several layers, for one image; ``edge_effdet.graph.report`` says what is counted.
 
     Attributes:
         macs: multiply-accumulates of convolutions.
         parameters: the constants as they are stored.
-        inputs: activations read.
-        weights: constants read, of a table only what is picked, and a shared one once a layer.
-        outputs: activations written.
+        inputs: the activations that are read.
+        weights: the constants that are read: a shared one once a layer, and of a table only what is picked.
+        outputs: the activations that are written.
     """
 
     macs: int
@@ -142,11 +144,12 @@ class Cost:
 
     @property
     def traffic(self) -> Volume:
+        """All that is read and written."""
         return self.inputs + self.weights + self.outputs
 
     @property
     def intensity(self) -> float:
-        """MACs a byte of traffic, in the graph's own types."""
+        """MACs for each byte of traffic in the graph's own types; 0 without traffic."""
         return self.macs / self.traffic.graph_bytes if self.traffic.graph_bytes else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,17 +167,17 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One node through which pixels pass, or a SiLU.
+class CountedLayer:
+    """One node through which pixels pass, or the two nodes of a SiLU.
 
     Attributes:
-        name: of the node; of a convolution, its module.
+        name: the node's name; for a convolution its module.
         kind: the operator, or ``SiLU``.
-        group: ``convolution``, ``activation``, ``element-wise``, …
-        part: ``stem``, ``stage 3``, ``bifpn cell 0``, ``class head``, …
-        after: the convolution whose output it works on, empty for a convolution and for what comes before all.
-        shape: of its first output, with a batch of 1.
-        cost: of this layer alone.
+        group: the kind of work, a key of ``GROUPS`` or ``other``.
+        part: the part of the network: ``stem``, ``stage 3``, ``bifpn cell 0``, ``class head``, …
+        after: the convolution whose output the layer works on; empty for a convolution and before the first one.
+        shape: the shape of the first output, with a batch of 1.
+        cost: the cost of this layer alone.
     """
 
     name: str
@@ -196,8 +199,8 @@ class Total:
 
     Attributes:
         label: the part or group.
-        layers: how many.
-        cost: their sum.
+        layers: how many layers it has.
+        cost: the cost of all of them.
     """
 
     label: str
@@ -213,25 +216,25 @@ class GraphReport:
     """All that is known about a graph without running it.
 
     Attributes:
-        nodes: of the graph.
-        nodes_before: of the graph as it was traced, if given.
-        rules: what each rule did and what it left alone, if given.
-        layers: in the graph's order.
-        parts: sums over the parts of the network, from pixels to decoding.
-        groups: sums over kinds of work.
-        total: the sum over all layers.
+        nodes: the counts of the graph's nodes.
+        nodes_before: the counts of the graph as it was traced; None where they were not given.
+        rules: what each rule did and what it left alone; empty where that was not given.
+        layers: the layers in the graph's order.
+        parts: the sum of each part of the network, from pixels to decoding.
+        groups: the sum of each kind of work.
+        total: the sum of all layers.
     """
 
     nodes: NodeCounts
     nodes_before: NodeCounts | None
     rules: tuple[RuleReport, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[CountedLayer, ...]
     parts: tuple[Total, ...]
     groups: tuple[Total, ...]
     total: Total
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; bytes by precision, ``graph`` for the graph's own types."""
+        """The report for JSON. Bytes stand by precision, those in the graph's own types under ``graph``."""
         return {
             "nodes_before": self.nodes_before.to_dict() if self.nodes_before else None,
             "nodes": self.nodes.to_dict(),
@@ -252,12 +255,12 @@ def make_report(
     """Count a graph, traced or optimized, as the module's docstring says. The graph stays as it is.
 
     Args:
-        model: with the shapes of its values.
-        nodes_before: ``count_nodes`` of the graph before the rules.
-        rules: what they reported.
+        model: the graph, with the shapes of its values.
+        nodes_before: what ``count_nodes`` gave for the graph before the rules.
+        rules: the reports of the rules.
 
     Raises:
-        GraphError: a shape is unknown, or an axis other than the batch is dynamic.
+        GraphError: a shape or type is unknown, or an axis other than the batch is dynamic.
     """
     flow = _follow_pixels(model.graph)
     silu = _silu_pairs(model.graph)
@@ -282,21 +285,21 @@ def make_report(
 
 
 def count_nodes(model: ir.Model) -> NodeCounts:
-    """Nodes by kind, and how many pairs of them are a SiLU."""
+    """Count the nodes by operator, and the pairs of nodes that are a SiLU."""
     return NodeCounts(Counter(node.op_type for node in model.graph), len(_silu_pairs(model.graph)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Flow:
-    """Where pixels go.
+    """The way of the pixels through the graph.
 
     Attributes:
-        nodes: those that they pass through, in order.
-        values: what they become.
-        names: of nodes; of convolutions, their modules.
-        before: the convolution whose output a node works on.
-        parts: of the network, by node.
-        batch: images of a run; the name of the axis where it is dynamic.
+        nodes: the nodes that pixels pass through, in order.
+        values: the inputs, and all tensors that these nodes make.
+        names: the name of each node; for a convolution its module.
+        before: the convolution whose output each node works on.
+        parts: the part of the network that each node belongs to.
+        batch: the number of images of a run; the name of the batch axis where it is dynamic.
     """
 
     nodes: list[ir.Node]
@@ -307,7 +310,7 @@ class _Flow:
     batch: int | str | None
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
-        """For one image. Raises GraphError."""
+        """The shape of a tensor for one image. Raises GraphError where it is unknown or dynamic."""
         if value.shape is None:
             raise GraphError(
                 f"The shape of {value.name} is unknown, so its bytes cannot be counted; export the graph again, or run "
@@ -323,12 +326,12 @@ class _Flow:
         if len(shape) < len(axes):
             raise GraphError(
                 f"{value.name} has the shape {value.shape}, and only the batch may be dynamic where bytes are counted; export "
-                "the graph with --image-size."
+                "the graph with `image_size`."
             )
         return shape
 
     def volume(self, value: ir.Value) -> Volume:
-        """Of one image. Raises GraphError."""
+        """How much data a tensor holds for one image. Raises GraphError where its shape or type is unknown."""
         elements = math.prod(self.shape(value))
         if value.dtype is None:
             raise GraphError(
@@ -339,9 +342,9 @@ class _Flow:
 
 
 def _follow_pixels(graph: ir.Graph) -> _Flow:
-    modules = [_module(node) for node in graph if node.op_type == "Conv"]
-    uses, seen = Counter(modules), Counter[str]()
-    names: dict[ir.Node, str] = {}
+    convolutions = [node for node in graph if node.op_type == "Conv"]
+    modules = [_module(node) for node in convolutions]
+    names = dict(zip(convolutions, number_repeats(modules), strict=True))
     nodes: list[ir.Node] = []
     values = set(graph.inputs)
     before: dict[ir.Node, ir.Node | None] = {}
@@ -351,13 +354,11 @@ def _follow_pixels(graph: ir.Graph) -> _Flow:
             continue
         nodes.append(node)
         values.update(node.outputs)
-        names[node], before[node] = node.name or node.op_type, None
+        before[node] = None
         if node.op_type == "Conv":
-            module = _module(node)
-            names[node] = f"{module}@{seen[module]}" if uses[module] > 1 else module
-            seen[module] += 1
-            parts[node] = _module_part(module)
+            parts[node] = _module_part(_module(node))
             continue
+        names[node] = node.name or node.op_type
         makers = [value.producer() for value in node.inputs if value is not None and value in values]
         sources = [maker if maker.op_type == "Conv" else before[maker] for maker in makers if maker]
         # The node works on the convolution that stands furthest along the network. Where several stand in the same part, the last
@@ -378,41 +379,42 @@ def _follow_pixels(graph: ir.Graph) -> _Flow:
 
 
 def _part(source: str, following: set[str]) -> str:
-    """Of a node between convolutions of these parts."""
+    """The part of a node that stands behind a convolution of ``source`` and before convolutions of the parts ``following``."""
     if source.startswith("bifpn") and following and all(part.startswith("bifpn") for part in following):
         return min(following, key=part_order)
     return DECODING if source.endswith("head") and not following else source
 
 
 def _module(conv: ir.Node) -> str:
-    """The module that owns a convolution: its name once the graph is optimized, before that its weight's."""
+    """The module that owns a convolution, by the node's name once the graph is optimized, and by its weight's name before that."""
     name, weight = conv.name or "Conv", conv.inputs[1]
     if _module_part(name) != OTHER or weight is None or weight.name is None:
         return name
-    owner = weight.name.removeprefix("network.").split(".weight")[0]
+    owner = module_of_weight(weight.name)
     return owner if _module_part(owner) != OTHER else name
 
 
 def _module_part(module: str) -> str:
-    for label, pattern in _PARTS:
+    for label, pattern in _MODULE_PATTERNS:
         if found := re.match(pattern, module):
             return " ".join((label, *found.groups()))
     return OTHER
 
 
 def part_order(part: str) -> tuple[int, int]:
+    """A key that sorts parts in the network's order."""
     return ORDER[family(part)], int(part.removeprefix(family(part)) or 0)
 
 
 def family(part: str) -> str:
-    """``stage`` of ``stage 3``."""
+    """The label of a part without its number: ``stage`` for ``stage 3``."""
     return part.rstrip(" 0123456789")
 
 
 def _silu_pairs(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
-    """Each Mul that multiplies a value by its own Sigmoid, which nobody else takes, and that Sigmoid.
+    """From each Mul that makes a SiLU to its Sigmoid: x * sigmoid(x), where no other node takes the Sigmoid's output.
 
-    Squeeze-and-excitation multiplies by the Sigmoid of another value and is none.
+    The gate of squeeze-and-excitation multiplies a value by the Sigmoid of another one, so it is no SiLU.
     """
     pairs: dict[ir.Node, ir.Node] = {}
     for node in graph:
@@ -425,8 +427,8 @@ def _silu_pairs(graph: ir.Graph) -> dict[ir.Node, ir.Node]:
     return pairs
 
 
-_Counted = tuple[Layer, Mapping[ir.Value, Volume]]
-"""A layer and the constants that it takes."""
+_Counted = tuple[CountedLayer, Mapping[ir.Value, Volume]]
+"""A layer, and how much data each constant that it takes holds."""
 
 
 def _count_layer(node: ir.Node, flow: _Flow, sigmoid: ir.Node | None) -> _Counted:
@@ -445,7 +447,7 @@ def _count_layer(node: ir.Node, flow: _Flow, sigmoid: ir.Node | None) -> _Counte
         for volumes in (read, weights):
             volumes.update({value: _smaller(volumes[value], written) for value in node.inputs[:1] if value in volumes})
     source = flow.before[node]
-    layer = Layer(
+    layer = CountedLayer(
         flow.names[node],
         kind,
         _GROUP_OF.get(kind, OTHER),
@@ -453,7 +455,7 @@ def _count_layer(node: ir.Node, flow: _Flow, sigmoid: ir.Node | None) -> _Counte
         flow.names[source] if source else "",
         flow.shape(node.outputs[0]),
         Cost(
-            _macs(node, flow) if kind == "Conv" else 0,
+            convolution_macs(node) if kind == "Conv" else 0,
             _sum(constants.values()),
             _sum(read.values()),
             _sum(weights.values()),
@@ -461,12 +463,6 @@ def _count_layer(node: ir.Node, flow: _Flow, sigmoid: ir.Node | None) -> _Counte
         ),
     )
     return layer, constants
-
-
-def _macs(conv: ir.Node, flow: _Flow) -> int:
-    """Output positions times weights of one filter times filters."""
-    assert conv.inputs[1] is not None
-    return math.prod(flow.shape(conv.outputs[0])[2:]) * math.prod(flow.shape(conv.inputs[1]))
 
 
 def _add_up(label: str, counted: Sequence[_Counted]) -> Total:

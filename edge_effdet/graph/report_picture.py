@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from edge_effdet.artifacts import atomic_output
 from edge_effdet.errors import MissingDependency
-from edge_effdet.graph.report import DECODING, GROUPS, ORDER, OTHER, PIXELS, GraphReport, Layer, family, part_order
+from edge_effdet.graph.report import (
+    DECODING,
+    GROUPS,
+    ORDER,
+    OTHER,
+    PIXELS,
+    CountedLayer,
+    GraphReport,
+    family,
+    part_order,
+)
 from edge_effdet.graph.report_text import mega
 
 if TYPE_CHECKING:
@@ -16,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def draw_report(report: GraphReport, path: Path, title: str = "") -> None:
-    """A PNG: MACs and traffic by part, the convolutions by MACs and traffic, and the traffic along the network.
+    """Draw a PNG: MACs and traffic by part, convolutions by MACs and traffic, and the traffic along the network.
+
+    Args:
+        report: the report.
+        path: the PNG file.
+        title: what the heading begins with, such as the model's name.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -101,7 +116,7 @@ def _label_bars(axes: Axes, sizes: Sequence[float]) -> None:
 
 
 def _draw_convolutions(axes: Axes, report: GraphReport) -> None:
-    """Each by its traffic and MACs, with lines of equal MACs a byte: what lies low waits for memory."""
+    """Draw each convolution by its traffic and its MACs, with lines of equal MACs a byte: one that lies low waits for memory."""
     axes.set_title("convolutions: work against traffic, with lines of equal MACs a byte", fontsize=10)
     axes.set_xlabel("MB of traffic", fontsize=9)
     axes.set_ylabel("million MACs", fontsize=9)
@@ -140,7 +155,7 @@ def _draw_convolutions(axes: Axes, report: GraphReport) -> None:
 
 
 def _draw_along(axes: Axes, report: GraphReport) -> None:
-    """Traffic of each layer, part after part: convolutions upward, all others downward."""
+    """Draw the traffic of each layer, part after part: convolutions upward, all others downward."""
     layers = sorted(report.layers, key=lambda layer: part_order(layer.part))
     signs = [1 if layer.group == "convolution" else -1 for layer in layers]
     heights = [sign * _megabytes([layer]) for sign, layer in zip(signs, layers, strict=True)]
@@ -165,7 +180,7 @@ def _draw_along(axes: Axes, report: GraphReport) -> None:
     axes.set_axisbelow(True)
 
 
-def _megabytes(layers: Iterable[Layer]) -> float:
+def _megabytes(layers: Iterable[CountedLayer]) -> float:
     return sum(layer.cost.traffic.graph_bytes for layer in layers) / 1e6
 
 

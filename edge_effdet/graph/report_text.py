@@ -1,4 +1,4 @@
-"""The report of a graph for people, within 120 columns."""
+"""The report of a graph as text for people, within 120 columns."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import textwrap
 from collections.abc import Sequence
 
 from edge_effdet.cli import table
-from edge_effdet.graph.report import GraphReport, Layer, Total
+from edge_effdet.graph.report import CountedLayer, GraphReport, Total
 from edge_effdet.graph.rule import RuleReport
 
 COLUMNS = 120
 HEAVIEST = 12
-"""Layers that the text lists; the JSON has all."""
+"""How many of the heaviest layers the text lists; the JSON has all layers."""
 
 
 def to_text(report: GraphReport, heaviest: int = HEAVIEST) -> str:
-    """For people, within 120 columns: nodes, rules and refusals, parts of the network, groups, the heaviest layers."""
+    """The report for people: nodes, rules and refusals, parts of the network, kinds of work, and the heaviest layers.
+
+    Args:
+        report: the report.
+        heaviest: how many layers with the most MACs, and with the most traffic, are listed.
+    """
     blocks = [_nodes_text(report)]
     if report.rules:
         blocks.append(_rules_text(report.rules))
     blocks += [
-        "One image; MB in the graph's own types, then as if all of it were FP16 or INT8. Traffic is the floor when nothing\n"
-        "is fused: activations read, weights read and activations written, once a layer.",
+        "For one image. MB are in the graph's own types, then as if all numbers were FP16 or INT8. Traffic is the least that\n"
+        "crosses memory without fusion: each layer reads its activations and weights once and writes its outputs once.",
         _totals_text("part", report.parts, report.total),
         _totals_text("work", report.groups, report.total),
     ]
@@ -48,7 +53,7 @@ def _nodes_text(report: GraphReport) -> str:
 
 
 def _rules_text(rules: Sequence[RuleReport]) -> str:
-    """One line a rule, and every refusal; nodes with the same reason stand together."""
+    """One line a rule, and every refusal; nodes that were refused for the same reason stand together."""
     lines = [table([("rule", "fired", "refused"), *((r.rule, str(r.fired), str(len(r.refused))) for r in rules)])]
     for rule in rules:
         nodes: dict[str, list[str]] = {}
@@ -82,7 +87,7 @@ def _totals_text(title: str, totals: Sequence[Total], total: Total) -> str:
     return table(rows)
 
 
-def _layers_text(title: str, layers: Sequence[Layer], total: Total) -> str:
+def _layers_text(title: str, layers: Sequence[CountedLayer], total: Total) -> str:
     rows = [(title, "kind", "shape", "MMACs", "%", "k params", "MB", "%", "MACs/byte")]
     for layer in layers:
         cost, size = layer.cost, layer.cost.traffic.graph_bytes

@@ -1,4 +1,4 @@
-"""The mechanism of a rewrite: check with a reason, rewrite, count."""
+"""How a rewriting rule is applied to a graph, and what rules share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 
 class Refused(Exception):
-    """A rule's check: this looks like my pattern, and the rewrite would be wrong; with the reason."""
+    """A node looks like a rule's pattern, and rewriting it would be wrong; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class RuleReport:
     """What one rule did to one graph.
 
     Attributes:
-        rule: its name.
+        rule: the rule's name.
         fired: how often it rewrote.
-        refused: (node name, reason) of each place that it left alone on purpose.
+        refused: the node's name and the reason, for each node that it left alone on purpose.
     """
 
     rule: str
@@ -29,19 +29,21 @@ class RuleReport:
 
 
 class Rule(Protocol):
+    """A rewriting rule: a pattern that ends at one node, and what takes its place."""
+
     name: str
 
     def check(self, node: ir.Node) -> Any | None:
-        """What ``rewrite`` needs, or None where the pattern does not end at ``node``. Raises Refused with a reason."""
+        """Give what ``rewrite`` needs, or None where the pattern does not end at ``node``. Raises Refused with a reason."""
         ...
 
     def rewrite(self, node: ir.Node, found: Any) -> None:
-        """Replace the pattern that ends at ``node``. What loses its last consumer is removed afterwards."""
+        """Replace the pattern that ends at ``node``. Nodes that lose their last consumer are removed afterwards."""
         ...
 
 
 def apply_rule(model: ir.Model, rule: Rule) -> RuleReport:
-    """Try a rule at each node of the graph, once, in order."""
+    """Try a rule once at each node of the graph, in order."""
     fired = 0
     refused: list[tuple[str, str]] = []
     for node in list(model.graph):
@@ -60,20 +62,20 @@ def apply_rule(model: ir.Model, rule: Rule) -> RuleReport:
 
 
 def remove_unused(model: ir.Model) -> None:
-    """Remove nodes without a consumer and initializers without a use, by onnx-ir's own pass."""
+    """Remove nodes and initializers that nothing uses, with onnx-ir's own pass."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """The node that makes ``value``, if it is of that type."""
+    """The node that makes ``value``, or None where it is of another type or of another domain than ONNX's."""
     node = value.producer() if value is not None else None
     return node if node is not None and node.domain == "" and node.op_type == op_type else None
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer or Constant node, or None."""
+    """The array of an initializer or of a Constant node; None for a value that is computed."""
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -81,11 +83,12 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 
 def has_one_use(value: ir.Value) -> bool:
+    """Whether exactly one node takes the value, and the graph does not give it out."""
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer; a name that is taken gets a number."""
+    """Add an initializer to a graph and return it; a name that is taken gets a number."""
     unique, number = name, 1
     while unique in graph.initializers:
         unique, number = f"{name}.{number}", number + 1
@@ -96,7 +99,7 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def insert_before(node: ir.Node, op_type: str, inputs: list[ir.Value | None], name: str, like: ir.Value) -> ir.Value:
-    """Put a new node with one output of the type and shape of ``like`` in front of ``node``; returns the output."""
+    """Put a new node in front of ``node`` and return its one output, which has the type and shape of ``like``."""
     assert node.graph is not None
     output = ir.Value(name=f"{name}_output", shape=like.shape, type=like.type)
     node.graph.insert_before(node, ir.Node("", op_type, inputs, outputs=[output], name=name))
@@ -104,7 +107,7 @@ def insert_before(node: ir.Node, op_type: str, inputs: list[ir.Value | None], na
 
 
 def replace_output(node: ir.Node, new: ir.Value) -> None:
-    """Let every consumer of ``node``'s output, and the graph's outputs, take ``new`` instead; then remove the node."""
+    """Let all that take the output of ``node``, and the graph's outputs, take ``new`` instead; then remove the node."""
     old, graph = node.outputs[0], node.graph
     assert graph is not None
     if old.is_graph_output():
@@ -119,7 +122,15 @@ def replace_output(node: ir.Node, new: ir.Value) -> None:
 
 
 def scale_input(conv: ir.Node, position: int, factors: np.ndarray | float) -> None:
-    """Give a convolution a scaled copy of its weight (1) or bias (2), if it has one; the original stays for whoever shares it."""
+    """Multiply the weight or the bias of a convolution by factors.
+
+    The convolution gets a copy: the original stays for other nodes that share it.
+
+    Args:
+        conv: a Conv node.
+        position: 1 for the weight, 2 for the bias; a convolution without a bias stays as it is.
+        factors: one number, or an array that broadcasts against the weight or bias.
+    """
     value = conv.inputs[position] if position < len(conv.inputs) else None
     array = constant(value)
     if value is None or array is None:

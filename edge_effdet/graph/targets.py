@@ -1,21 +1,22 @@
-"""What each target can compute and move, for the cost model in ``cost.py``.
+"""The rates and bandwidth of each target, for the cost model in ``cost.py``.
 
-Rates are peaks in TFLOPS or TOPS, two operations a multiply-accumulate, **dense**: NVIDIA's headline TOPS of Ampere and
-later count structured sparsity, which doubles them and which these networks do not have. A Jetson runs at the highest
-clock of its power modes; in a lower mode rates fall, a kernel's fixed cost grows, and the decision may differ.
+Rates are peaks in TFLOPS or TOPS, where a multiply-accumulate is two operations. They are **dense** rates: the TOPS that NVIDIA
+advertises for Ampere and later count structured sparsity, which doubles them and which these networks do not have. A Jetson is taken
+to run at the highest clock of its power modes. In a lower mode the rates are lower, a kernel's fixed cost is higher, and the decision
+may differ.
 
-Each row names the document behind its figures. Three kinds of figure are weaker than a data sheet:
+Each row names the document behind its figures. Three kinds of figures are less certain than a data sheet:
 
-- *Derived*: multiprocessors x operations a clock x clock. An Ampere, Ada or Turing tensor core's INT8 rate is twice its
-  FP16 rate; TF32, which TensorRT uses for FP32 from Ampere on, is half of FP16. Turing has no TF32. Orin's GPU (SM 87)
-  does 1024 INT8 operations a clock and tensor core, which agrees with the 170 sparse TOPS that its technical brief states.
-- *From memory*, not looked up again: Orin NX's and Thor's bandwidth, Thor's TF32 and INT8 rates (INT8 taken as FP8's),
-  and that Orin and Thor do FP16 on CUDA cores at twice the FP32 rate. That last rate bounds depthwise convolutions alone,
-  whose time at FP16 is memory's at every target, so it decides nothing.
-- *Estimated*: ``efficiency`` and ``launch_us`` of every row. A third of the peak is what TensorRT reaches with
-  ResNet-50 at INT8 on a T4 (about 5600 images/s of 8.2 GOP against 130 TOPS; MLPerf Inference v0.5, from memory).
-  ``launch_us`` is the part of a kernel that no size shortens, inside a CUDA graph: about 1 us to hand it out and 1 to 2
-  us until its first loads are back and its last block has ended; more at Orin's lower clock. None was measured.
+- *Derived* figures are multiprocessors x operations per clock x clock. The INT8 rate of a tensor core of Ampere, Ada or Turing is
+  twice its FP16 rate. TF32, which TensorRT uses for FP32 from Ampere on, has half the FP16 rate; Turing has no TF32. Orin's GPU
+  (SM 87) does 1024 INT8 operations per clock and tensor core, which agrees with the 170 sparse TOPS that its technical brief states.
+- Figures *from memory* were not looked up again: the bandwidth of Orin NX and Thor, Thor's TF32 and INT8 rates (INT8 is taken to be
+  as fast as FP8), and the FP16 rate of CUDA cores on Orin and Thor, taken to be twice the FP32 rate. The last one bounds depthwise
+  convolutions alone, whose time at FP16 is limited by memory on every target, so it decides nothing.
+- *Estimated* are ``efficiency`` and ``launch_us`` of every row. TensorRT reaches a third of the peak with ResNet-50 at INT8 on a T4
+  (about 5600 images/s of 8.2 GOP against 130 TOPS; MLPerf Inference v0.5, from memory). ``launch_us`` is the part of a kernel's time,
+  inside a CUDA graph, that does not shrink with its size: about 1 us to hand the kernel out, and 1 to 2 us until its first loads are
+  back and its last block has ended; more at Orin's lower clock. None of these was measured.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from edge_effdet.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """One number a precision."""
+    """One number for each precision."""
 
     fp32: float
     fp16: float
     int8: float
 
     def at(self, precision: str) -> float:
+        """The number of ``fp32``, ``fp16`` or ``int8``."""
         return {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}[precision]
 
 
@@ -43,15 +45,15 @@ class Target:
     """A machine as the cost model sees it.
 
     Attributes:
-        title: for people.
-        compute_capability: of its GPU, major and minor; None for a CPU.
-        multiprocessors: SMs, or cores of a CPU.
-        matrix: TFLOPS or TOPS of dense and pointwise convolutions: tensor cores where they know the precision.
-        vector: the same of depthwise convolutions: CUDA cores.
-        bandwidth: of memory, GB/s.
-        launch_us: fixed time of a kernel.
-        efficiency: share of ``matrix`` and ``vector`` that convolutions of this size reach.
-        granule: to what multiple a kernel pads channels.
+        title: the name of the machine for people.
+        compute_capability: the GPU's compute capability, major and minor; None for a CPU.
+        multiprocessors: how many streaming multiprocessors the GPU has, or how many cores the CPU.
+        matrix: the peak rate of dense and pointwise convolutions, TFLOPS or TOPS: of tensor cores where they support the precision.
+        vector: the peak rate of depthwise convolutions, TFLOPS or TOPS: of CUDA cores.
+        bandwidth: the peak bandwidth of memory, GB/s.
+        launch_us: the fixed time of a kernel, microseconds.
+        efficiency: the share of ``matrix`` and ``vector`` that convolutions of this size reach.
+        granule: the multiple to which a kernel pads the number of channels.
         source: where the figures come from.
     """
 
@@ -68,7 +70,7 @@ class Target:
 
 
 TENSOR_CORES = Rates(fp32=4, fp16=8, int8=32)
-"""Channels of TensorRT's vectorized formats: FP16 ``channel % 8 == 0``, INT8 ``NC/32HW32``; four TF32 numbers fill 16 bytes."""
+"""The channels that TensorRT's vectorized formats pad to: FP16 ``channel % 8 == 0``, INT8 ``NC/32HW32``; four TF32 numbers fill 16 bytes."""
 
 TARGETS: Mapping[str, Target] = {
     "orin-nano-8gb": Target(
@@ -160,7 +162,7 @@ TARGETS: Mapping[str, Target] = {
         granule=Rates(fp32=16, fp16=16, int8=16),
         source="a 2048 x 2048 matrix product measured on two AVX-512 cores; onnxruntime computes FP16 as FP32 there; INT8 taken as "
         "FP32, though a convolution alone is up to twice as fast and a network with its Q/DQ slower; rest estimated. CPUs "
-        "differ, so decide() measures, and this is for comparison",
+        "differ, so decide() measures on a CPU, and this row is for comparison",
     ),
 }
 

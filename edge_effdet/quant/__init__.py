@@ -1,1 +1,1 @@
-"""Precision: which layers run in what, calibrated on which images, and the proof of it."""
+"""Lower precision: FP16 and INT8 graphs, the calibration behind them, and the proof of what runs in which precision."""

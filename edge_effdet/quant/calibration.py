@@ -1,4 +1,4 @@
-"""Calibration images: chosen with a seed, named by hash, read one by one through the device's own letterbox."""
+"""Calibration images: named by hash, and decoded one by one through the letterbox of the device."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CHOICES = ("random", "k-center")
 
 @dataclass(frozen=True, slots=True)
 class CalibrationImages:
-    """What the ranges are measured on. Iterating decodes one image at a time, so memory does not grow with their number.
+    """The images that INT8 ranges are measured on. An iteration decodes one image at a time, so that their number costs no memory.
 
     Attributes:
-        samples: the chosen ones, all of which could be decoded, by id.
-        spec: gives the letterbox.
+        samples: the chosen images, all of which could be decoded, in the order of their ids.
+        spec: the model's; it has the size and the colour of the letterbox.
         manifest: image id to SHA-256 of the file.
-        seed: that chose them.
-        split: of the data set that they were chosen from; empty where nothing named one.
+        seed: the seed that they were chosen with.
+        split: the split of the data set that they were chosen from; empty where none was named.
         choice: how they were chosen, one of ``CHOICES`` or ``manifest``.
     """
 
@@ -46,18 +46,18 @@ class CalibrationImages:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """uint8 [1, 3, H, W] each, letterboxed."""
+        """Yield each image letterboxed, uint8 [1, 3, H, W]."""
         for _, image in readable_images(self.samples):
             yield letterboxed(image, self.spec)
 
     def first(self, count: int) -> CalibrationImages:
-        """As many of them, evenly spread over their ids."""
+        """``count`` of the images, evenly spread over their ids; all where there are no more."""
         if count >= len(self.samples):
             return self
         return replace(self, samples=tuple(self.samples[len(self.samples) * k // count] for k in range(count)))
 
     def record(self, method: str) -> dict[str, object]:
-        """For the graph's metadata and the engine's JSON."""
+        """What the graph's metadata and the engine's JSON say of them, with the method that ranges were chosen by."""
         return {
             "method": method,
             "images": len(self.samples),
@@ -70,24 +70,24 @@ class CalibrationImages:
 
 
 def letterboxed(image: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """uint8 [height, width, 3] to the graph's input, uint8 [1, 3, H, W]."""
+    """An image, uint8 [height, width, 3], as input of the graph, uint8 [1, 3, H, W]."""
     canvas, _ = letterbox(image, spec.image_size, spec.preprocess)
     return images_to_batch([canvas])
 
 
 def refuse_overlap(calibration: Mapping[str, str], evaluation: Mapping[str, str]) -> None:
-    """Raises DataError where a calibration image is also an evaluation image, by content."""
+    """Raises DataError where a calibration image is an evaluation image too, by the hashes of their files."""
     shared = set(calibration.values()) & set(evaluation.values())
     if shared:
         name = next(image_id for image_id, digest in calibration.items() if digest in shared)
         raise DataError(
             f"{len(shared)} calibration images are also evaluation images (first: {name}), so the measured AP would flatter; "
-            "choose other splits with --calibration-split and --split."
+            "choose other splits with `calibration_split` and `split`."
         )
 
 
 def manifest_record(images: CalibrationImages, data: str) -> dict[str, Any]:
-    """A manifest of ``calibration/``: what was chosen, how, and each file's SHA-256."""
+    """The manifest of a calibration set, as the folder ``calibration/`` keeps it: how images were chosen, and each file's SHA-256."""
     return {
         "data": data,
         "split": images.split,

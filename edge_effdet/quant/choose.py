@@ -1,4 +1,4 @@
-"""Which images calibrate: chosen with a seed, by a manifest, or so that none is far from all of them."""
+"""The choice of calibration images: at random with a seed, by a manifest, or so that no image is far from all chosen ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_effdet.artifacts import Graph, ModelSpec, file_sha256
+from edge_effdet.artifacts import Graph, ModelSpec, file_sha256, printable
 from edge_effdet.data.base import Sample, readable_images, samples_manifest
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.quant.calibration import ENOUGH_IMAGES, FEWEST_IMAGES, CalibrationImages
@@ -20,11 +20,11 @@ logger = logging.getLogger("edge_effdet.quantize")
 
 
 POOL = 8
-"""``k-center`` looks at this many times as many images as it chooses, and not at all of a large data set."""
+"""The choice ``k-center`` looks at up to this many times as many images as it chooses, and not at all images of a large data set."""
 
 
 def choose_samples(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
-    """A seeded choice of ``count`` samples, or all where there are fewer, in the order of their ids."""
+    """Choose ``count`` samples at random with a seed, or all where there are fewer, in the order of their ids."""
     ordered = sorted(samples, key=lambda sample: sample.image_id)
     if len(ordered) <= count:
         return ordered
@@ -32,11 +32,11 @@ def choose_samples(samples: Sequence[Sample], count: int, seed: int) -> list[Sam
 
 
 def choose_representative(samples: Sequence[Sample], count: int, seed: int, graph: Graph) -> list[Sample]:
-    """``count`` samples of which no other sample is far: greedy k-centre on what the backbone sees.
+    """Choose ``count`` samples so that no other sample is far from all of them: greedy k-centre on features of the backbone.
 
-    Each next one is the sample farthest from all chosen so far (Gonzalez, 1985; at most twice the least possible distance).
-    A sample is the mean over its positions of the backbone's last tensor, scaled to unit variance a channel. Of a data set
-    of more than ``POOL * count`` images a seeded part is looked at.
+    Each next sample is the one farthest from those chosen so far (Gonzalez, 1985; its distances are at most twice the least possible).
+    The features of a sample are the backbone's last tensor, averaged over its positions and scaled to unit variance a channel. Of more
+    than ``POOL * count`` samples a seeded choice is looked at.
     """
     from edge_effdet.quant.statistics import backbone_features
 
@@ -49,7 +49,7 @@ def choose_representative(samples: Sequence[Sample], count: int, seed: int, grap
 
 
 def choose_k_centers(points: np.ndarray, count: int, seed: int) -> list[int]:
-    """Indices of ``count`` of the points, float [N, D], by greedy k-centre from a seeded first one; ties by position."""
+    """Choose ``count`` of the points, float [N, D], by greedy k-centre from a seeded first one. Returns their indices; ties by position."""
     chosen = [random.Random(seed).randrange(len(points))]
     nearest = np.square(points - points[chosen[0]]).sum(axis=1)
     while len(chosen) < min(count, len(points)):
@@ -70,17 +70,17 @@ def load_calibration_images(
     """Choose calibration images, and see that each can be decoded.
 
     Args:
-        samples: to choose from.
-        spec: of the model.
-        count: how many.
-        seed: of the random numbers that the choice is made with.
+        samples: the images to choose from.
+        spec: the model's.
+        count: how many images are chosen.
+        seed: seeds the choice.
         choice: one of ``CHOICES``.
-        graph: whose backbone ``k-center`` looks through.
-        few: allow fewer than 8.
+        graph: ``k-center`` computes features by its backbone.
+        few: allow fewer than ``FEWEST_IMAGES``.
 
     Raises:
         UsageError: ``count`` is too small.
-        DataError: fewer than 8 of them can be decoded.
+        DataError: fewer than ``FEWEST_IMAGES`` of the chosen ones can be decoded.
     """
     if count < (1 if few else FEWEST_IMAGES):
         raise UsageError(f"{count} calibration images are too few to measure ranges on; give at least {FEWEST_IMAGES}.")
@@ -95,7 +95,7 @@ def load_calibration_images(
 def load_manifest_images(
     path: Path, samples: Sequence[Sample], spec: ModelSpec, few: bool = False
 ) -> CalibrationImages:
-    """The images that a manifest of ``calibration/`` names, each of them unchanged.
+    """The images that a manifest names (see ``manifest_record``), each of which must be unchanged.
 
     Raises:
         DataError: the manifest is damaged, or names an image that is missing or changed.
@@ -109,7 +109,7 @@ def load_manifest_images(
             f"{path} is no calibration manifest ({type(error).__name__}: {error}); write one with "
             "python calibration/make_manifest.py."
         ) from error
-    by_id = {sample.image_id: sample for sample in samples}
+    by_id = {printable(sample.image_id): sample for sample in samples}
     for image_id, digest in wanted.items():
         if image_id not in by_id or not by_id[image_id].path.is_file():
             raise DataError(
@@ -129,7 +129,7 @@ def _readable(chosen: Sequence[Sample], spec: ModelSpec, seed: int, few: bool) -
     if len(readable) < (1 if few else FEWEST_IMAGES):
         raise DataError(
             f"Only {len(readable)} calibration images could be read and {FEWEST_IMAGES} are the least; INT8 ranges are never "
-            "made up, so give more real images with --calibration-data, or --few-images to go on with these."
+            "made up, so give more real images as `calibration_data`, or `few_images` to go on with these."
         )
     if len(readable) < ENOUGH_IMAGES:
         logger.warning(

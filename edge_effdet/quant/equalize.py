@@ -1,22 +1,22 @@
-"""Channels of one tensor brought to like ranges before it gets its one INT8 scale: cross-layer equalization.
+"""Cross-layer equalization: bring the channels of a tensor to similar ranges before the tensor gets its one INT8 scale.
 
-Where a tensor goes from convolutions to convolutions and nothing but sums stands between, each channel c can be divided by any
-e_c > 0 and the consumers' weights multiplied by it, and the network computes the same (Nagel et al., "Data-Free
-Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.1):
+Where convolutions make a tensor, convolutions take it, and nothing but sums stands between them, each channel c can be divided by any
+e_c > 0 if the consumers' weights are multiplied by it. The network computes the same (Nagel et al., "Data-Free Quantization Through
+Weight Equalization and Bias Correction", arXiv 1906.04721, section 4.1):
 
     V * (y / e) with V_oc e_c in place of V_oc   =   V * y
 
 EfficientDet has two such places:
 
-- between the depthwise and the pointwise convolution of a separable pair, in BiFPN and heads, where no activation stands;
-- the residual streams of the backbone: the outputs of a stage's blocks, which end without an activation, and their sums.
+- between the depthwise and the pointwise convolution of a separable pair in BiFPN and heads, where there is no activation;
+- in the residual streams of the backbone: the outputs of a stage's blocks, which end without an activation, and their sums.
 
-An activation between two convolutions closes the way: ``min(x / e, 6)`` is not ``min(x, 6) / e``, and SiLU scales with no e at
-all. So the expanding and the depthwise convolution inside a block are left.
+It is not possible across an activation: ``min(x / e, 6)`` is not ``min(x, 6) / e``, and no factor can be moved through a SiLU. So the
+tensors between the convolutions inside a block stay as they are.
 
-e balances both sides: ``e_c = sqrt(a_c / v_c)`` with a_c the largest absolute value of channel c over calibration images and v_c
-the largest weight that takes it, relative to its filter's largest. After that the channel's share of the tensor's range
-and its share of the filters' ranges are the same.
+e balances both sides: ``e_c = sqrt(a_c / v_c)``, where a_c is the largest absolute value of channel c over the calibration images and
+v_c is the largest weight that takes channel c, relative to the largest weight of its filter. After that, the share that the channel
+has of the tensor's range equals the share that its weights have of the filters' ranges.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.statistics import fetch_tensors
 
 LARGEST_FACTOR = 64.0
-"""Between 1/64 and 64: beyond, FP16 weights or activations would leave their precise range."""
+"""Factors are between 1/64 and 64, so that weights and activations stay in the range in which FP16 is precise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Tensors that must have one e, since they are summed, with all that makes and takes them.
+    """Tensors that must share one e, because they are summed, and the convolutions around them.
 
     Attributes:
-        tensors: names.
-        makers: convolutions whose outputs they are.
-        takers: convolutions that take them.
+        tensors: the names of the tensors.
+        makers: the convolutions that make them.
+        takers: the convolutions that take them.
     """
 
     tensors: tuple[str, ...]
@@ -52,10 +52,14 @@ class Stream:
 
 
 def equalize_channels(model: ir.Model, images: CalibrationImages) -> int:
-    """Rewrite the weights of a graph in place; it computes the same in FP32.
+    """Equalize the channels of a graph in place. The graph computes the same in FP32.
+
+    Args:
+        model: the FP32 graph.
+        images: the images that the ranges of the channels are measured on.
 
     Returns:
-        How many tensors have other ranges now.
+        How many tensors were equalized.
     """
     streams = find_streams(model)
     tensors = [tensor for stream in streams for tensor in stream.tensors]
@@ -69,7 +73,7 @@ def equalize_channels(model: ir.Model, images: CalibrationImages) -> int:
 
 
 def find_streams(model: ir.Model) -> list[Stream]:
-    """Every stream of the graph, in its order."""
+    """Every stream of a graph, in the graph's order."""
     streams: list[Stream] = []
     done: set[ir.Value] = set()
     for node in model.graph:
@@ -85,7 +89,7 @@ def find_streams(model: ir.Model) -> list[Stream]:
 def channel_ranges(
     model: onnx.ModelProto, images: CalibrationImages, tensors: Sequence[str]
 ) -> Mapping[str, np.ndarray]:
-    """The largest absolute value of each channel over all images, float32 [channels]."""
+    """The largest absolute value of each channel over all images, float32 [channels], by the tensor's name."""
     largest: dict[str, np.ndarray] = {}
     for values in fetch_tensors(model, images, tensors, "looking at channels"):
         for tensor, value in values.items():
@@ -95,11 +99,11 @@ def channel_ranges(
 
 
 def balancing_factors(largest: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """e of each channel, float64, with a geometric mean of 1 and none beyond ``LARGEST_FACTOR``.
+    """The factor e of each channel, float64 [channels]: its geometric mean is 1 before ``LARGEST_FACTOR`` bounds it.
 
     Args:
-        largest: absolute values of the channels, [channels].
-        weights: of the convolutions that take them, [filters, channels or 1, height, width].
+        largest: the largest absolute value of each channel, [channels].
+        weights: the weights of the convolutions that take them, [filters, channels or 1, height, width] each.
     """
     taken = np.zeros(len(largest))
     for weight in weights:
@@ -118,7 +122,7 @@ def balancing_factors(largest: np.ndarray, weights: Sequence[np.ndarray]) -> np.
 
 
 def scale_channels(stream: Stream, factors: np.ndarray) -> None:
-    """Divide the channels of a stream's tensors by ``factors``, and let its takers multiply by them."""
+    """Divide the channels of a stream's tensors by ``factors``, float64 [channels], and multiply the takers' weights by them."""
     for maker in stream.makers:
         scale_input(maker, 1, 1 / factors.reshape(-1, 1, 1, 1))
         scale_input(maker, 2, 1 / factors)
@@ -128,7 +132,7 @@ def scale_channels(stream: Stream, factors: np.ndarray) -> None:
 
 
 def _connected(start: ir.Value) -> set[ir.Value]:
-    """A tensor, and those that sums tie to it."""
+    """A tensor, and all tensors that sums connect it with."""
     group, pending = {start}, [start]
     while pending:
         value = pending.pop()
@@ -145,7 +149,7 @@ def _connected(start: ir.Value) -> set[ir.Value]:
 
 
 def _as_stream(group: set[ir.Value]) -> Stream | None:
-    """None where something else than a convolution or a sum makes or takes one of the tensors."""
+    """The stream of these tensors; None where something else than a convolution or a sum makes or takes one of them."""
     makers: list[ir.Node] = []
     takers: list[ir.Node] = []
     for value in group:

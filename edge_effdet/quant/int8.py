@@ -1,13 +1,13 @@
-"""INT8 by explicit Q/DQ: what each convolution would become, worked out once, and the graph with some of them in place.
+"""INT8 by explicit Q/DQ: work out once what each convolution becomes in INT8, then put any choice of them into the graph.
 
-What stands where, in the form that TensorRT turns into INT8 kernels:
+The Q/DQ nodes stand where TensorRT turns them into INT8 kernels:
 
-- one QuantizeLinear/DequantizeLinear pair at each tensor that a quantized convolution takes, shared by all of these. Behind a
-  Resize, not before it: TensorRT resizes in floating point, and a Q/DQ before it would only round twice;
-- weights as INT8 initializers with a DequantizeLinear along the filters;
-- a sum that takes such a tensor takes it behind its DequantizeLinear (``quantize_sums``): the residual of a block then is read
-  as INT8, with the scale of the convolutions that take it, and no second, wider copy of it is kept;
-- scales in FP32, zero points 0, all else as it was.
+- Each tensor that quantized convolutions take has one QuantizeLinear/DequantizeLinear pair, which they share. It stands behind a
+  Resize and not before it, because TensorRT resizes in floating point and a pair before the Resize would only round once more.
+- Weights are INT8 initializers with a DequantizeLinear along the filters.
+- A sum that takes such a tensor takes it behind the DequantizeLinear (``quantize_sums``). So the residual of a block is read as INT8,
+  with the scale of the convolutions that take it, and no wider copy of it is kept.
+- Scales are FP32 and zero points are 0. Everything else stays as it was.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from edge_effdet.quant.statistics import input_tensors
 from edge_effdet.quant.table import CalibrationTable, measure_table
 
 ROUNDING_IMAGES = 16
-"""Of the calibration images, that the rounding of weights looks at: it needs means and moments, not extremes."""
+"""How many calibration images the rounding of weights looks at. It needs means and moments, which take fewer images than extremes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that INT8 needs to know of one graph, for any choice of its convolutions.
+    """All that makes a graph INT8, for any choice of its convolutions.
 
     Attributes:
-        model: FP32, with equalized channels.
-        scales: of the codes of each tensor that a convolution takes, by the tensor's name.
-        inputs: the tensor that each convolution takes, by the convolution's name.
-        weights: by the convolution's name; the final convolutions, which stay high, are not among them.
-        options: that it was made with.
+        model: the FP32 graph with equalized channels.
+        scales: the scale of the codes of each tensor that a convolution takes, by the tensor's name.
+        inputs: the name of the tensor that each convolution takes, by the convolution's name.
+        weights: the INT8 weights by the convolution's name, without the final convolutions, which stay in high precision.
+        options: the options that the recipe was made with.
         table: the ranges behind the scales.
     """
 
@@ -62,17 +62,17 @@ class Recipe:
 def make_recipe(
     graph: Graph, images: CalibrationImages, options: Int8Options, table: CalibrationTable | None = None
 ) -> Recipe:
-    """Equalize, measure and round.
+    """Equalize the channels of a graph, measure the ranges of its tensors and round its weights.
 
     Args:
-        graph: FP32, optimized, for single images or with a dynamic batch.
-        images: what is looked at.
-        options: how.
-        table: ranges that were measured before with the same graph, images and options; else they are measured.
+        graph: an FP32 graph that was optimized, for single images or with a dynamic batch.
+        images: the calibration images.
+        options: how ranges and weights are worked out.
+        table: ranges that were measured before with the same graph, images and options; None measures them.
 
     Raises:
         UsageError: the graph takes batches of a fixed size above 1.
-        GraphError: a tensor is not finite or constant; it is named.
+        GraphError: a tensor is not finite, or has one value only; the message names it.
     """
     source = load_model(graph.path)
     _require_single_images(source)
@@ -106,7 +106,7 @@ def make_recipe(
 
 
 def apply_recipe(recipe: Recipe, quantized: Collection[str]) -> ir.Model:
-    """The graph with these convolutions in INT8."""
+    """The graph with these convolutions in INT8, given by their names."""
     model = ir.from_proto(recipe.model)
     wanted = set(quantized)
     dequantized: dict[ir.Value, ir.Value] = {}
@@ -123,20 +123,20 @@ def apply_recipe(recipe: Recipe, quantized: Collection[str]) -> ir.Model:
                 if user.op_type == "Add" and _is_residual(user):
                     user.replace_input_with(position, value)
     model.graph.sort()
-    # The weights that INT8 replaced, and those that equalization did.
+    # These are the weights that INT8 or equalization replaced.
     remove_unused(model)
     return model
 
 
 def _insert_pair(graph: ir.Graph, source: ir.Value, scale: float) -> ir.Value:
-    """Q/DQ behind a tensor; what took the tensor still does."""
+    """Add a Q/DQ pair behind a tensor and return its output. Nodes that took the tensor still take it."""
     name = str(source.name)
     constants = [
         add_initializer(graph, f"{name}_scale", np.asarray(scale, np.float32)),
         add_initializer(graph, f"{name}_zero_point", np.zeros((), np.int8)),
     ]
     codes = ir.Value(name=f"{name}_quantized", shape=source.shape, type=ir.TensorType(ir.DataType.INT8))
-    # A type of its own: one that two values share changes for both when one of them is cast.
+    # The value needs a type object of its own: a shared one would change for both values when one of them is cast.
     result = ir.Value(name=f"{name}_dequantized", shape=source.shape, type=ir.TensorType(ir.DataType.FLOAT))
     graph.append(ir.Node("", "QuantizeLinear", [source, *constants], outputs=[codes], name=f"quantize_{name}"))
     graph.append(ir.Node("", "DequantizeLinear", [codes, *constants], outputs=[result], name=f"dequantize_{name}"))
@@ -165,7 +165,7 @@ def _set_weight(conv: ir.Node, weight: QuantizedWeight) -> None:
 
 
 def _is_residual(addition: ir.Node) -> bool:
-    """A sum of two computed tensors of one shape, one of them straight from a convolution: what TensorRT fuses into that."""
+    """Whether a sum is of two computed tensors, one of them the output of a convolution, into which TensorRT fuses the sum."""
     if len(addition.inputs) != 2 or any(value is None or constant(value) is not None for value in addition.inputs):
         return False
     makers = [value.producer() for value in addition.inputs if value is not None]
@@ -183,5 +183,5 @@ def _require_single_images(model: onnx.ModelProto) -> None:
     if batch > 1:
         raise UsageError(
             f"The graph takes batches of {batch}, and calibration runs one image at a time; export it with "
-            "--batch-size 1, or 0 for a dynamic batch."
+            "`batch_size` 1, or 0 for a dynamic batch."
         )

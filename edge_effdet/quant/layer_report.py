@@ -1,4 +1,4 @@
-"""A comparison of layers for people: sentences, a table of the worst, and a picture."""
+"""A comparison of layers for people: sentences, a table of the worst layers, and a picture."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edge_effdet.artifacts import atomic_output
 from edge_effdet.backends.arithmetic import int8_arithmetic
 from edge_effdet.cli import table
 from edge_effdet.errors import MissingDependency
+from edge_effdet.graph.names import without_number
 from edge_effdet.quant.layers import HIDDEN_DB, BackendErrors, LayerComparison
 from edge_effdet.quant.probe import DENSE, DEPTHWISE, ComparedLayer
 from edge_effdet.quant.tensor_errors import TensorError
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HIGHEST_DB = 150.0
-"""Of the picture: FP32's own rounding is at about 140, and no error at all has no logarithm."""
+"""The top of the picture: FP32's own rounding is at about 140 dB, and no error at all has no logarithm."""
 
 _COLORS = ("#d62728", "#1f77b4")
-"""The engine's backend and the other one."""
+"""The colours of the engine's backend and of the other one."""
 
 _WRITTEN_COLOR = "#4d4d4d"
 
 
 def layer_table(comparison: LayerComparison, rows: int = 12) -> str:
-    """Where the backend parts from its graph in a few sentences, and the worst layers."""
+    """The ``verdict``, and a table of the worst layers with ``rows`` rows at the most."""
     subjects = comparison.subjects
     worst = _worst_first(comparison, rows)
     header = ["layer", "kind", "weight codes"]
@@ -49,15 +50,15 @@ def layer_table(comparison: LayerComparison, rows: int = 12) -> str:
     images = f"{comparison.images} image{'s' if comparison.images > 1 else ''}"
     legend = (
         f"The worst {len(worst)} of {len(comparison.layers)} tensors, SQNR over {images}. alone: the layer was given exact "
-        f"inputs; the errors are {comparison.subject.backend}'s."
+        f"inputs. The largest and the mean error are those of {comparison.subject.backend} alone."
     )
     if comparison.quantization:
-        legend += " to FP32: of a whole run, with the errors of all layers before it."
+        legend += " to FP32: in a whole run, with the errors of all layers before."
     return f"{verdict(comparison)}\n\n{legend}\n\n{table(lines)}"
 
 
 def verdict(comparison: LayerComparison) -> str:
-    """Sentences: where each backend parts from the graph, where the two part, and what is left for quantization."""
+    """Sentences that say where each backend parts from the graph, where two backends part, and what quantization loses."""
     subjects = comparison.subjects
     sentences = [_parting(comparison, subject) for subject in subjects]
     if comparison.against is not None:
@@ -73,8 +74,12 @@ def verdict(comparison: LayerComparison) -> str:
 
 
 def draw_layers(comparison: LayerComparison, path: Path, title: str = "") -> None:
-    """A PNG: SQNR of each layer alone, and of whole runs against FP32, along the graph, with the first layer that
-    parts.
+    """Draw a PNG: the SQNR of each layer alone and of whole runs against FP32, along the graph, with the first layer that parts.
+
+    Args:
+        comparison: what is drawn.
+        path: the PNG file.
+        title: what the heading begins with.
 
     Raises:
         MissingDependency: matplotlib is not installed.
@@ -99,7 +104,8 @@ def draw_layers(comparison: LayerComparison, path: Path, title: str = "") -> Non
 
 
 def _worst_first(comparison: LayerComparison, rows: int) -> list[ComparedLayer]:
-    """Where a backend parts, the first such layer and then the worst alone; else by what is left of FP32."""
+    """The worst layers. Where a backend parts from the graph, the first such layer leads and the others are sorted by their own errors;
+    else all are sorted by their error against FP32."""
     subjects = comparison.subjects
     first = [layer for subject in subjects for layer in comparison.parted(subject)[:1]]
 
@@ -118,7 +124,7 @@ def _parting(comparison: LayerComparison, subject: BackendErrors) -> str:
     if not parted:
         worst = min(comparison.layers, key=lambda layer: subject.alone[layer.tensor].sqnr_db)
         return (
-            f"{subject.backend} computes every layer as the graph says: the worst, {worst.name}, has "
+            f"{subject.backend} computes every layer as the graph says: the worst layer, {worst.name}, has "
             f"{_decibels(subject.alone[worst.tensor])}, and less than {subject.limit_db:g} dB would be an error."
         )
     first = parted[0]
@@ -129,14 +135,14 @@ def _parting(comparison: LayerComparison, subject: BackendErrors) -> str:
         if (total := sum(layer.kind == kind for layer in comparison.layers))
     ]
     return (
-        f"{subject.backend} parts from the graph first at {first.name}: given exact inputs it has {level}, where "
-        f"{subject.limit_db:g} dB is the least. {len(parted)} of {len(comparison.layers)} tensors part, {', '.join(kinds)} "
-        f"among them.{_cause(subject, parted)}"
+        f"{subject.backend} parts from the graph first at {first.name}: given exact inputs it has {level}, where a right layer has "
+        f"{subject.limit_db:g} dB or more. {len(parted)} of {len(comparison.layers)} tensors part, among them "
+        f"{', '.join(kinds)}.{_cause(subject, parted)}"
     )
 
 
 def _cause(subject: BackendErrors, parted: Sequence[ComparedLayer]) -> str:
-    """What is known of the processor, where it explains every layer that parts."""
+    """A sentence on the processor's arithmetic where that explains every layer that parts; else nothing."""
     arithmetic = int8_arithmetic(subject.backend)
     exact = arithmetic.exact_weight_codes
     if not arithmetic.saturates or any((layer.largest_code or 0) <= exact for layer in parted):
@@ -144,28 +150,24 @@ def _cause(subject: BackendErrors, parted: Sequence[ComparedLayer]) -> str:
     largest = max(layer.largest_code or 0 for layer in parted)
     return (
         f" This processor adds pairs of INT8 products in {arithmetic.accumulator_bits} bits, which saturate for weight codes "
-        f"beyond {exact}, and all of these layers have such, up to {largest}: build with --weight-codes {exact}."
+        f"beyond {exact}, and each of these layers has larger ones, up to {largest}: build the engine with `weight_codes` {exact}."
     )
 
 
 def _against_fp32(comparison: LayerComparison) -> Iterator[str]:
     built, written, backend = comparison.subject.heads_db, comparison.heads_db, comparison.subject.backend
     if built is None or written is None:
-        yield "Without the FP32 graph nothing is known of what quantization itself loses."
+        yield "Without the FP32 graph nothing is known about what quantization itself loses."
         return
     if comparison.hidden_db is not None:
         yield (
-            f"No layer alone accounts for it, and yet the engine as it is built is {comparison.hidden_db:.1f} dB worse at "
-            "the heads than rounding explains: the fault lies in what the compiler fuses only where no inner tensor is shown."
+            f"No layer alone is at fault, and yet the engine as it is built is {comparison.hidden_db:.1f} dB worse at the heads than "
+            "rounding explains: the fault lies in what the compiler fuses only where no inner tensor is shown."
         )
     if comparison.precision == "fp32":
         yield f"Against the FP32 graph computed as it is written, the engine has {_level(built)} at the heads."
         return
-    whose = (
-        f"the difference is {backend}'s doing"
-        if built < written - HIDDEN_DB
-        else "what is lost is lost by the graph itself"
-    )
+    whose = f"the difference is {backend}'s doing" if built < written - HIDDEN_DB else "the loss is the graph's own"
     yield (
         f"Against the FP32 graph, the engine has {_level(built)} at the heads, and the same {comparison.precision.upper()} "
         f"graph computed as it is written has {_level(written)}: {whose}."
@@ -174,8 +176,7 @@ def _against_fp32(comparison: LayerComparison) -> Iterator[str]:
     if layer is not None and comparison.quantization[layer.tensor].sqnr_db < _HIGHEST_DB:
         level = _decibels(comparison.quantization[layer.tensor])
         yield (
-            f"The graph itself loses most at {layer.name}, which adds most noise to what it is given and is left with "
-            f"{level}."
+            f"The graph itself loses most at {layer.name}, which adds the most noise to that of its inputs and is left with {level}."
         )
 
 
@@ -216,7 +217,7 @@ def _mark_first(axes: Axes, comparison: LayerComparison, subject: BackendErrors,
     value = _clipped([subject.alone[first.tensor]])[0]
     axes.plot([place], [value], "o", markersize=12, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.6)
     is_left = place < len(comparison.layers) / 2
-    # Above the limit and below what is exact there are no points to write over.
+    # There are no points between the limit and the SQNR of exact layers, so the label covers none there.
     axes.annotate(
         f"first: {first.name}, {_decibels(subject.alone[first.tensor])}",
         (place, value),
@@ -246,7 +247,7 @@ def _draw_against_fp32(axes: Axes, comparison: LayerComparison) -> None:
         axes.plot(places, values, style, color=color, linewidth=width, label=label)
     axes.set_ylabel("SQNR against the FP32 graph, dB")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), axes.get_ylim()[1])
-    _finish(axes, comparison.layers, "whole runs, errors carried along")
+    _finish(axes, comparison.layers, "whole runs, where errors are carried from layer to layer")
 
 
 def _finish(axes: Axes, layers: Sequence[ComparedLayer], title: str) -> None:
@@ -268,7 +269,7 @@ def _finish(axes: Axes, layers: Sequence[ComparedLayer], title: str) -> None:
 
 
 def _groups(layers: Sequence[ComparedLayer]) -> list[tuple[int, int, str]]:
-    """Start, end and name of each part of the network; a node without one belongs to that of the layer before it."""
+    """Start, end and name of each part of the network. A layer whose name tells no part belongs to the part of the layer before it."""
     names: list[str] = []
     for layer in layers:
         names.append(_group(layer.name) or (names[-1] if names else ""))
@@ -277,8 +278,8 @@ def _groups(layers: Sequence[ComparedLayer]) -> list[tuple[int, int, str]]:
 
 
 def _group(name: str) -> str:
-    """The part of the network that a node's name says, as far as it says one."""
-    parts = name.split("@")[0].split(".")
+    """The part of the network that a node's name tells; empty where it tells none."""
+    parts = without_number(name).split(".")
     if parts[0] == "backbone" and len(parts) > 2 and parts[1] == "blocks":
         return f"stage {parts[2]}"
     if parts[0] == "fpn" and len(parts) > 2:

@@ -1,25 +1,23 @@
-"""Where a backend parts from its graph, and the graph from its FP32 source: tensor by tensor, on real images.
+"""Compare a backend with its graph, and the graph with its FP32 source, tensor by tensor on real images.
 
-Three questions, and a number for each layer, its SQNR (``10 log10(sum r^2 / sum (g - r)^2)`` of what was got, g,
-against the reference r, over all images):
+The comparison answers three questions. For each of them every layer gets a number: the SQNR over all images,
+``10 log10(sum r^2 / sum (g - r)^2)``, where g is the tensor in question and r its reference.
 
-- **Does the backend compute this layer as the graph says?** Each layer is given exact inputs, and what comes out is
-  compared with the graph computed as it is written: onnxruntime on the CPU without any rewriting, where an INT8
-  convolution is a DequantizeLinear and a convolution in FP32. The first layer below ``LIMITS_DB`` is the one where
-  they part, and whichever others are below it are at fault, too.
-- **How far is the engine from the FP32 graph here?** Tensors of a whole run, errors carried along: quantization, and
-  on top of it what the backend does wrong.
-- **How much of that is quantization?** The same graph as it is written, against FP32.
+- **Does the backend compute this layer as the graph says?** Each layer is given exact inputs, and its output is compared with that of
+  the graph as it is written: onnxruntime on the CPU computes it without any rewriting, an INT8 convolution as a DequantizeLinear and
+  a convolution in FP32. A layer parts from the graph where its SQNR is below ``LIMITS_DB``.
+- **How far is the engine from the FP32 graph here?** The tensors of a whole run, which carries errors from layer to layer, are
+  compared with those of the FP32 graph. The errors are those of quantization and those of the backend.
+- **How much of that is quantization?** The graph as it is written is compared with the FP32 graph.
 
-Equalization divides the channels of some tensors by factors (``quant.equalize``), so that these differ from the FP32
-graph's by more than an error. Which tensors they are follows from the FP32 graph. There each channel is multiplied by
-the factor that brings it nearest to FP32 in least squares, so an error that is a mere factor of a channel is not seen
-against FP32. (It is seen by the first question, which knows no FP32 graph.)
+Equalization divides the channels of some tensors by factors (``quant.equalize``), so these tensors differ from the FP32 graph's
+without any error. The FP32 graph tells which tensors they are. Each of their channels is multiplied by the factor that brings it
+nearest to FP32 in least squares. So an error that only scales a channel cannot be seen against FP32; the first question, which needs
+no FP32 graph, shows it.
 
-Showing a tensor keeps a compiler from fusing its layer with the next. With OpenVINO that hides nothing, since it
-multiplies INT8 by the same instructions whatever follows: a lite0 that saturates has 6.0 dB at its heads with all
-tensors shown and with none. Whether it hid something is measured each time: the heads of the engine as it is built
-are compared with FP32, too.
+Showing a tensor keeps a compiler from fusing its layer with the next. With OpenVINO that hides no error, because OpenVINO multiplies
+INT8 with the same instructions whatever follows: a lite0 that saturates has 6.0 dB at its heads with all tensors shown and with none.
+Whether an error was hidden is measured each time, because the heads of the engine as it is built are compared with FP32 too.
 """
 
 from __future__ import annotations
@@ -47,30 +45,31 @@ from edge_effdet.quant.statistics import as_input
 from edge_effdet.quant.tensor_errors import Errors, ErrorSums
 
 LIMITS_DB: Mapping[str, float] = {"f32": 90.0, "f16": 45.0, "bf16": 28.0}
-"""The least SQNR of a layer that was given exact inputs, by the arithmetic of what is not INT8.
+"""The least SQNR of a layer that was given exact inputs, by the type in which everything that is not INT8 is computed.
 
-Measured on an AMD EPYC with AVX2 and without VNNI. ``f32``: OpenVINO 2026.4 gave every exact layer of lite0 and D0,
-in INT8 and in FP32, 114 dB or more, and every saturating one between 2 and 75 dB; onnxruntime gave 129 dB or more.
-``f16``, and TF32 of GPUs: rounding all tensors and weights to FP16 left 52 dB or more. ``bf16``: the same in BF16
-left 30 dB or more; a processor with BF16 has no arithmetic that saturates."""
+The limits were measured on an AMD EPYC with AVX2 and without VNNI. ``f32``: with OpenVINO 2026.4 every exact layer of lite0 and D0, in
+INT8 and in FP32, had 114 dB or more, and every layer that saturates had between 2 and 75 dB; with onnxruntime every layer had 129 dB
+or more. ``f16``, which also stands for TF32 on GPUs: with all tensors and weights rounded to FP16, 52 dB or more were left. ``bf16``:
+with all of them rounded to BF16, 30 dB or more were left. No processor with BF16 saturates in INT8."""
 
 CARRIED_DB = 20.0
-"""What rounding may cost on its way through all layers, below ``LIMITS_DB``."""
+"""How far below ``LIMITS_DB`` rounding may bring the heads, where it is carried through all layers."""
 
 HIDDEN_DB = 3.0
-"""At the heads, twice the error of the graph as it is written: an exact backend stays within 1 dB of that."""
+"""How many decibels an engine's heads may be worse than the graph as it is written, which is twice its error. An exact backend stays
+within 1 dB."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendErrors:
-    """What a backend makes of a graph.
+    """The errors of a backend with one graph.
 
     Attributes:
-        backend: its name.
-        arithmetic: a key of ``LIMITS_DB``.
-        alone: each layer, given exact inputs, against the graph as it is written.
-        whole: tensors of a whole run against the FP32 graph's; empty without that graph.
-        heads_db: of the engine as it is built, at the heads, against the FP32 graph; None without that graph.
+        backend: the name of the backend.
+        arithmetic: the type in which it computes what is not INT8, a key of ``LIMITS_DB``.
+        alone: the error of each layer, given exact inputs, against the graph as it is written.
+        whole: the errors of the tensors of a whole run against those of the FP32 graph; empty without that graph.
+        heads_db: the SQNR at the heads of the engine as it is built, against the FP32 graph; None without that graph.
     """
 
     backend: str
@@ -81,6 +80,7 @@ class BackendErrors:
 
     @property
     def limit_db(self) -> float:
+        """The least SQNR of a layer that the backend computes as the graph says."""
         return LIMITS_DB[self.arithmetic]
 
 
@@ -89,15 +89,15 @@ class LayerComparison:
     """What ``compare_layers`` found.
 
     Attributes:
-        layers: in the order of the graph.
-        precision: of the graph.
-        images: how many.
-        subject: the engine's backend.
-        against: another one, where it was asked for.
-        between: each layer, given exact inputs, of the engine's backend against the other's.
-        quantization: tensors of the graph as it is written against the FP32 graph's; empty without that graph.
-        rescaled: tensors whose channels were rescaled to compare them with FP32.
-        heads_db: of the graph as it is written, at the heads, against the FP32 graph; None without that graph.
+        layers: the compared tensors in the order of the graph.
+        precision: the precision of the graph.
+        images: how many images were looked at.
+        subject: the errors of the engine's backend.
+        against: the errors of another backend; None where none was asked for.
+        between: the error of each layer, given exact inputs, of the engine's backend against the other backend.
+        quantization: the errors of the graph as it is written against the FP32 graph; empty without that graph.
+        rescaled: the tensors whose channels were rescaled to compare them with FP32.
+        heads_db: the SQNR at the heads of the graph as it is written, against the FP32 graph; None without that graph.
     """
 
     layers: Sequence[ComparedLayer]
@@ -112,11 +112,11 @@ class LayerComparison:
 
     @property
     def subjects(self) -> list[BackendErrors]:
-        """Of the engine's backend, and of the other one where there is one."""
+        """The errors of the engine's backend, and of the other backend where there is one."""
         return [self.subject] if self.against is None else [self.subject, self.against]
 
     def parted(self, errors: BackendErrors) -> list[ComparedLayer]:
-        """The layers that a backend computes otherwise than the graph says, in the order of the graph."""
+        """The layers that a backend does not compute as the graph says, in the order of the graph."""
         return [layer for layer in self.layers if errors.alone[layer.tensor].sqnr_db < errors.limit_db]
 
     @property
@@ -129,7 +129,7 @@ class LayerComparison:
 
     @property
     def noisiest(self) -> ComparedLayer | None:
-        """The layer that adds most noise over signal to what its sources bring, as written; None without FP32."""
+        """The layer of the graph as it is written that adds the most noise to that of its sources; None without the FP32 graph."""
 
         def added(layer: ComparedLayer) -> float:
             brought = [self.quantization[source] for source in layer.sources if source in self.quantization]
@@ -140,7 +140,7 @@ class LayerComparison:
 
     @property
     def hidden_db(self) -> float | None:
-        """How far the built engine falls below the graph as written where no layer alone accounts for it, or None."""
+        """How many decibels the built engine is worse at the heads than the graph explains, where no layer alone parts; else None."""
         built, written = self.subject.heads_db, self.heads_db
         if built is None or written is None or self.parted(self.subject):
             return None
@@ -148,7 +148,7 @@ class LayerComparison:
         return expected - built if built < expected - HIDDEN_DB else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The comparison for JSON."""
         subjects = self.subjects
         return {
             "precision": self.precision,
@@ -194,20 +194,19 @@ def compare_layers(
 ) -> LayerComparison:
     """Compare a backend's tensors with those of its graph, of the FP32 graph and of another backend.
 
-    One image is looked at at a time, so memory holds the tensors of one image a few times over, however many images
-    there are.
+    The images are looked at one at a time, so memory holds the tensors of one image a few times, however many images there are.
 
     Args:
-        graph: that the engine was compiled from. Where a backend's engine is not the graph itself (TensorRT), graphs
-            that show their tensors are compiled here.
+        graph: the graph that the engine was compiled from. Graphs that show their tensors are compiled here for a backend whose
+            engine is not the graph itself (TensorRT).
         backend: a name of ``backends.base.BACKENDS``.
         images: uint8 [1, 3, H, W] each, in the size of the graph's input.
-        reference: the FP32 graph that ``graph`` was made from; without it, nothing is said about quantization.
-        against: another backend.
+        reference: the FP32 graph that ``graph`` was made from; without it nothing is known about quantization.
+        against: another backend to compare with.
 
     Raises:
-        UsageError: no image, an image of another size, or a backend against itself.
-        BackendUnavailable: a backend cannot run here, with the reason.
+        UsageError: there is no image, an image has another size, or a backend is compared with itself.
+        BackendUnavailable: a backend cannot run here; the message gives the reason.
         GraphError: the FP32 graph is not the source of ``graph``.
     """
     _check(graph, backend, images, against)
@@ -248,7 +247,7 @@ def compare_layers(
 
 
 class _Written:
-    """A graph as it is written, computed by onnxruntime without rewriting it."""
+    """Computes a graph as it is written, in onnxruntime without its rewriting."""
 
     def __init__(self, model: onnx.ModelProto, tensors: Sequence[str]) -> None:
         import onnxruntime as ort
@@ -256,7 +255,7 @@ class _Written:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # Other sessions run in between, whose threads these would slow down.
+        # Threads of this session that spin would slow down the other sessions that run in between.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         content = expose_tensors(model, tensors).SerializeToString()
         self._session: Any = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -268,7 +267,7 @@ class _Written:
 
 
 class _Subject:
-    """A backend with three forms of a graph: cut at each layer, with all tensors shown, and with only its heads shown."""
+    """A backend that runs three forms of a graph: cut at each layer, with all tensors shown, and with only its heads shown."""
 
     def __init__(
         self,
@@ -280,7 +279,7 @@ class _Subject:
         heads: Sequence[str],
         stack: contextlib.ExitStack,
     ) -> None:
-        """Load it. ``like`` has a value of each tensor; FP32 has the ``shared`` ones, and ``heads`` are some of them."""
+        """Load the three forms. ``like`` has a value of each tensor; FP32 has the ``shared`` ones, and ``heads`` are some of these."""
         self._backend, self._model, self._heads = backend, model, heads
         cut, self._given = isolate_layers(model, like.keys(), like)
         self._alone = stack.enter_context(_loaded(cut, graph, backend))
@@ -294,7 +293,7 @@ class _Subject:
     def look(
         self, image: np.ndarray, exact: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]
     ) -> Mapping[str, np.ndarray]:
-        """Run all forms on an image; gives what the layers alone made of exact inputs."""
+        """Run all forms on an image, add up their errors, and give the tensors that the layers alone made of exact inputs."""
         pixels = {INPUT_NAME: _as_batch(self._model, image)}
         for runner, sums in self._runs:
             sums.add(wanted, _run(runner, pixels, sums.tensors))
@@ -305,7 +304,7 @@ class _Subject:
         return alone
 
     def errors(self, rescaled: frozenset[str]) -> BackendErrors:
-        """Over all images that were looked at."""
+        """The errors over all images that were looked at."""
         alone = self._sums.errors()
         if not self._runs:
             return BackendErrors(self._backend, self._arithmetic, alone, {}, None)
@@ -315,7 +314,7 @@ class _Subject:
 
 @contextlib.contextmanager
 def _loaded(model: onnx.ModelProto, graph: Graph, backend: str) -> Iterator[Runner]:
-    """A runner of a form of a graph, in a folder that goes with it."""
+    """Load a form of a graph; its files are in a temporary folder that is removed with the runner."""
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         form = replace(graph, path=Path(folder) / "form.onnx")
         onnx.save_model(model, str(form.path))
@@ -324,13 +323,13 @@ def _loaded(model: onnx.ModelProto, graph: Graph, backend: str) -> Iterator[Runn
             path = path.with_suffix(get_backend(backend).SUFFIX)
             path.write_bytes(get_backend(backend).compile(form, CompileOptions()).content)
         # Without a hash of the engine no backend keeps what it compiles for a next start.
-        engine = Engine(path, graph.spec, backend, graph.precision, {})
+        engine = Engine(path, graph.spec, backend, graph.precision)
         with load_runner(engine, LoadOptions(spinning=False)) as runner:
             yield runner
 
 
 def _run(runner: Runner, feeds: Mapping[str, np.ndarray], tensors: Sequence[str]) -> dict[str, np.ndarray]:
-    """The tensors that were asked for, a form's last outputs; one that a runtime merged with another has its name."""
+    """The tensors by name, which are the last outputs of a form. One that a runtime merged with another output is found by its place."""
     results = runner.run(feeds)
     names = [spec.name for spec in runner.outputs[-len(tensors) :]]
     return {tensor: results.get(tensor, results[name]) for tensor, name in zip(tensors, names, strict=True)}
@@ -348,7 +347,7 @@ def _check(graph: Graph, backend: str, images: Sequence[np.ndarray], against: st
             )
     if against == backend:
         raise UsageError(
-            f"The engine is one of {backend} already, so there is nothing to compare; name another backend."
+            f"The engine is one of {backend} itself, so there is nothing to compare; give another backend."
         )
     for name in (backend, *([against] if against else [])):
         available = require(name)
@@ -364,14 +363,14 @@ def _shared_tensors(source: onnx.ModelProto, layers: Sequence[ComparedLayer]) ->
     shared = [layer.tensor for layer in layers if layer.tensor in made]
     if not shared:
         raise GraphError(
-            "The FP32 graph has none of the tensors of the graph to compare, so it is not what that was made from; give "
-            "the graph that the engine's JSON names."
+            "The FP32 graph has none of the tensors of the graph to compare, so it is not what that was made from; give the graph "
+            "that the engine's JSON names as its parent."
         )
     return shared
 
 
 def _rescaled_tensors(graph: Graph, source: onnx.ModelProto) -> frozenset[str]:
-    """What equalization divides, where the graph says that it did, or does not say."""
+    """The tensors whose channels equalization divides; none where the graph is not INT8, or says that it was not equalized."""
     options = graph.calibration.get("options", {})
     if graph.precision != "int8" or not options.get("equalize", True):
         return frozenset()
@@ -379,7 +378,7 @@ def _rescaled_tensors(graph: Graph, source: onnx.ModelProto) -> frozenset[str]:
 
 
 def _head_tensors(model: onnx.ModelProto, layers: Sequence[ComparedLayer]) -> list[str]:
-    """The tensors of the last convolution of each head and level; where none is named so, the last layer's."""
+    """The tensors of the last convolution of each head and level; where no convolution has their names, the last tensor."""
     final = [node for node in model.graph.node if node.op_type == "Conv" and is_final(node.name)]
     taken = {value for node in final for value in node.input}
     last = {node.output[0] for node in final if node.output[0] not in taken}
@@ -387,7 +386,7 @@ def _head_tensors(model: onnx.ModelProto, layers: Sequence[ComparedLayer]) -> li
 
 
 def _arithmetic(runner: Runner, backend: str, model: onnx.ModelProto) -> str:
-    """A key of ``LIMITS_DB``: the coarsest of what the graph says, what the processor has, and what GPUs do to FP32."""
+    """The coarsest type in which the runner computes what is not INT8, a key of ``LIMITS_DB``. A GPU may compute FP32 as TF32."""
     if runner.arithmetic == "bf16":
         return "bf16"
     return "f16" if not get_backend(backend).TRAITS.on_cpu or _has_half(model) else "f32"
@@ -398,6 +397,6 @@ def _has_half(model: onnx.ModelProto) -> bool:
 
 
 def _as_batch(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
-    """The image in the input's type, as often as the graph's batch is large."""
+    """The image in the input's type, repeated to fill the graph's batch."""
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
     return np.repeat(as_input(model, image), batch, axis=0)

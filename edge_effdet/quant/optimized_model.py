@@ -1,9 +1,10 @@
-"""Which convolutions run in INT8, read from the model that onnxruntime made of a graph.
+"""Read from the model that onnxruntime made of a graph in which precision each convolution runs.
 
-A session writes its optimized model to a file. A convolution in INT8 is a ``QLinearConv`` there, or a ``ConvInteger``, and bears its
-node's name, with a number behind it where it was made anew. All others are floating point, whatever Q/DQ stands around them. The
-layout transformer names these after their output, behind an activation that may have been fused, so a name does not always lead
-back to the node. It need not: what is not INT8 has one type as a rule, and then all the rest has it.
+A session can write its optimized model to a file. There a convolution in INT8 is a ``QLinearConv`` or a ``ConvInteger`` with the name
+of its node, and with a number behind the name where onnxruntime made the node anew. All other convolutions compute in floating point,
+even with Q/DQ around them. The layout transformer names these after their output, which may be that of a fused activation, so the name
+does not always lead back to the node. It need not: as a rule all convolutions that are not INT8 have the same type, and then a
+convolution that cannot be found has it too.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from edge_effdet.backends.engine_account import widest
 
 INTEGER = frozenset({"QLinearConv", "ConvInteger"})
 FLOATING = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
-"""Of onnxruntime's own domains as well as of ONNX's."""
+"""Operators of ONNX and of onnxruntime's own domains."""
 
 _NUMBER = re.compile(r"_token_\d+$")
 _LAYOUT = re.compile(r"_nchwc$")
-_TYPES: Mapping[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_PRECISION_OF_TYPE: Mapping[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}
 
 
 def read_optimized(graph: Path, optimized: Path) -> dict[str, str]:
-    """The precision of each convolution of a graph, by its node's name; those that cannot be told are missing.
+    """The precision of each convolution of a graph, by its node's name. A convolution whose precision is unknown is missing.
 
     Args:
-        graph: the file that a session was given.
-        optimized: the file that the session wrote.
+        graph: the ONNX file that a session was given.
+        optimized: the ONNX file that the session wrote.
     """
     source, made = (onnx.load(str(path), load_external_data=False).graph for path in (graph, optimized))
     names = {node.name for node in source.node if node.op_type == "Conv"}
@@ -48,17 +53,17 @@ def read_optimized(graph: Path, optimized: Path) -> dict[str, str]:
             unnamed.add(precision)
         elif precision:
             precisions[name] = widest([precision, precisions.get(name, precision)])
-    if len(unnamed) == 1 and unnamed <= {*_TYPES.values()}:
+    if len(unnamed) == 1 and unnamed <= {*_PRECISION_OF_TYPE.values()}:
         precisions.update(dict.fromkeys(names - precisions.keys(), unnamed.pop()))
     return precisions
 
 
 def _floating_type(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:
-    """Of a convolution's weights, which is the type that it computes in; empty where it is not known."""
+    """The type of a convolution's weights, in which it computes; empty where it is unknown."""
     weight = node.input[1]
     maker = next((each for each in graph.node if weight in each.output), None)
     if maker is not None and maker.op_type == "Cast":
-        return _TYPES.get(next(each.i for each in maker.attribute if each.name == "to"), "")
+        return _PRECISION_OF_TYPE.get(next(each.i for each in maker.attribute if each.name == "to"), "")
     if maker is not None and maker.op_type == "DequantizeLinear":
         weight = maker.input[1]
-    return _TYPES.get(next((each.data_type for each in graph.initializer if each.name == weight), 0), "")
+    return _PRECISION_OF_TYPE.get(next((each.data_type for each in graph.initializer if each.name == weight), 0), "")

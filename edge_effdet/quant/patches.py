@@ -1,4 +1,4 @@
-"""What the filters of convolutions see: second moments and means of their inputs over calibration images."""
+"""Second moments and means of what the filters of convolutions see, over calibration images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge_effdet.quant.rounding import Inputs
 from edge_effdet.quant.statistics import fetch_tensors
 
 POSITIONS, GROUPED_POSITIONS = 192, 64
-"""Output positions that are looked at, an image, of a convolution over all channels and of a depthwise one."""
+"""How many output positions of an image are looked at: for a convolution over all channels, and for a depthwise one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,11 @@ class ConvolutionShape:
 
     Attributes:
         tensor: the name of its input.
-        kernel, strides, dilations: down and across.
-        pads: top, left, bottom, right.
-        groups: of channels.
+        kernel: height and width.
+        strides: vertical and horizontal.
+        dilations: vertical and horizontal.
+        pads: top, left, bottom and right.
+        groups: how many groups of channels there are.
     """
 
     tensor: str
@@ -39,13 +41,16 @@ class ConvolutionShape:
 def measure_inputs(
     model: onnx.ModelProto, images: CalibrationImages, convolutions: Sequence[str], scales: Mapping[str, float]
 ) -> dict[str, Inputs]:
-    """What each convolution's filters see, at seeded positions of each image.
+    """Measure the moments of what each convolution's filters see, at random positions of each image, seeded by its number.
 
     Args:
         model: the graph.
-        images: what to look at.
-        convolutions: names of its Conv nodes.
-        scales: of the INT8 codes of their input tensors.
+        images: the images to look at.
+        convolutions: the names of Conv nodes.
+        scales: the scale of the INT8 codes of each input tensor, by the tensor's name.
+
+    Returns:
+        The moments by the convolution's name.
     """
     shapes = convolution_shapes(model, convolutions)
     sums: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -67,15 +72,15 @@ def measure_inputs(
 
 
 def pick_patches(value: np.ndarray, shape: ConvolutionShape, generator: np.random.Generator) -> np.ndarray:
-    """Inputs of the filters at random output positions, with zeros where they reach over the border.
+    """Pick the inputs of a convolution's filters at random output positions, with zeros where a filter reaches over the border.
 
     Args:
-        value: float32 [channels, height, width].
-        shape: of the convolution.
+        value: the convolution's input for one image, float32 [channels, height, width].
+        shape: how the convolution picks its inputs.
         generator: chooses the positions.
 
     Returns:
-        float32 [groups, positions, channels of a group x kernel].
+        The inputs, float32 [groups, positions, channels of a group x height x width of the kernel].
     """
     top, left, bottom, right = shape.pads
     reach = [dilation * (side - 1) + 1 for dilation, side in zip(shape.dilations, shape.kernel, strict=True)]
@@ -95,7 +100,7 @@ def pick_patches(value: np.ndarray, shape: ConvolutionShape, generator: np.rando
 
 
 def convolution_shapes(model: onnx.ModelProto, convolutions: Sequence[str]) -> dict[str, ConvolutionShape]:
-    """By name, in the order of the graph."""
+    """How each of these convolutions picks its inputs, by its name, in the order of the graph."""
     wanted = set(convolutions)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     found: dict[str, ConvolutionShape] = {}

@@ -1,12 +1,13 @@
-"""Pixels as INT8 codes without an error.
+"""Make pixels INT8 codes without an error.
 
-The stem takes ``x - m``, with x a pixel of 0 to 255 and m its channel's mean, which is no whole number; codes of that are off by up to
-half a pixel value. ``x - 128`` is a code as it is, at a scale of 1, and the difference goes into the bias:
+The stem takes ``x - m``, where x is a pixel of 0 to 255 and m the mean of its channel. Since m is not a whole number, INT8 codes of
+``x - m`` are off by up to half a pixel value. ``x - 128`` is an INT8 code itself, at a scale of 1, and the difference goes into the
+bias:
 
     W * (x - m) + b  =  W * (x - 128) + (b + sum W_c (128 - m_c))
 
-That is exact but for the outermost output positions: the convolution's zero padding stood for the mean colour and stands for
-128 now. Training's letterbox fills with the mean colour inside the picture, so only one row and column see that.
+This is exact except at the outermost output positions: the zeros that pad the convolution's input stood for the mean colour and stand
+for 128 now. The letterbox fills the rest of the canvas with the mean colour itself, so only one row and one column see the padding.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ MIDDLE = 128
 
 
 def center_on_codes(model: ir.Model) -> dict[str, float]:
-    """Rewrite the stem's input in place, where it is pixels and a shift.
+    """Rewrite the stem's input in place, where it is the sum of pixels and a shift.
 
     Returns:
-        The range t of that tensor: its codes -127 to 127 stand for themselves. (QuantizeLinear goes to -128, where pixel 0 is.)
+        The range t of that tensor by its name, so that its codes -127 to 127 stand for themselves (QuantizeLinear also gives -128,
+        which is pixel 0); empty where there is no such sum.
     """
     for conv in model.graph:
         addition = producer(conv.inputs[0], "Add") if conv.op_type == "Conv" else None

@@ -1,11 +1,11 @@
-"""FP16 by casts in the graph, so that a strongly typed build does what the file says.
+"""Make a graph FP16 by casts, so that a strongly typed build computes what the file says.
 
-Everything from the first convolution on runs in FP16, but for:
+Everything from the first convolution on runs in FP16, with these exceptions:
 
-- the pixels' normalisation before it, every TopK and, from the last one on, scores and box decoding: an FP16 coordinate of a
-  512-pixel image has steps of up to half a pixel;
-- QuantizeLinear and DequantizeLinear, the convolutions between them and the activation behind those: the scales stay
-  FP32, and the compiler sees ``DQ -> Conv -> activation -> Q`` without a cast inside, which is the form it fuses.
+- Every TopK runs in FP32, and so do scores and box decoding behind the last one: an FP16 coordinate in an image of 512 pixels has
+  steps of up to half a pixel. The normalisation of the pixels, before the first convolution, is FP32 too.
+- QuantizeLinear, DequantizeLinear, the convolutions between them and the activations behind these stay in FP32. So the scales are
+  FP32, and the compiler sees ``DQ -> Conv -> activation -> Q`` without a cast inside, which is the form that it fuses.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from edge_effdet.graph.rule import add_initializer, constant, producer
 
 _LIMIT = float(np.finfo(np.float16).max)
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_ACTIVATIONS = frozenset({"Clip", "Relu", "Sigmoid", "HardSwish", "HardSigmoid"})
+_FUSED_WITH_INT8 = frozenset({"Clip", "Relu", "Sigmoid", "HardSwish", "HardSigmoid"})
+"""Activations that a compiler fuses with the INT8 convolution before them."""
 _FLOAT_ONLY_INPUTS = {"Resize": (1, 2)}
-"""Inputs whose type ONNX fixes to FP32: roi and scales."""
+"""Positions of inputs whose type ONNX fixes to FP32: roi and scales."""
 
 
 def convert_to_half(model: ir.Model) -> int:
-    """Cast a graph to FP16 in place, as the module's docstring says; inputs and outputs keep their types.
+    """Cast a graph to FP16 in place, as this module's docstring says. Its inputs and outputs keep their types.
 
     Returns:
         How many nodes run in FP16.
 
     Raises:
-        GraphError: a weight does not fit FP16, or a tensor's type is unknown.
+        GraphError: a weight does not fit into FP16, or the type of a tensor is unknown.
     """
     from onnx_ir.passes.common import ShapeInferencePass
 
@@ -68,7 +69,7 @@ def convert_to_half(model: ir.Model) -> int:
 
 
 def _half_nodes(graph: ir.Graph) -> set[ir.Node]:
-    # Between two TopKs stand the chosen anchors' rows, of all the scores there are; as FP32 they would be cast first.
+    # Between two TopKs the chosen rows are gathered from all scores, which would all have to be cast first if this were FP32.
     before_topk: set[ir.Node] = set()
     for node in reversed(graph):
         if any(use.node.op_type == "TopK" or use.node in before_topk for value in node.outputs for use in value.uses()):
@@ -86,8 +87,8 @@ def _half_nodes(graph: ir.Graph) -> set[ir.Node]:
             quantized.add(node)
         computed = [parent for parent in parents if parent is not None and parent.op_type != "Constant"]
         follows = bool(computed) and all(parent in quantized and parent.op_type not in _QDQ for parent in computed)
-        # SiLU is x * sigmoid(x): the Mul follows only where both its inputs do.
-        if (node.op_type in _ACTIVATIONS or node.op_type == "Mul") and follows:
+        # A Mul is the end of a SiLU, x * sigmoid(x), only where both its inputs follow a quantized convolution.
+        if (node.op_type in _FUSED_WITH_INT8 or node.op_type == "Mul") and follows:
             quantized.add(node)
     nodes = after_conv - after_topk - quantized
     for node in nodes:
@@ -99,7 +100,7 @@ def _half_nodes(graph: ir.Graph) -> set[ir.Node]:
 
 
 def is_quantized(node: ir.Node) -> bool:
-    """A convolution whose input and weights both come from a DequantizeLinear."""
+    """Whether a node is a convolution whose input and weights both come from a DequantizeLinear."""
     return node.op_type == "Conv" and all(producer(value, "DequantizeLinear") for value in node.inputs[:2])
 
 
@@ -107,7 +108,7 @@ def _half_constant(
     graph: ir.Graph, value: ir.Value, array: np.ndarray, converted: dict[ir.Value, ir.Value]
 ) -> ir.Value:
     if value not in converted:
-        # A Clip without an upper bound has float32's largest number there.
+        # A Clip without an upper bound has the largest float32 number in its place.
         largest = np.abs(array[np.abs(array) < np.finfo(np.float32).max]).max(initial=0.0)
         if largest > _LIMIT:
             raise GraphError(

@@ -1,14 +1,14 @@
-"""Graphs that show their inner tensors: all of them in one whole run, or each layer alone, its inputs given.
+"""Make graphs that show their inner tensors: in one whole run, or with exact inputs for each layer alone.
 
-In a **whole run** each layer works on what the one before it made. An INT8 graph then multiplies differences: two
-exact runs whose FP32 sums differ in the last bit round a value near a tie to two codes, and a hundred layers later
-their tensors are 20 dB apart. So a whole run says how far a tensor is from the FP32 graph's, and not which layer is
-at fault.
+In a **whole run** each layer works on the output of the layer before it. An INT8 graph then amplifies small differences: where the
+FP32 sums of two correct runs differ in the last bit, a value near a tie is rounded to two different codes, and a hundred layers later
+the SQNR between the two runs is down to 20 dB. So a whole run shows how far a tensor is from the FP32 graph's, and does not show which
+layer is at fault.
 
-With **layers alone** the graph is cut at every tensor that is compared, and what takes such a tensor takes an input
-instead, which is given the exact value. One run still computes every layer, and an error is that of the layer it is
-seen at. What goes to a QuantizeLinear and lies near a tie is moved onto the code that it rounds to: that changes
-nothing in exact arithmetic, and keeps another order of summing from being taken for an error.
+With **layers alone** the graph is cut at every tensor that is compared: a node that takes such a tensor takes a new input instead,
+which is fed with the exact value. One run still computes every layer, and an error at a layer is the error of that layer. A value that
+goes to a QuantizeLinear and lies near a tie is moved onto the code that it rounds to. In exact arithmetic this changes nothing, and
+without it, sums that were added in another order could look like errors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import onnx
 from onnx import numpy_helper
 
 TIE_MARGIN = 1 / 16
-"""Of a code's step, to both sides of a tie: FP16 moves the largest code's value by half of that."""
+"""A value is near a tie where it is within this share of a code's step. FP16 moves the value of the largest code by half as much."""
 
 DENSE, DEPTHWISE, OUTPUT = "dense", "depthwise", "output"
 
-_ACTIVATIONS = frozenset({"Clip", "Relu", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Mish", "Gelu", "Swish"})
+_ONE_NODE_ACTIVATIONS = frozenset({"Clip", "Relu", "HardSwish", "LeakyRelu", "PRelu", "Elu", "Mish", "Gelu", "Swish"})
 _SORTED_OUTPUT = "scores"
-"""Of the graph's outputs the only one that can be compared: it is sorted, so that a small change moves its values a
-little. Boxes and classes stand in the same order, and two scores that change places exchange whole rows of them."""
+"""The only output of the graph that can be compared. Scores are sorted, so a small error changes their values a little. Boxes and
+classes stand in the order of the scores, so two scores that change places exchange whole rows of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,11 @@ class ComparedLayer:
     """A tensor that is compared, named by the node that computes it.
 
     Attributes:
-        name: of the convolution, or of the node that makes what a QuantizeLinear takes.
-        tensor: of a convolution, behind its activation.
-        kind: ``dense`` or ``depthwise`` for a convolution, ``output``, else the operator.
-        largest_code: the largest absolute weight code of a convolution in INT8; None for all others.
-        sources: the compared tensors that it is computed from, without another one in between.
+        name: the name of the convolution, or of another node whose output a QuantizeLinear takes.
+        tensor: the name of the tensor; for a convolution it is the tensor behind its activation.
+        kind: ``dense`` or ``depthwise`` for a convolution, ``output`` for the scores, else the operator.
+        largest_code: the largest absolute weight code of a convolution in INT8; None for all other layers.
+        sources: the compared tensors from which this one is computed without another compared tensor in between.
     """
 
     name: str
@@ -55,23 +55,24 @@ class Given:
     """What an input of a cut graph is fed with.
 
     Attributes:
-        tensor: whose value it takes.
-        scale: of the codes that it goes to; None where it goes to no QuantizeLinear.
+        tensor: the name of the tensor whose value it takes.
+        scale: the scale of the codes where a QuantizeLinear takes the input; None where none does.
     """
 
     tensor: str
     scale: float | None
 
     def value(self, exact: np.ndarray) -> np.ndarray:
+        """The tensor's exact value as the input takes it: off ties where it is quantized next."""
         return exact if self.scale is None else keep_off_ties(exact, self.scale)
 
 
 def find_layers(model: onnx.ModelProto) -> list[ComparedLayer]:
-    """What is compared of a graph, in its order: every convolution behind its activation, whatever else a
-    QuantizeLinear takes, so that no arithmetic between two of these tensors is left out, and the scores.
+    """The tensors of a graph that are compared, in the graph's order.
 
-    What comes before the first convolution is left out: INT8 centres the pixels on another value there
-    (``quant.pixels``).
+    These are the tensors behind each convolution and its activation, all other tensors that a QuantizeLinear takes, so that no
+    arithmetic between two compared tensors is left out, and the scores. Tensors before the first convolution are left out, because
+    INT8 centres the pixels on another value there (``quant.pixels``).
     """
     users = _users(model.graph)
     codes = _largest_codes(model.graph)
@@ -98,7 +99,13 @@ def find_layers(model: onnx.ModelProto) -> list[ComparedLayer]:
 def expose_tensors(
     model: onnx.ModelProto, tensors: Collection[str], like: Mapping[str, np.ndarray] | None = None
 ) -> onnx.ModelProto:
-    """A copy of a graph whose last outputs are these tensors, in this order; with a value of each, of those types."""
+    """A copy of a graph whose last outputs are these tensors, in this order.
+
+    Args:
+        model: the graph.
+        tensors: the names of the tensors.
+        like: a value of each tensor, whose type its output is declared with; None declares no types.
+    """
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     _add_outputs(exposed.graph, tensors, like)
@@ -108,12 +115,12 @@ def expose_tensors(
 def isolate_layers(
     model: onnx.ModelProto, tensors: Collection[str], like: Mapping[str, np.ndarray]
 ) -> tuple[onnx.ModelProto, dict[str, Given]]:
-    """A copy of a graph, cut at these tensors, and what its new inputs take.
+    """A copy of a graph that is cut at these tensors, and what each of its new inputs is fed with, by the input's name.
 
     Args:
         model: the graph.
-        tensors: made by it, as ``find_layers`` names them; they become its outputs.
-        like: a value of each, for its type and shape.
+        tensors: the names of the tensors, as ``find_layers`` gives them. They become the outputs of the copy.
+        like: a value of each tensor, for the types and shapes of the new inputs.
     """
     cut = onnx.ModelProto()
     cut.CopyFrom(model)
@@ -137,7 +144,7 @@ def isolate_layers(
 
 
 def keep_off_ties(values: np.ndarray, scale: float) -> np.ndarray:
-    """The same values, but for those within ``TIE_MARGIN`` of a tie between two codes: they become the code's own."""
+    """The values, where each one within ``TIE_MARGIN`` of a tie between two codes is replaced by the value of the code it rounds to."""
     step = values.dtype.type(scale)
     codes = values / step
     nearest = np.rint(codes)
@@ -146,7 +153,7 @@ def keep_off_ties(values: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _add_outputs(graph: onnx.GraphProto, tensors: Collection[str], like: Mapping[str, np.ndarray] | None) -> None:
-    """Let these be the last outputs, in this order."""
+    """Make these tensors the last outputs of a graph, in this order."""
     present = {output.name: output for output in graph.output}
     kept = [output for output in graph.output if output.name not in tensors]
     shown = [present.get(tensor) or _describe(tensor, None if like is None else like[tensor]) for tensor in tensors]
@@ -156,7 +163,7 @@ def _add_outputs(graph: onnx.GraphProto, tensors: Collection[str], like: Mapping
 
 
 def _describe(tensor: str, like: np.ndarray | None) -> onnx.ValueInfoProto:
-    """An output; onnxruntime finds out its type by itself, and TensorRT does not."""
+    """The description of an output, with its type where that is known. onnxruntime does without the type, TensorRT does not."""
     if like is None:
         return onnx.ValueInfoProto(name=tensor)
     return onnx.helper.make_tensor_value_info(tensor, onnx.helper.np_dtype_to_tensor_dtype(like.dtype), None)
@@ -171,9 +178,9 @@ def _users(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def _behind_activation(tensor: str, users: Mapping[str, Sequence[onnx.NodeProto]]) -> str:
-    """The activation's output where nothing else takes ``tensor``; a SiLU is a Sigmoid and a Mul of both."""
+    """The output of the activation behind ``tensor`` where only that takes it, else ``tensor``. A SiLU is a Sigmoid and a Mul."""
     taking = users.get(tensor, ())
-    if len(taking) == 1 and taking[0].op_type in _ACTIVATIONS:
+    if len(taking) == 1 and taking[0].op_type in _ONE_NODE_ACTIVATIONS:
         return taking[0].output[0]
     sigmoid = next((node for node in taking if node.op_type == "Sigmoid"), None)
     product = next((node for node in taking if node.op_type == "Mul"), None)
@@ -183,7 +190,7 @@ def _behind_activation(tensor: str, users: Mapping[str, Sequence[onnx.NodeProto]
 
 
 def _largest_codes(graph: onnx.GraphProto) -> dict[str, int]:
-    """The largest absolute code behind each DequantizeLinear of a constant, by its output."""
+    """The largest absolute code of each constant that a DequantizeLinear takes, by the DequantizeLinear's output."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     return {
         node.output[0]: int(np.abs(numpy_helper.to_array(constants[node.input[0]]).astype(np.int32)).max(initial=0))
@@ -204,7 +211,7 @@ def _scale(quantizer: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto])
 
 
 def _in_graph_order(layers: Mapping[str, ComparedLayer], graph: onnx.GraphProto) -> list[ComparedLayer]:
-    """By the nodes that make the tensors, each with its sources: an activation stands behind its convolution."""
+    """The layers in the order of the nodes that make their tensors, with the sources of each."""
     ordered: list[ComparedLayer] = []
     sources: dict[str, frozenset[str]] = {}
     for node in graph.node:

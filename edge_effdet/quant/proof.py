@@ -1,8 +1,7 @@
-"""What share of a graph's convolution work runs in which precision, read off the graph itself."""
+"""The share of the convolutions' work that runs in each precision, counted on the graph itself."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,18 +9,18 @@ from typing import Any
 import onnx_ir as ir
 
 from edge_effdet.errors import GraphError
-from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
+from edge_effdet.graph.counting import macs_before_fusion
 from edge_effdet.quant.placement import is_final
 from edge_effdet.quant.precision import is_quantized
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionProof:
-    """Multiply-accumulates of the convolutions by precision; the final class and box convolutions stand apart.
+    """The work of a graph's convolutions by precision. The final class and box convolutions are not in these counts.
 
     Attributes:
-        macs: by ``int8``, ``fp16``, ``fp32``, of one image.
-        kept_high: names of the convolutions that are not INT8, without the final ones.
+        macs: multiply-accumulates for one image, by ``int8``, ``fp16`` and ``fp32``.
+        kept_high: the names of the convolutions that are not INT8, without the final ones.
         final: the final class and box convolutions and their precision.
     """
 
@@ -30,9 +29,11 @@ class PrecisionProof:
     final: Mapping[str, str]
 
     def fraction(self, precision: str) -> float:
+        """The share of the work that runs in a precision, 0 to 1."""
         return self.macs[precision] / sum(self.macs.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """The part ``proof`` of an engine's JSON."""
         return {
             "int8_mac_fraction": self.fraction("int8"),
             "fp16_mac_fraction": self.fraction("fp16"),
@@ -44,10 +45,12 @@ class PrecisionProof:
 
 
 def prove_precision(model: ir.Model) -> PrecisionProof:
-    """Count a graph. A convolution is INT8 only where input and weights both come from a DequantizeLinear.
+    """Count the work of a graph's convolutions.
+
+    A convolution is INT8 only where its input and its weights both come from a DequantizeLinear.
 
     Raises:
-        GraphError: a convolution's shape is unknown.
+        GraphError: the graph has no convolution, or the shape of one is unknown.
     """
     macs = {"int8": 0, "fp16": 0, "fp32": 0}
     kept_high: list[str] = []
@@ -55,7 +58,7 @@ def prove_precision(model: ir.Model) -> PrecisionProof:
     for node in model.graph:
         if node.op_type != "Conv":
             continue
-        name, precision = node.name or "?", _precision(node)
+        name, precision = node.name or "?", graph_precision(node)
         if is_final(name):
             final[name] = precision
             continue
@@ -63,29 +66,12 @@ def prove_precision(model: ir.Model) -> PrecisionProof:
         if precision != "int8":
             kept_high.append(name)
     if not sum(macs.values()):
-        raise GraphError("The graph holds no convolution; it is not a detector.")
+        raise GraphError("The graph holds no convolution, so it is not a detector; give a graph that export wrote.")
     return PrecisionProof(macs, tuple(kept_high), final)
 
 
-def macs_before_fusion(conv: ir.Node) -> int:
-    """Of a dense convolution that was made of a separable pair, those of the pair, so that fusion does not inflate a share."""
-    before = conv.metadata_props.get(MACS_BEFORE_FUSION)
-    return convolution_macs(conv) if before is None else int(before)
-
-
-def convolution_macs(conv: ir.Node) -> int:
-    """Multiply-accumulates for one image: output positions times weights of one filter times filters."""
-    weight, output = conv.inputs[1], conv.outputs[0]
-    assert weight is not None
-    if weight.shape is None or output.shape is None:
-        raise GraphError(f"The shape of {conv.name} is unknown; export the graph again.")
-    positions = [size for size in output.shape[2:] if isinstance(size, int)]
-    if len(positions) != 2:
-        raise GraphError(f"The output of {conv.name} has a dynamic height or width; only the batch may be dynamic.")
-    return math.prod(positions) * math.prod(int(size) for size in weight.shape)  # type: ignore[arg-type]
-
-
-def _precision(conv: ir.Node) -> str:
+def graph_precision(conv: ir.Node) -> str:
+    """The precision of a convolution by the graph: ``int8``, ``fp16`` or ``fp32``."""
     if is_quantized(conv):
         return "int8"
     return "fp16" if conv.outputs[0].dtype == ir.DataType.FLOAT16 else "fp32"

@@ -1,14 +1,15 @@
-"""The range that an INT8 scale covers, from what was seen of a tensor: pure maths on a histogram.
+"""Choose the range that an INT8 scale covers, from a histogram of a tensor's values.
 
 Ranges are symmetric, as TensorRT's are: the codes -127 to 127 stand for -t to t with one scale ``t / 127``. All four
 methods look at absolute values:
 
-- ``max``: t is the largest value seen. Nothing is cut off, and one outlier coarsens all other values.
-- ``percentile``: t is the value that 99.99 % of the nonzero values do not exceed.
-- ``entropy``: t with the least Kullback-Leibler divergence between the distribution and what 128 levels leave of it (Migacz,
-  "8-bit Inference with TensorRT", GTC 2017).
-- ``mse``: t with the least expected squared error. A value inside the range is off by up to half a step, ``s * s / 12`` on
-  average; one beyond it by its distance from t. Zeros, of which a ReLU leaves many, are exact and do not count.
+- ``max`` takes the largest value seen. Nothing is cut off, and one outlier makes the steps of all other values coarser.
+- ``percentile`` takes the value that 99.99 % of the nonzero values do not exceed.
+- ``entropy`` takes the t with the least Kullback-Leibler divergence between the distribution of the values and the same distribution
+  rounded to 128 levels (Migacz, "8-bit Inference with TensorRT", GTC 2017).
+- ``mse`` takes the t with the least expected squared error. A value inside the range is off by up to half a step s, which is
+  ``s * s / 12`` on average when squared; a value outside is off by its distance from t. Zeros, of which a ReLU leaves many, are exact
+  and do not count.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ import numpy as np
 
 BINS = 2048
 LEVELS = 128
-"""Of a symmetric INT8 code's absolute value: 0 to 127."""
+"""How many absolute values a symmetric INT8 code has: 0 to 127."""
 LARGEST_CODE = 127
 PERCENTILE = 99.99
 
 _STEP = 16
-"""Bins between two candidates for t: finer ones change t by less than a hundredth."""
+"""How many bins lie between two candidates for t. A finer grid changes t by less than a hundredth."""
 
 
 def choose_range(counts: np.ndarray, largest: float, method: str) -> float:
-    """The t of a tensor.
+    """Choose the range t of a tensor.
 
     Args:
-        counts: int64 [BINS], absolute values other than 0 by bin, from 0 to ``largest``.
+        counts: how many absolute values other than 0 lie in each bin from 0 to ``largest``, int64 [BINS].
         largest: the largest absolute value, above 0.
-        method: a key of ``METHODS``.
+        method: a key of ``RANGE_METHODS``.
 
     Returns:
-        Above 0 and at most ``largest``.
+        t, above 0 and at most ``largest``.
     """
     # The histogram is made of a sample of the values. Where every sampled value was 0, it is empty, although the largest value
     # of the whole tensor, which is tracked on its own, is above 0; only the whole range is known to be safe then.
     if not counts.any():
         return largest
-    return float(largest * METHODS[method](counts))
+    return float(largest * RANGE_METHODS[method](counts))
 
 
 def _max(counts: np.ndarray) -> float:
@@ -58,7 +59,7 @@ def _mse(counts: np.ndarray) -> float:
     centers = (np.arange(len(counts)) + 0.5) / len(counts)
     ends = np.arange(_STEP, len(counts) + 1, _STEP)
     limits = ends / len(counts)
-    # sum over values beyond t of (v - t) squared, for all t at once, from the sums of 1, v and v squared beyond t.
+    # The sum of (v - t)^2 over the values v beyond t, for all t at once, from the sums of 1, v and v^2 beyond t.
     beyond = [np.append(np.cumsum((counts * centers**power)[::-1])[::-1], 0.0)[ends] for power in (0, 1, 2)]
     clipped = beyond[2] - 2 * limits * beyond[1] + limits**2 * beyond[0]
     rounded = (counts.sum() - beyond[0]) * (limits / LARGEST_CODE) ** 2 / 12
@@ -71,7 +72,7 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def _divergence(counts: np.ndarray, end: int) -> float:
-    """KL divergence between the values up to bin ``end``, with those beyond moved to its last bin, and 128 levels of them."""
+    """KL divergence between the values cut off at bin ``end``, those beyond it counted in the last bin, and the same in 128 levels."""
     kept = counts[:end].astype(np.float64)
     reference = kept.copy()
     reference[-1] += counts[end:].sum()
@@ -86,10 +87,10 @@ def _divergence(counts: np.ndarray, end: int) -> float:
     return float(np.sum(p * np.log(p / q)))
 
 
-METHODS: Mapping[str, Callable[[np.ndarray], float]] = {
+RANGE_METHODS: Mapping[str, Callable[[np.ndarray], float]] = {
     "max": _max,
     "percentile": _percentile,
     "entropy": _entropy,
     "mse": _mse,
 }
-"""Each gives t as a share of the largest value."""
+"""The methods by name. Each takes the counts of the bins and gives t as a share of the largest value."""

@@ -1,18 +1,19 @@
-"""FP32 weights of a convolution to INT8 codes and a scale a filter, and the bias that makes up for the rounding.
+"""Round the FP32 weights of a convolution to INT8 codes with one scale a filter, and correct the bias for the rounding.
 
-A filter's scale is its largest absolute weight over the largest code, so that nothing is cut off. The largest code is 127, or less
-where the processor's arithmetic would not be exact (``backends.arithmetic``). Where a filter has next to no weights and
-a large bias, it is raised until the bias is within ``BIAS_CODES`` steps of input times weight: onnxruntime turns the bias into
-that many INT32 steps, and one that does not fit saturates without a word. (A scale of 1 for such a filter, as is usual,
-would be as bad: steps of the bias would be as coarse as those of the input.) Codes are chosen in one of two ways:
+A filter's scale is its largest absolute weight over the largest code, so that no weight is cut off. The largest code is 127, or less
+where the processor's arithmetic would not be exact (``backends.arithmetic``). Where a filter has tiny weights and a large bias, its
+scale is raised until the bias is at most ``BIAS_CODES`` steps, where a step is the scale of the input times the scale of the weights:
+onnxruntime turns the bias into INT32 steps of that size, and a bias that does not fit saturates without a message. (The usual scale
+of 1 for such a filter would be as bad, because the steps of the bias would be as coarse as those of the input.) Codes are chosen in
+one of two ways:
 
-- ``nearest``: each weight for itself, ties to even.
-- ``gptq``: one weight after the other, and what each loses is made up by those after it (Frantar et al., "GPTQ", arXiv
-  2210.17323, algorithm 1, without its blocks). With G = E[x x^T] over the inputs x of a filter, the codes then nearly minimise
-  the error of the output, E[(w x - q x)^2], and not that of the weights.
+- ``nearest`` rounds each weight on its own, ties to even.
+- ``gptq`` rounds one weight after the other, and the weights that follow make up for what it loses (Frantar et al., "GPTQ", arXiv
+  2210.17323, algorithm 1, without its blocks). With G = E[x x^T] over the inputs x of a filter, the codes q then nearly minimise the
+  error of the output, E[(w x - q x)^2], in place of the error of the weights.
 
-The bias takes what is left of the error's mean over the inputs (Nagel et al., "Data-Free Quantization", arXiv 1906.04721,
-section 4.2): with x' what INT8 leaves of x, ``b' = b + E[w x] - E[q x']``.
+The bias makes up for the mean error of the output (Nagel et al., "Data-Free Quantization", arXiv 1906.04721, section 4.2): where x'
+is x rounded to INT8, the new bias is ``b' = b + E[w x] - E[q x']``.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ import numpy as np
 
 from edge_effdet.quant.ranges import LARGEST_CODE
 
-METHODS = ("nearest", "gptq")
+ROUNDING_METHODS = ("nearest", "gptq")
 BIAS_CODES = 2**30
+"""The most steps that a bias may have."""
 DAMPING = 0.01
-"""Of the mean of G's diagonal, added to it: inputs that were never seen must not be given all of the error (GPTQ, section 3.3)."""
+"""This share of the mean of G's diagonal is added to the diagonal, so that inputs that were never seen do not get all of the error
+(GPTQ, section 3.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a convolution's filters see. A group of filters shares its inputs; K is channels of a group x kernel.
+    """Moments of the inputs x of a convolution's filters. The filters of a group share their inputs.
+
+    K is the number of inputs of a filter: channels of a group x height x width of the kernel.
 
     Attributes:
-        gram: float64 [groups, K, K], E[x x^T].
-        mean: float64 [groups, K], E[x].
-        rounded_mean: float64 [groups, K], E[x'].
+        gram: E[x x^T], float64 [groups, K, K].
+        mean: E[x], float64 [groups, K].
+        rounded_mean: the mean of x rounded to INT8, float64 [groups, K].
     """
 
     gram: np.ndarray
@@ -46,12 +51,12 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """INT8 weights of one convolution.
+    """The INT8 weights of one convolution.
 
     Attributes:
-        codes: int8, in the shape of the weight, none larger than the largest code that was allowed.
-        scales: float32 [filters].
-        bias_change: float32 [filters], to be added to the bias.
+        codes: the codes, int8, in the shape of the weight.
+        scales: the scale of each filter, float32 [filters].
+        bias_change: what is added to the bias, float32 [filters].
     """
 
     codes: np.ndarray
@@ -68,16 +73,16 @@ def quantize_weight(
     correct_bias: bool,
     largest_code: int = LARGEST_CODE,
 ) -> QuantizedWeight:
-    """Codes, scales and the change of the bias.
+    """Round the weights of one convolution.
 
     Args:
-        weight: float32 [filters, channels of a group, height, width].
-        bias: float32 [filters], or None.
-        input_scale: of the codes of the input.
-        inputs: of the convolution; ``nearest`` without correction needs none.
-        method: one of ``METHODS``.
-        correct_bias: else its change is 0.
-        largest_code: of a weight, 1 to 127.
+        weight: the weights, float32 [filters, channels of a group, height, width].
+        bias: the bias, float32 [filters], or None.
+        input_scale: the scale of the input's codes.
+        inputs: moments of the inputs; None will do for ``nearest`` without a correction of the bias.
+        method: one of ``ROUNDING_METHODS``.
+        correct_bias: whether the bias makes up for the mean error; its change is 0 where not.
+        largest_code: the largest absolute code of a weight, 1 to 127.
     """
     flat = weight.reshape(len(weight), -1).astype(np.float64)
     scales = filter_scales(flat, bias, input_scale, largest_code)
@@ -96,7 +101,7 @@ def quantize_weight(
 def filter_scales(
     flat: np.ndarray, bias: np.ndarray | None, input_scale: float, largest_code: int = LARGEST_CODE
 ) -> np.ndarray:
-    """float32 [filters]; 1 for a filter of zeros without a bias, which any scale represents."""
+    """The scale of each filter, float32 [filters]; 1 for a filter of zeros without a bias, which every scale represents."""
     scales = np.abs(flat).max(axis=1) / largest_code
     if bias is not None:
         scales = np.maximum(scales, np.abs(bias.astype(np.float64)) / (BIAS_CODES * input_scale))
@@ -109,7 +114,7 @@ def _round_in_order(flat: np.ndarray, scales: np.ndarray, gram: np.ndarray, larg
     steps = scales.reshape(groups, -1)
     diagonal = np.einsum("gkk->gk", gram)
     damped = gram + np.eye(size) * np.maximum(DAMPING * diagonal.mean(axis=1), 1e-12)[:, None, None]
-    # The upper Cholesky factor of the inverse: its rows say how the weights after k make up for the error at k.
+    # The upper Cholesky factor of the inverse: row k says how the weights after k make up for the error of weight k.
     upper = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
     codes = np.empty_like(left)
     for k in range(size):
@@ -120,5 +125,5 @@ def _round_in_order(flat: np.ndarray, scales: np.ndarray, gram: np.ndarray, larg
 
 
 def _mean_output(flat: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """E[w x] of each filter, without its bias."""
+    """E[w x] of each filter without its bias, float64 [filters]."""
     return np.einsum("gok,gk->go", flat.reshape(len(mean), -1, flat.shape[1]), mean).reshape(-1)

@@ -1,17 +1,17 @@
-"""Which convolutions stay in high precision, so that a detector loses no more AP than it may: found, not guessed.
+"""Search for the convolutions that have to stay in high precision, so that a detector loses no more AP than is allowed.
 
-0. All of them in INT8 is tried first. Where that will do, nothing else is measured.
-1. **Sensitivity.** Each convolution alone is set to INT8, and the error at the head tensors is measured over some calibration
-   images: noise over signal, summed over class and box heads. (Its logarithm is the SQNR that the table shows.)
-2. **Order.** Errors of independent roundings add, so the error of a choice is about the sum of its members'. What INT8 saves is
-   the time of the cost model (``graph.cost``). To keep high those with the most noise a microsecond is the greedy solution of
-   that knapsack: the best one at each of its own steps.
-   AP alone would order them badly: one layer's is mostly within the noise of an evaluation. That of the most sensitive ones is
-   measured all the same, and shown beside their SQNR.
-3. **Judgement.** How many of them have to stay is decided by AP on validation images: none, then 1, 2, 4, … until the loss is
-   within what is allowed, then by halves. Each step is a whole evaluation of a whole graph.
+0. First all convolutions are tried in INT8. Where the loss is within what is allowed, nothing else is measured.
+1. **Sensitivity.** Each convolution alone is set to INT8, and the error of the head tensors is measured over some calibration images:
+   noise over signal, averaged over the class and box heads. (The table shows its logarithm, the SQNR.)
+2. **Order.** The errors of independent roundings add up, so the error of a choice is about the sum of the errors of its convolutions.
+   The time that INT8 saves on a convolution comes from the cost model (``graph.cost``). Choosing which convolutions stay high is then
+   a knapsack problem, and its greedy solution keeps those high that have the most noise for each microsecond saved.
+   AP would not give an order: what one convolution loses is mostly within the noise of an evaluation. For the most sensitive ones it
+   is measured all the same, and shown beside their SQNR.
+3. **Judgement.** How many of them stay high is decided by AP on validation images: none, then 1, 2, 4, … until the loss is within
+   what is allowed, then by bisection. Each step evaluates a whole graph.
 
-Steps are kept in a file, so that a search that was stopped goes on where it was.
+The steps are kept in a file, so that a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ from edge_effdet.artifacts import write_json
 from edge_effdet.cli import progress, table
 from edge_effdet.errors import AccuracyGateFailed, InputError
 from edge_effdet.graph.cost import SeparablePair, dense_us, depthwise_us
+from edge_effdet.graph.counting import macs_before_fusion
 from edge_effdet.graph.rule import constant
 from edge_effdet.graph.targets import get_target
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.int8 import Recipe, apply_recipe
 from edge_effdet.quant.placement import is_final
-from edge_effdet.quant.proof import macs_before_fusion
 from edge_effdet.quant.statistics import fetch_tensors
 
 logger = logging.getLogger("edge_effdet.quantize")
 
 SENSITIVITY_IMAGES = 8
+"""How many calibration images sensitivity is measured on."""
 JUDGED_ALONE = 8
+"""How many of the most sensitive convolutions have their loss of AP measured."""
 
 Judge = Callable[[Sequence[str]], float]
-"""From the convolutions in INT8 to the points of AP lost."""
+"""Gives the points of AP that are lost with these convolutions in INT8."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class SearchedLayer:
     """One convolution that can be INT8.
 
     Attributes:
-        name: of the node.
-        macs: multiply-accumulates, one image.
+        name: the name of its node.
+        macs: its multiply-accumulates for one image.
         saved_us: microseconds that INT8 saves against FP16 on the target, by the cost model.
     """
 
@@ -69,16 +71,16 @@ class Placement:
     """What a search found.
 
     Attributes:
-        layers: in the order of the graph.
-        noise: error over signal at the heads with that layer alone in INT8; empty where all of them could be.
-        alone: points of AP lost with that layer alone in INT8, of the most sensitive ones.
-        kept_high: names.
-        judged: layers kept high to points of AP lost, of all that was tried.
-        drop: points of AP that the choice loses, on the images that judged it.
-        target: that the times are of.
+        layers: all convolutions that can be INT8, in the order of the graph.
+        noise: error over signal at the heads with one layer alone in INT8, by its name; empty where all layers can be INT8.
+        alone: points of AP lost with one layer alone in INT8, by its name, for the most sensitive layers.
+        kept_high: the names of the layers that stay in high precision.
+        judged: points of AP lost, by the number of layers kept high, for every number that was tried.
+        drop: points of AP that the choice loses on the images that judged it.
+        target: the target whose time is to be saved.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[SearchedLayer]
     noise: Mapping[str, float]
     alone: Mapping[str, float]
     kept_high: Sequence[str]
@@ -88,6 +90,7 @@ class Placement:
 
     @property
     def quantized(self) -> list[str]:
+        """The names of the layers that become INT8."""
         high = set(self.kept_high)
         return [layer.name for layer in self.layers if layer.name not in high]
 
@@ -113,7 +116,7 @@ class Placement:
 
 @dataclass(slots=True)
 class _State:
-    """What is kept between runs."""
+    """The steps of a search, which are kept in a file."""
 
     identity: Mapping[str, Any]
     noise: dict[str, float] = field(default_factory=dict)
@@ -130,20 +133,20 @@ def search_placement(
     state_path: Path,
     identity: Mapping[str, Any],
 ) -> Placement:
-    """The convolutions that have to stay high for a loss of at most ``max_drop`` points.
+    """Find the convolutions that have to stay in high precision for a loss of at most ``max_drop`` points of AP.
 
     Args:
-        recipe: of the graph.
-        images: that sensitivity is measured on.
+        recipe: what INT8 makes of each convolution.
+        images: the images that sensitivity is measured on.
         judge: evaluates a choice.
-        max_drop: points of AP.
+        max_drop: points of AP that may be lost.
         target: a key of ``graph.targets.TARGETS``.
-        state_path: where steps are kept.
-        identity: what they belong to.
+        state_path: the file that keeps the steps.
+        identity: what the steps belong to: the graph, the images and the options.
 
     Raises:
-        AccuracyGateFailed: the budget cannot be met; says the nearest that can.
-        InputError: the kept steps belong to something else.
+        AccuracyGateFailed: no choice that was tried loses so little; the message names the one that loses least.
+        InputError: the file holds the steps of another search.
     """
     state = _load_state(state_path, identity)
     layers = list_layers(recipe, target)
@@ -165,8 +168,8 @@ def search_placement(
         best = min(state.judged, key=lambda tried: (state.judged[tried], tried))
         raise AccuracyGateFailed(
             f"No choice that was tried loses at most {max_drop:g} points of AP; the nearest keeps {best} of {len(names)} "
-            f"convolutions high and loses {state.judged[best]:.2f}: allow that with --max-ap-drop, or fine-tune the checkpoint "
-            "with train --qat."
+            f"convolutions high and loses {state.judged[best]:.2f}: allow that with `max_ap_drop`, or fine-tune the checkpoint "
+            "with python -m edge_effdet.train --qat."
         )
     kept = tuple(names[:count])
     return Placement(
@@ -174,21 +177,20 @@ def search_placement(
     )
 
 
-def worst_first(layers: Sequence[Layer], noise: Mapping[str, float], least_us: float) -> list[str]:
-    """Names by noise a microsecond that INT8 saves, the most first.
+def worst_first(layers: Sequence[SearchedLayer], noise: Mapping[str, float], least_us: float) -> list[str]:
+    """The names of the layers by the noise for each microsecond that INT8 saves, the most first.
 
-    Savings below ``least_us``, the fixed cost of a kernel, count as that: the model knows time no better, and a layer that saves next
-    to nothing is still worth less than one that ruins the heads.
+    Savings below ``least_us``, the fixed cost of a kernel, count as ``least_us``. The cost model is not more exact than that, and
+    a layer that saves next to nothing must not come before one that ruins the heads.
     """
     ordered = sorted(layers, key=lambda layer: (-noise[layer.name] / max(layer.saved_us, least_us), layer.name))
     return [layer.name for layer in ordered]
 
 
 def fewest_kept(drop_with: Callable[[int], float], most: int, max_drop: float) -> int | None:
-    """The least count whose drop is within ``max_drop``, by doubling and halving; None where not even ``most`` is.
+    """The smallest count whose drop is within ``max_drop``, found by doubling and bisection; None where ``most`` loses more.
 
-    A drop is taken to fall with the count. It does so but for the noise of AP; a smaller count that would do by luck is not
-    looked for.
+    The drop is taken to fall as the count rises. The noise of AP may let a smaller count pass by chance; none is looked for.
     """
     if drop_with(0) <= max_drop:
         return 0
@@ -203,8 +205,8 @@ def fewest_kept(drop_with: Callable[[int], float], most: int, max_drop: float) -
     return high
 
 
-def list_layers(recipe: Recipe, target: str) -> list[Layer]:
-    """Each convolution that can be INT8, with what it computes and what INT8 saves."""
+def list_layers(recipe: Recipe, target: str) -> list[SearchedLayer]:
+    """Each convolution that can be INT8, with its work and the time that INT8 saves."""
     machine = get_target(target)
     layers = []
     for node in ir.from_proto(recipe.model).graph:
@@ -213,17 +215,17 @@ def list_layers(recipe: Recipe, target: str) -> list[Layer]:
         pair = _as_pair(node)
         count = depthwise_us if node.attributes.get_int("group", 1) != 1 else dense_us
         saved = count(pair, machine, "fp16") - count(pair, machine, "int8")
-        layers.append(Layer(str(node.name), macs_before_fusion(node), saved))
+        layers.append(SearchedLayer(str(node.name), macs_before_fusion(node), saved))
     return layers
 
 
 def decibels(noise: float) -> float:
-    """SQNR of an error over signal; that of no error at all is given as 200."""
+    """The SQNR in decibels of a noise over signal; 200 at the most, which also stands for no error at all."""
     return min(200.0, -10 * math.log10(noise)) if noise > 0 else 200.0
 
 
 def placement_table(placement: Placement, rows: int = 20) -> str:
-    """The most sensitive layers for people, and what was tried."""
+    """The most sensitive layers as a table for people, and the counts that were tried."""
     high = set(placement.kept_high)
     tried = ", ".join(f"{count} kept high: {drop:+.2f}" for count, drop in sorted(placement.judged.items()))
     if not placement.noise:
@@ -239,7 +241,7 @@ def placement_table(placement: Placement, rows: int = 20) -> str:
 
 
 def draw_placement(placement: Placement, path: Path) -> None:
-    """SQNR of every layer in the network's order, and what stays high, as a PNG."""
+    """Draw a PNG: the SQNR of every layer in the network's order, with the layers that stay high in red."""
     from matplotlib.figure import Figure
 
     from edge_effdet.artifacts import atomic_output
@@ -252,11 +254,11 @@ def draw_placement(placement: Placement, path: Path) -> None:
     axes.bar(range(len(values)), np.minimum(values, 80), color=colors, width=0.9)
     axes.set_ylabel("SQNR at the heads, dB (that layer alone in INT8)")
     axes.set_title(
-        f"{len(high)} of {len(values)} convolutions stay high (red); AP drop {placement.drop:+.2f} on the images that judged"
+        f"{len(high)} of {len(values)} convolutions stay high (red); AP drop {placement.drop:+.2f} on the images that judged it"
     )
     groups = [layer.name.split(".")[0] + _stage(layer.name) for layer in placement.layers]
     starts = [position for position in range(len(groups)) if position == 0 or groups[position] != groups[position - 1]]
-    # Names of groups that are too narrow for one would be written over each other.
+    # The names of narrow groups would lie on each other.
     wide = [
         start for start, end in zip(starts, [*starts[1:], len(groups)], strict=True) if end - start >= len(groups) / 60
     ]
@@ -274,7 +276,7 @@ def _stage(name: str) -> str:
 
 
 def _measure_noise(
-    recipe: Recipe, images: CalibrationImages, layers: Sequence[Layer], state: _State, state_path: Path
+    recipe: Recipe, images: CalibrationImages, layers: Sequence[SearchedLayer], state: _State, state_path: Path
 ) -> None:
     heads = head_tensors(recipe)
     missing = [layer.name for layer in layers if layer.name not in state.noise]
@@ -309,7 +311,7 @@ def head_tensors(recipe: Recipe) -> list[str]:
 
 
 def relative_error(expected: Sequence[Mapping[str, np.ndarray]], found: Iterable[Mapping[str, np.ndarray]]) -> float:
-    """Squared error over the variance of each tensor's values, averaged over the tensors."""
+    """The squared error of each tensor over the variance of its values, averaged over the tensors."""
     errors: dict[str, float] = {}
     signals: dict[str, float] = {}
     for one, other in zip(expected, found, strict=True):
@@ -351,7 +353,7 @@ def _load_state(path: Path, identity: Mapping[str, Any]) -> _State:
     if kept.identity != json.loads(json.dumps(dict(identity))):
         raise InputError(
             f"{path} holds the steps of a search with another graph, other images or other options; delete it, or give another "
-            "--output."
+            "`output`."
         )
     logger.info("going on with the %d steps of %s", len(kept.noise) + len(kept.alone) + len(kept.judged), path)
     return kept

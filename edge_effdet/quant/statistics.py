@@ -1,7 +1,7 @@
-"""What the tensors of a graph hold, seen over calibration images, one image at a time.
+"""Statistics of a graph's tensors over calibration images, one image at a time.
 
-Two passes. The first keeps three numbers a tensor, worked out inside the graph: smallest, largest and mean. The second, which
-histograms and the rounding of weights need, fetches the tensors and looks at a seeded part of each.
+There are two passes over the images. In the first, the graph itself computes three numbers of each tensor: its smallest, largest and
+mean value. The second, which histograms and the rounding of weights need, fetches the tensors and looks at a random part of each.
 """
 
 from __future__ import annotations
@@ -24,26 +24,33 @@ from edge_effdet.quant.calibration import CalibrationImages, letterboxed
 from edge_effdet.quant.ranges import BINS
 
 SAMPLED_VALUES = 16384
-"""Of a tensor, an image: more than that changes no range by much (benchmarks/calibration.py) and takes longer than the network."""
+"""How many values of a tensor are looked at for each image. More change no range by much (benchmarks/calibration.py) and take longer
+than the network itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What the first pass keeps of a tensor: over all images, the smallest and the largest value."""
+    """The smallest and the largest value of a tensor over all images."""
 
     smallest: float
     largest: float
 
     @property
     def absolute(self) -> float:
+        """The largest absolute value."""
         return max(-self.smallest, self.largest)
 
 
 def measure_extents(model: onnx.ModelProto, images: CalibrationImages, tensors: Sequence[str]) -> dict[str, Extent]:
-    """Smallest and largest value of each tensor over all images.
+    """Measure the smallest and the largest value of each tensor over all images.
+
+    Args:
+        model: the graph.
+        images: the images to look at.
+        tensors: the names of the tensors.
 
     Raises:
-        GraphError: a tensor held a value that is not finite, or never anything but one value; it is named.
+        GraphError: a tensor is not finite, or has one value only; the message names it.
     """
     outputs: list[tuple[str, str]] = []
     probed = onnx.ModelProto()
@@ -64,7 +71,7 @@ def measure_extents(model: onnx.ModelProto, images: CalibrationImages, tensors: 
         values = session.run(names, {INPUT_NAME: as_input(probed, image)})
         for (tensor, kind), value in zip(outputs, values, strict=True):
             number = float(value)
-            # A NaN is lost in a minimum, and not in a mean.
+            # ReduceMin and ReduceMax may pass over a NaN. ReduceMean does not, so it is measured too.
             if not np.isfinite(number):
                 raise GraphError(
                     f"{tensor} is not finite on a calibration image, so it has no range; the checkpoint has diverged: train it "
@@ -78,7 +85,7 @@ def measure_extents(model: onnx.ModelProto, images: CalibrationImages, tensors: 
     for tensor, extent in extents.items():
         if extent.smallest == extent.largest:
             raise GraphError(
-                f"{tensor} was {extent.largest:g} everywhere over all calibration images, so it has no range; use other images."
+                f"{tensor} was {extent.largest:g} everywhere over all calibration images, so it has no range; give other images."
             )
     return extents
 
@@ -86,13 +93,16 @@ def measure_extents(model: onnx.ModelProto, images: CalibrationImages, tensors: 
 def measure_histograms(
     model: onnx.ModelProto, images: CalibrationImages, extents: Mapping[str, Extent], sampled: int = SAMPLED_VALUES
 ) -> dict[str, np.ndarray]:
-    """Absolute values other than 0 of each tensor, int64 [BINS] from 0 to its largest.
+    """Count the absolute values other than 0 of each tensor in bins from 0 to its largest absolute value.
 
     Args:
         model: the graph.
-        images: what to look at.
-        extents: of each tensor, from ``measure_extents``.
-        sampled: values of a tensor an image; 0 for all.
+        images: the images to look at.
+        extents: what ``measure_extents`` gave, by the tensor's name.
+        sampled: how many values of a tensor are counted for each image; 0 for all values.
+
+    Returns:
+        The counts, int64 [BINS], by the tensor's name.
     """
     histograms = {tensor: np.zeros(BINS, np.int64) for tensor in extents}
     for number, values in enumerate(fetch_tensors(model, images, list(extents))):
@@ -106,7 +116,7 @@ def measure_histograms(
 
 
 def sample_values(value: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """About ``count`` values of an array, flat: every n-th from a random first one, n odd so that it falls on all rows alike."""
+    """About ``count`` values of an array, flat: every n-th from a random first one, where n is odd, so that no column is preferred."""
     flat = value.reshape(-1)
     if not count or len(flat) <= count:
         return flat
@@ -117,7 +127,14 @@ def sample_values(value: np.ndarray, count: int, generator: np.random.Generator)
 def fetch_tensors(
     model: onnx.ModelProto, images: Iterable[np.ndarray], tensors: Sequence[str], label: str = "looking at tensors"
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The tensors of each image, one image at a time."""
+    """Run a graph on images and give, one image at a time, the values of the tensors by name.
+
+    Args:
+        model: the graph.
+        images: uint8 [1, 3, H, W] each.
+        tensors: the names of the tensors.
+        label: the label of the progress bar.
+    """
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     del probed.graph.output[:]
@@ -130,7 +147,7 @@ def fetch_tensors(
 
 
 def backbone_features(graph: Graph, samples: Sequence[Sample]) -> tuple[list[Sample], np.ndarray]:
-    """The samples that can be decoded, and the mean over positions of the backbone's last tensor, float32 [N, channels]."""
+    """The samples that can be decoded, and for each the backbone's last tensor averaged over positions, float32 [N, channels]."""
     model = onnx.load_model(str(graph.path))
     last = [node for node in model.graph.node if node.op_type == "Conv" and node.name.startswith("backbone.")][-1]
     kept: list[Sample] = []
@@ -146,7 +163,7 @@ def backbone_features(graph: Graph, samples: Sequence[Sample]) -> tuple[list[Sam
 
 
 def open_session(model: onnx.ModelProto) -> Any:
-    """A graph in onnxruntime on the CPU."""
+    """A session that runs a graph in onnxruntime on the CPU."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -157,13 +174,13 @@ def open_session(model: onnx.ModelProto) -> Any:
 
 
 def as_input(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
-    """An image in the type that the graph takes."""
+    """The image in the type that the graph takes."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
     return image.astype(dtype, copy=False)
 
 
 def input_tensors(model: ir.Model, convolutions: Sequence[str]) -> dict[str, str]:
-    """The name of the tensor that each of these convolutions takes."""
+    """The name of the tensor that each of these convolutions takes, by the convolution's name."""
     wanted = set(convolutions)
     found: dict[str, str] = {}
     for node in model.graph:

@@ -1,4 +1,4 @@
-"""The calibration table: the range of each tensor, with what it was measured on, as a file that can be used again."""
+"""The calibration table: a file that keeps the range of each tensor and what the ranges were measured on."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class CalibrationTable:
     """Ranges, and what they depend on.
 
     Attributes:
-        identity: SHA-256 of graph and manifest, method, and whether channels were equalized.
-        ranges: t of each tensor: its codes -127 to 127 stand for -t to t.
-        largest: the largest absolute value that was seen of each tensor.
+        identity: the SHA-256 of the graph and of the manifest, the method, and whether channels were equalized.
+        ranges: the range t of each tensor, by its name: the codes -127 to 127 stand for -t to t.
+        largest: the largest absolute value of each tensor over all images, by its name.
     """
 
     identity: Mapping[str, Any]
@@ -45,13 +45,16 @@ def measure_table(
     """Measure the ranges of tensors.
 
     Args:
-        graph: the file that ``model`` was read from.
-        model: FP32; its channels may be equalized.
-        images: what to measure on.
-        tensors: their names.
-        method: see ``quant.ranges``.
-        equalized: whether they are.
-        sampled: values of a tensor an image that histograms count; 0 for all.
+        graph: the graph whose file ``model`` was read from.
+        model: the FP32 graph, whose channels may be equalized.
+        images: the images to measure on.
+        tensors: the names of the tensors.
+        method: a key of ``ranges.RANGE_METHODS``.
+        equalized: whether the channels of ``model`` are equalized.
+        sampled: how many values of a tensor the histograms count for each image; 0 for all values.
+
+    Raises:
+        GraphError: a tensor is not finite, or has one value only.
     """
     extents = measure_extents(model, images, tensors)
     largest = {tensor: extent.absolute for tensor, extent in extents.items()}
@@ -64,7 +67,7 @@ def measure_table(
 
 
 def table_identity(graph: Graph, images: CalibrationImages, method: str, equalized: bool) -> dict[str, Any]:
-    """What a table belongs to."""
+    """What a table was measured on, and how: ``CalibrationTable.identity``."""
     return {
         "graph_sha256": graph.sha256,
         "manifest_sha256": manifest_sha256(images.manifest),
@@ -78,10 +81,14 @@ def save_table(table: CalibrationTable, path: Path) -> None:
 
 
 def load_table(path: Path, identity: Mapping[str, Any]) -> CalibrationTable:
-    """Read a table that ``save_table`` wrote, for what ``identity`` says.
+    """Read a table that ``save_table`` wrote.
+
+    Args:
+        path: the file.
+        identity: what the table has to belong to.
 
     Raises:
-        InputError: it is damaged, or belongs to another graph, other images or another method.
+        InputError: the file is damaged, or belongs to another graph, to other images or to another method.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -98,12 +105,12 @@ def load_table(path: Path, identity: Mapping[str, Any]) -> CalibrationTable:
         "graph_sha256": "another graph",
         "manifest_sha256": "other images",
         "method": "another method",
-        "equalized": "other channels",
+        "equalized": "channels that were equalized otherwise",
     }
     for key, title in titles.items():
         if table.identity.get(key) != identity[key]:
             raise InputError(
-                f"{path} was measured for {title} ({key} {table.identity.get(key)} and not {identity[key]}), so its ranges are "
-                "not these; name another file with --calibration-table, or delete it."
+                f"{path} was measured for {title} ({key} {table.identity.get(key)} and not {identity[key]}), so its ranges do "
+                "not hold here; give another file as `calibration_table`, or delete this one."
             )
     return table

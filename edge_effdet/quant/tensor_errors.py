@@ -1,9 +1,8 @@
-"""How far tensors are from their references, over images that pass one at a time: SQNR, the largest and the mean
-error.
+"""How far tensors are from their references: SQNR, largest and mean error, summed up over images that pass one at a time.
 
-Channels that a factor was divided out of are compared behind the factor that brings them nearest, in least squares:
-with r the reference and g what was got, ``e_c = sum(r g) / sum(g^2)`` over channel c, and what is left is ``sum(r^2)
-- e_c sum(r g)``.
+Equalization divides the channels of some tensors by factors. Each of these channels is first multiplied by the factor that brings it
+nearest to its reference in least squares. Where r is the reference and g the tensor, that factor of channel c is
+``e_c = sum(r g) / sum(g^2)``, and the squared error that is left is ``sum(r^2) - e_c sum(r g)``.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from edge_effdet.quant.search import decibels
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """Of a tensor against its reference, over all images.
+    """The error of a tensor against its reference, over all images.
 
     Attributes:
-        sqnr_db: -200 where a value was not finite, 200 where there is no error at all.
-        largest: absolute error; None where channels had to be rescaled, which is known only at the end.
-        mean: of what was got minus the reference: the bias; None where a value was not finite.
+        sqnr_db: the SQNR in decibels; -200 where a value was not finite, 200 where there is no error at all.
+        largest: the largest absolute error; None where channels are rescaled, because their factors are known only at the end.
+        mean: the mean of the tensor minus the reference, which is its bias; None where a value was not finite.
     """
 
     sqnr_db: float
@@ -33,7 +32,7 @@ class TensorError:
 
     @property
     def noise(self) -> float:
-        """Squared error over signal."""
+        """The squared error over the squared reference."""
         return 10 ** (-self.sqnr_db / 10)
 
     def to_dict(self) -> dict[str, float | None]:
@@ -41,32 +40,38 @@ class TensorError:
 
 
 Errors = Mapping[str, TensorError]
-"""By the tensor's name."""
+"""Errors by the names of the tensors."""
 
 
 class ErrorSums:
-    """What is kept of tensors and their references while images pass."""
+    """Sums over tensors and their references while images pass, from which the errors follow.
+
+    Args:
+        tensors: the names of the tensors.
+    """
 
     def __init__(self, tensors: Sequence[str]) -> None:
         self.tensors = tuple(tensors)
         self._kept = {tensor: _ChannelSums() for tensor in tensors}
 
     def add(self, expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
+        """Add the tensors of one image, ``found``, and their references, ``expected``."""
         for tensor, sums in self._kept.items():
             sums.add(expected[tensor], found[tensor])
 
     def errors(self, rescaled: frozenset[str] = frozenset()) -> dict[str, TensorError]:
+        """The error of each tensor; the channels of those in ``rescaled`` are multiplied by their factors first."""
         return {tensor: sums.error(tensor in rescaled) for tensor, sums in self._kept.items()}
 
     def mean_db(self, tensors: Sequence[str]) -> float | None:
-        """SQNR of the mean over tensors of noise over signal."""
+        """The SQNR of the mean noise over signal of some tensors; None where none of them was added."""
         shares = [self._kept[tensor].error(False).noise for tensor in tensors if tensor in self._kept]
         return decibels(float(np.mean(shares))) if shares else None
 
 
 @dataclass(slots=True)
 class _ChannelSums:
-    """Of one tensor over the images, by channel; a tensor that is no [N, C, H, W] counts as one channel."""
+    """The sums of one tensor over the images, by channel. A tensor that is not [N, C, H, W] counts as one channel."""
 
     finite: bool = True
     count: int = 0

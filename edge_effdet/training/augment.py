@@ -18,10 +18,10 @@ from edge_effdet.data.transforms import (
     jitter_letterbox,
     move_affinely,
 )
-from edge_effdet.training.options import AffineOptions, AugmentOptions
+from edge_effdet.training.options import AugmentOptions
 
 ATTEMPTS = 5
-"""How often a sample that lost all its boxes is drawn again before it is letterboxed plainly."""
+"""How many times a sample is augmented while none of its boxes stays visible, before it is letterboxed plainly."""
 
 Labelled = tuple[np.ndarray, np.ndarray, np.ndarray]
 """uint8 [H, W, 3], float32 [N, 4] xyxy in its pixels, int64 [N] class ids."""
@@ -32,25 +32,24 @@ def augment_sample(
     more: Callable[[], Labelled],
     target: Size,
     preprocess: PreprocessSpec,
-    augment: AugmentOptions,
-    affine: AffineOptions,
+    options: AugmentOptions,
     rng: np.random.Generator,
 ) -> Labelled:
     """Augment a picture to the network's input size.
 
     Args:
         labelled: the picture, its boxes and classes.
-        more: gives another one at random, for a mosaic.
+        more: gives another labelled picture at random, for a mosaic.
         target: height and width of the result.
         preprocess: gives the fill colour.
-        augment, affine: what is done, and how far.
+        options: what is done, and how far.
         rng: the only source of randomness.
 
     Returns:
         uint8 [*target, 3] with the boxes and classes that are still visible.
     """
     for _ in range(ATTEMPTS):
-        drawn = _draw(labelled, more, target, preprocess, augment, affine, rng)
+        drawn = _draw(labelled, more, target, preprocess, options, rng)
         if len(drawn[1]) or not len(labelled[1]):
             return drawn
     image, boxes, class_ids = labelled
@@ -63,41 +62,40 @@ def _draw(
     more: Callable[[], Labelled],
     target: Size,
     preprocess: PreprocessSpec,
-    augment: AugmentOptions,
-    affine: AffineOptions,
+    options: AugmentOptions,
     rng: np.random.Generator,
 ) -> Labelled:
-    if rng.random() < augment.mosaic:
+    if rng.random() < options.mosaic:
         canvas, boxes, class_ids = make_mosaic([labelled, more(), more(), more()], target, preprocess, rng)
     else:
         image, boxes, class_ids = labelled
-        scales = (augment.scale_min, augment.scale_max)
+        scales = (options.scale_min, options.scale_max)
         canvas, boxes, kept = jitter_letterbox(image, boxes, target, preprocess, scales, rng)
         class_ids = class_ids[kept]
-    if rng.random() < affine.affine_share:
+    if rng.random() < options.affine_share:
         canvas, boxes, kept = move_affinely(
             canvas,
             boxes,
-            angle=rng.uniform(-affine.rotate, affine.rotate),
-            scale=1 + rng.uniform(-affine.zoom, affine.zoom),
-            shift=(rng.uniform(-affine.shift, affine.shift), rng.uniform(-affine.shift, affine.shift)),
+            angle=rng.uniform(-options.rotate, options.rotate),
+            scale=1 + rng.uniform(-options.zoom, options.zoom),
+            shift=(rng.uniform(-options.shift, options.shift), rng.uniform(-options.shift, options.shift)),
             fill=preprocess.fill_color,
         )
         class_ids = class_ids[kept]
     canvas = change_colors(
         canvas,
-        brightness=rng.uniform(-augment.brightness, augment.brightness),
-        contrast=rng.uniform(-augment.contrast, augment.contrast),
+        brightness=rng.uniform(-options.brightness, options.brightness),
+        contrast=rng.uniform(-options.contrast, options.contrast),
     )
-    if augment.flip != "none" and rng.random() < 0.5:
+    if options.flip != "none" and rng.random() < 0.5:
         canvas, boxes = flip_horizontally(canvas, boxes)
-    if augment.flip == "both" and rng.random() < 0.5:
+    if options.flip == "both" and rng.random() < 0.5:
         canvas, boxes = flip_vertically(canvas, boxes)
     return canvas, boxes, class_ids
 
 
 def make_mosaic(parts: list[Labelled], target: Size, preprocess: PreprocessSpec, rng: np.random.Generator) -> Labelled:
-    """Four pictures around a random centre (YOLOv4, arXiv 2004.10934, section 3.3), each cropped into its quarter.
+    """Put four pictures around a random centre (YOLOv4, arXiv 2004.10934, section 3.3), each cropped into its quarter.
 
     A part is scaled to between its whole picture and twice that, so that objects keep something of their size.
     """

@@ -1,5 +1,5 @@
-"""What makes one global batch train the same on one process or on several: batch norm over all of them, and drop-path masks
-drawn for all of them. Accelerate does the rest.
+"""A global batch trains the same on one process or on several, because batch norm covers all of them and drop-path masks are drawn for
+all of them. Accelerate does the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributed.nn.functional import all_reduce
 
 
 def share_over_processes(network: nn.Module, rank: int, processes: int) -> nn.Module:
-    """Prepare a network on its device for ``processes`` processes; with one it is returned as it is.
+    """Prepare a network, on its device, for training in ``processes`` processes; for one process it is returned unchanged.
 
     Raises:
         RuntimeError: torch.distributed is not initialised.
@@ -28,30 +28,30 @@ def share_over_processes(network: nn.Module, rank: int, processes: int) -> nn.Mo
                 setattr(parent, name, SharedDropPath(child.drop_prob, rank, processes))
     if next(network.parameters()).is_cuda:
         return convert_sync_batchnorm(network)  # type: ignore[no-any-return]
-    # torch's SyncBatchNorm is for accelerators only.
+    # torch's SyncBatchNorm does not run on a CPU.
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # The class's method is replaced on this one module, which a type checker cannot allow in general.
+            # The method is replaced on this one module only, which a type checker does not allow.
             module.forward = _SyncedForward(module)  # pyright: ignore[reportAttributeAccessIssue]
     return network
 
 
 def end_process_group() -> None:
-    """End this process's part in torch.distributed, with its threads, after the last exchange; nothing where there is none.
+    """Leave torch.distributed and end its threads, after the last exchange. Does nothing where no process group was made.
 
-    gloo's threads hold the tensors of what they last sent. One that is left to the interpreter's end may ask for it to free
-    such a tensor when it is no longer there, which aborts the process ("terminate called without an active exception").
+    gloo's threads hold the tensors that they sent last. A thread that is still there when the interpreter ends may ask it to free
+    such a tensor when the interpreter is gone, which aborts the process ("terminate called without an active exception").
     """
     if distributed.is_initialized():
         distributed.destroy_process_group()
-        # The threads end with the group's last owner, which may stand in a cycle: a network divided by DDP knows its group.
+        # The threads end with the last reference to the group, which may be part of a cycle: a network wrapped by DDP refers to its group.
         gc.collect()
 
 
 class SharedDropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382) whose masks are drawn for the batches of all processes alike.
+    """Stochastic depth (arXiv 1603.09382) whose masks do not depend on how a batch is divided among processes.
 
-    Every process draws all masks from the same seed and takes its own, image ``rank + i * processes`` of the whole batch.
+    Every process draws the masks of the whole batch from the same seed, and takes those of its own images, ``rank + i * processes``.
     """
 
     def __init__(self, drop_prob: float, rank: int, processes: int) -> None:
@@ -66,19 +66,19 @@ class SharedDropPath(nn.Module):
 
 
 class _SyncedForward:
-    """A batch norm's forward with the mean and variance of all processes' batches, which are equally large."""
+    """The forward pass of a batch norm, with mean and variance over the batches of all processes, which are equally large."""
 
     def __init__(self, module: nn.BatchNorm2d) -> None:
         self.module = module
 
     def __call__(self, given: torch.Tensor) -> torch.Tensor:
         module: Any = self.module
-        # Statistics are FP32 whatever the convolutions give, as in torch's own batch norm.
+        # Statistics are computed in FP32 whatever type the convolutions give, as in torch's own batch norm.
         x = given.float()
         if module.training:
             processes = distributed.get_world_size()
             mean = all_reduce(x.mean((0, 2, 3))) / processes
-            # Around the common mean, because E[x²] - E[x]² cancels in FP32.
+            # The variance is taken around the common mean, because E[x²] - E[x]² cancels in FP32.
             variance = all_reduce((x - mean.reshape(1, -1, 1, 1)).square().mean((0, 2, 3))) / processes
             with torch.no_grad():
                 count = x.numel() / x.shape[1] * processes
@@ -90,5 +90,5 @@ class _SyncedForward:
         scale = module.weight * torch.rsqrt(variance + module.eps)
         y = x * scale.reshape(1, -1, 1, 1) + (module.bias - mean * scale).reshape(1, -1, 1, 1)
         y = y.to(given.dtype)
-        # timm's BatchNormAct2d carries its activation.
+        # timm's BatchNormAct2d has its activation inside.
         return module.act(module.drop(y)) if hasattr(module, "act") else y

@@ -1,5 +1,5 @@
-"""Batches for training and validation. What a sample looks like depends on (seed, epoch, index) and on nothing else: not on
-the worker that makes it, the process that trains on it, or where an interrupted run began again.
+"""Batches for training and validation. A sample depends on seed, epoch and index alone: not on the worker that makes it, on the
+process that trains on it, or on where an interrupted run began again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_effdet.errors import DataError
 from edge_effdet.runtime.images import read_image
 from edge_effdet.runtime.preprocess import letterbox
 from edge_effdet.training.augment import Labelled, augment_sample
-from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.options import TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images with their truth, as effdet's anchor labeler takes it.
+    """Images with their labelled boxes, as effdet's anchor labeler takes them.
 
     Attributes:
         images: uint8 [B, 3, H, W].
         boxes: float32 [N, 4] an image, yxyx in pixels of the network's input.
         classes: int64 [N] an image, counted from 1.
         indices: the samples' positions in their split.
-        unreadable: what was said of images that another one stands in for.
+        unreadable: error messages of the images that could not be decoded and that others replace.
     """
 
     images: torch.Tensor
@@ -51,7 +51,7 @@ class EpochBatches:
 
     def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.count, self.seed, self.rank, self.processes = count, seed, rank, processes
-        # Each process needs as many as the others.
+        # Each process needs as many images as the others.
         self.batch_size = min(batch_size, count) // processes * processes
         self.epoch = self.step = 0
 
@@ -68,21 +68,21 @@ class EpochBatches:
             yield [(self.epoch, int(index)) for index in batch[self.rank :: self.processes]]
 
 
-def training_loader(samples: Sequence[Sample], batches: EpochBatches, spec: ModelSpec, options: TrainOptions) -> Any:
+def training_loader(samples: Sequence[Sample], batches: EpochBatches, spec: ModelSpec, config: TrainConfig) -> Any:
     """A DataLoader of augmented ``Batch``es in the order of ``batches``."""
     from torch.utils.data import DataLoader
 
     return DataLoader(
-        cast(Any, TrainingImages(samples, spec, options)),
+        cast(Any, TrainingImages(samples, spec, config)),
         batch_sampler=batches,
         collate_fn=_collate,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
     )
 
 
 def validation_loader(
-    samples: Sequence[Sample], indices: Sequence[int], spec: ModelSpec, options: TrainOptions, processes: int = 1
+    samples: Sequence[Sample], indices: Sequence[int], spec: ModelSpec, config: TrainConfig, processes: int = 1
 ) -> Any:
     """A DataLoader of letterboxed ``Batch``es of the samples at ``indices``; one that cannot be decoded is left out.
 
@@ -92,10 +92,10 @@ def validation_loader(
 
     return DataLoader(
         cast(Any, _ValidationImages(samples, spec)),
-        batch_size=max(1, options.schedule.batch_size // processes),
+        batch_size=max(1, config.batch_size // processes),
         sampler=list(indices),
         collate_fn=_collate,
-        num_workers=options.workers,
+        num_workers=config.workers,
     )
 
 
@@ -105,20 +105,19 @@ _Item = tuple[int, Labelled | None, tuple[str, ...]]
 class TrainingImages:
     """Augmented samples by (epoch, index). A picture that cannot be decoded is replaced by the next one that can."""
 
-    def __init__(self, samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> None:
-        self.samples, self.spec, self.options = samples, spec, options
+    def __init__(self, samples: Sequence[Sample], spec: ModelSpec, config: TrainConfig) -> None:
+        self.samples, self.spec, self.config = samples, spec, config
 
     def __getitem__(self, key: tuple[int, int]) -> _Item:
         epoch, index = key
-        rng = np.random.default_rng((self.options.schedule.seed, epoch, index))
+        rng = np.random.default_rng((self.config.seed, epoch, index))
         unreadable: list[str] = []
         labelled = augment_sample(
             self._read(index, unreadable),
             lambda: self._read(int(rng.integers(len(self.samples))), unreadable),
             self.spec.image_size,
             self.spec.preprocess,
-            self.options.augment,
-            self.options.affine,
+            self.config,
             rng,
         )
         return index, labelled, tuple(unreadable)
@@ -129,7 +128,7 @@ class TrainingImages:
             try:
                 image = read_image(sample.path)
             except DataError as error:
-                # One bad file must not end a run of hours; the main process tells of it, once.
+                # One bad file must not end a run of hours; the main process warns of it once.
                 unreadable.append(str(error))
                 continue
             trainable = ~sample.ignore
@@ -166,7 +165,7 @@ def _collate(items: list[_Item]) -> Batch:
 
 
 def leave_dead_loaders_to_the_next_batch() -> None:
-    """Take back torch's handler for the death of a process that loads images; the next fetch notices it too.
+    """Remove torch's handler for the death of a process that loads images; the next fetch of a batch notices the death too.
 
     The handler raises in whatever line the main thread stands, inside a library's C++ as well, which may turn the error into another
     or leave the interpreter so that it crashes when it ends.

@@ -1,4 +1,4 @@
-"""The epochs of a run: train, validate, keep the best, write what a killed run goes on from."""
+"""The epochs of a run: train, validate, keep the best weights, and write the state that a killed run resumes from."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from edge_effdet.training.loader import (
     training_loader,
 )
 from edge_effdet.training.memory import explain_out_of_memory, is_out_of_memory
-from edge_effdet.training.options import TrainOptions, differing_options
+from edge_effdet.training.options import TrainConfig, differing_options
 from edge_effdet.training.qat import quantizer_ranges, without_quantizers
 from edge_effdet.training.report import TensorBoardLog, draw_curves, write_metrics
-from edge_effdet.training.resume import FILE_NAME, Progress, load_progress, save_progress
+from edge_effdet.training.resume import FILE_NAME, RunProgress, load_progress, save_progress
 from edge_effdet.training.trainer import Losses, Trainer
 from edge_effdet.training.validation import Validation, validate
 
@@ -47,8 +47,9 @@ class Run:
         trainer: ready to step.
         train, val: the samples; ``val`` may be empty.
         batches: the order of ``train`` for this process.
-        spec, options: of the run.
-        output: its folder, which exists.
+        spec: the model's.
+        config: how it is trained.
+        output: the run's folder, which exists.
         provenance: goes into each checkpoint's metadata.
     """
 
@@ -59,30 +60,30 @@ class Run:
         val: Sequence[Sample],
         batches: EpochBatches,
         spec: ModelSpec,
-        options: TrainOptions,
+        config: TrainConfig,
         output: Path,
         provenance: Mapping[str, Any],
     ) -> None:
         self.trainer, self.train, self.val, self.batches = trainer, train, val, batches
-        self.spec, self.options, self.output, self.provenance = spec, options, output, dict(provenance)
+        self.spec, self.config, self.output, self.provenance = spec, config, output, dict(provenance)
         self.identity = {
             "spec": spec.to_dict(),
             "data_sha256": provenance.get("data_sha256"),
             "val_sha256": provenance.get("val_sha256"),
             "started_from": provenance.get("started_from"),
-            "options": options.record(),
+            "options": config.record(),
         }
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.main = trainer.accelerator.is_main_process
         self.started = time.perf_counter()
         self.told: set[str] = set()
 
     def restore(self) -> None:
-        """Go on from the folder's last whole checkpoint; from the beginning where there is none.
+        """Go on from the folder's last whole checkpoint, or from the beginning where there is none.
 
         Raises:
-            CheckpointError: it is damaged.
-            UsageError: it is of a run with other options or data; names them.
+            CheckpointError: the checkpoint is damaged.
+            UsageError: it belongs to a run with other options or data; the message names them.
         """
         loaded = load_progress(self.output)
         self._require_one_state(loaded[0] if loaded else None)
@@ -94,7 +95,7 @@ class Run:
         if differing:
             raise UsageError(
                 f"The run in {self.output} was started with other options ({', '.join(differing)}); give those it was "
-                "started with, or start anew in another --output."
+                "started with, or start anew in another `output`."
             )
         for name, what in (
             ("spec", "model or classes"),
@@ -105,23 +106,23 @@ class Run:
             if identity[name] != _through_json(self.identity[name]):
                 raise UsageError(
                     f"The run in {self.output} was started with another {what}; give the same, or start anew in another "
-                    "--output."
+                    "`output`."
                 )
         self.trainer.restore(tensors, numbers)
         self.progress = progress
-        if progress.epoch < self.options.schedule.epochs:
+        if progress.epoch < self.config.epochs:
             logger.info("going on at epoch %d, step %d", progress.epoch + 1, progress.step + 1)
         else:
             logger.info("the run in %s is finished", self.output)
 
-    def _require_one_state(self, progress: Progress | None) -> None:
-        """A machine that does not see the folder of the others would start anew beside them."""
+    def _require_one_state(self, progress: RunProgress | None) -> None:
+        """Raises UsageError where processes found different states: a machine that does not see the others' folder would start anew."""
         if self.trainer.accelerator.num_processes == 1:
             return
         position: Any = (progress.epoch, progress.step) if progress else None
         if len(set(gather_object([position]))) > 1:
             raise UsageError(
-                f"Some processes find another state in {self.output} than others; give an --output that all machines share."
+                f"Some processes find another state in {self.output} than others; give an `output` that all machines share."
             )
 
     def require_unused(self) -> None:
@@ -134,19 +135,19 @@ class Run:
             if done < epochs:
                 raise UsageError(
                     f"{self.output} holds a run that stopped after {done} of {epochs} epochs, which this one would overwrite; "
-                    f"give --resume to go on with it, another --output, or delete its {FILE_NAME}."
+                    f"give `resume` to go on with it, another `output`, or delete its {FILE_NAME}."
                 )
             logger.warning("the finished run in %s is overwritten", self.output)
 
     def run(self) -> Checkpoint:
         """Train the epochs that are left and return the best checkpoint."""
         tensorboard = TensorBoardLog(self.output, self.progress.epoch) if self.main else None
-        loader = training_loader(self.train, self.batches, self.spec, self.options)
-        if self.main and self.progress == Progress():
-            # Of an earlier run in this folder; without validation nothing would replace it.
+        loader = training_loader(self.train, self.batches, self.spec, self.config)
+        if self.main and self.progress == RunProgress():
+            # An earlier run in this folder may have left it, and without validation nothing would replace it.
             (self.output / "best_loss.safetensors").unlink(missing_ok=True)
             self._save()
-        while self.progress.epoch < self.options.schedule.epochs:
+        while self.progress.epoch < self.config.epochs:
             row = self._finish_epoch(self._train_epoch(loader))
             if tensorboard is not None:
                 tensorboard.add(row)
@@ -155,9 +156,9 @@ class Run:
         self.trainer.accelerator.wait_for_everyone()
         if self.told:
             logger.warning(
-                "%d image%s could not be decoded; others stood in", len(self.told), "s"[: len(self.told) > 1]
+                "%d image%s could not be decoded and were replaced by others", len(self.told), "s"[: len(self.told) > 1]
             )
-        # The other machines may have no such file.
+        # The other machines may not have the file.
         best: list[Any] = [open_checkpoint(self.output / "best.safetensors") if self.main else None]
         if self.trainer.accelerator.num_processes > 1:
             best = broadcast_object_list(best)
@@ -176,12 +177,12 @@ class Run:
             sums += np.asarray(losses, np.float64)
             self._tell_unreadable(batch)
             self._show(losses, epoch, step, first, began)
-            whole = (step + 1) % self.options.schedule.accumulate == 0
+            whole = (step + 1) % self.config.accumulate == 0
             if (
                 self.main
                 and whole
                 and step + 1 < steps
-                and time.perf_counter() - saved_at >= 60 * self.options.run.save_minutes
+                and time.perf_counter() - saved_at >= 60 * self.config.save_minutes
             ):
                 self.progress = replace(self.progress, step=step + 1, sums=tuple(sums.tolist()))
                 self._save()
@@ -195,10 +196,10 @@ class Run:
         return row
 
     def _bar(self, loader: Any, epoch: int, first: int, steps: int) -> Iterator[tuple[int, Batch, float]]:
-        """Step, batch and the seconds that it was waited for, under a progress bar where a person is looking."""
+        """Yield each step's number, its batch, and the seconds that the batch was waited for, under a progress bar on a terminal."""
         source = iter(loader)
         with tqdm(
-            total=steps, initial=first, desc=f"epoch {epoch + 1}/{self.options.schedule.epochs}", file=sys.stderr,
+            total=steps, initial=first, desc=f"epoch {epoch + 1}/{self.config.epochs}", file=sys.stderr,
             disable=not (self.main and sys.stderr.isatty()), leave=False,
         ) as self.bar:  # fmt: skip
             for step in range(first, steps):
@@ -215,7 +216,7 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # The traceback holds the frames, and these the tensors of the batch that does not fit.
+            # The traceback keeps the frames alive, and with them the tensors of the batch that does not fit.
             failure = error.with_traceback(None)
         processes = self.trainer.accelerator.num_processes
         raise explain_out_of_memory(
@@ -225,7 +226,7 @@ class Run:
     def _show(self, losses: Losses, epoch: int, step: int, first: int, began: float) -> None:
         done = step + 1 - first
         rate = done / (time.perf_counter() - began)
-        left = (self.options.schedule.epochs - epoch) * len(self.batches) - step - 1
+        left = (self.config.epochs - epoch) * len(self.batches) - step - 1
         self.bar.set_postfix_str(
             f"loss {losses.total:.3f} class {losses.class_loss:.3f} box {losses.box_loss:.4f} lr "
             f"{self.trainer.learning_rate:.1e} {rate * self.batches.batch_size:.1f} img/s left {_clock(left / rate)}",
@@ -240,10 +241,10 @@ class Run:
 
     def _finish_epoch(self, row: dict[str, Any]) -> dict[str, Any]:
         epoch = self.progress.epoch
-        epochs, every = self.options.schedule.epochs, self.options.run.validate_every
+        epochs, every = self.config.epochs, self.config.validate_every
         validation = None
         if self.val and (epoch + 1 == epochs or (epoch + 1) % every == 0):
-            validation = validate(self.trainer, self.val, self.spec, self.options)
+            validation = validate(self.trainer, self.val, self.spec, self.config)
             row |= {f"val_{name}": value for name, value in zip(LOSS_NAMES, validation.losses, strict=True)}
             row |= {"AP": validation.metrics.AP, "AP50": validation.metrics.AP50}
         elapsed = time.perf_counter() - self.started
@@ -269,7 +270,7 @@ class Run:
         if better:
             self._save_weights("best.safetensors", row, validation)
         self._save_weights("last.safetensors", row, validation)
-        patience = self.options.schedule.patience
+        patience = self.config.patience
         if patience and state.stale >= patience and state.epoch < epochs:
             logger.info("stopped early: no better AP in %d validations", patience)
             state = replace(state, epoch=epochs)
@@ -283,7 +284,7 @@ class Run:
 
     def _tell_epoch(self, row: Mapping[str, Any], done: int) -> None:
         note = f"  AP {100 * row['AP']:.1f}  AP50 {100 * row['AP50']:.1f}" if "AP" in row else ""
-        epochs = self.options.schedule.epochs
+        epochs = self.config.epochs
         left = (epochs - done) * self.progress.seconds / done
         logger.info(
             "epoch %d/%d  loss %.3f (class %.3f, box %.4f)  lr %.1e  %.1f images/s, %.0f %% of it waiting for data%s  left %s",
@@ -301,7 +302,7 @@ class Run:
             "val": validation.metrics.to_dict() if validation else None,
             "val_loss": validation.losses[0] if validation else None,
         }
-        if self.options.model.qat:
+        if self.config.qat:
             record["qat"] = {"format": "int8", "ranges": quantizer_ranges(network)}
         save_checkpoint(self.output / name, without_quantizers(network.state_dict()), self.spec, record)
 

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory: foreseen on a CPU, where the system would end the run, and explained on a GPU."""
+"""Batches that do not fit into memory. On a CPU they are foreseen, since the system would kill the run; on a GPU the failure is explained."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edge_effdet.errors import UsageError
 from edge_effdet.training.trainer import Trainer
 
 OVERHEAD = 1.6
-"""Peak memory of a step over the activations that it saves: room for gradients on their way and buffers of the convolutions. An
+"""Peak memory of a step, as a multiple of the activations that it saves: gradients and the convolutions' buffers need room too. This is an
 estimate on the safe side, not a measurement."""
 
 _PROBE_IMAGES = 2
-"""Batch norm wants more than one value a channel."""
+"""Images in the trial pass. Batch norm needs more than one value a channel."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory, on a GPU or not."""
+    """Whether an error says that torch or Python ran out of memory, on a GPU or on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -30,22 +30,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def require_memory(trainer: Trainer, images: int, size: tuple[int, int]) -> None:
-    """On a CPU: refuse a batch whose activations are more than what is free, before the system ends the run.
+    """Refuse, on a CPU, a batch whose activations need more memory than is free, before the system kills the run.
 
-    Processes on one machine are taken to share what is free.
+    The processes on one machine are taken to share its free memory evenly.
 
     Args:
         trainer: ready to step; it is not changed.
-        images: of a batch of one process.
-        size: of the network's input.
+        images: how many one process has in a batch.
+        size: height and width of the network's input, pixels.
 
     Raises:
-        UsageError: says which batch fits.
+        UsageError: the batch does not fit; the message names one that does.
     """
     free = free_memory()
     if trainer.device.type != "cpu" or free is None:
         return
-    # Set by torchrun and accelerate.
+    # torchrun and accelerate set this variable.
     free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     per_image = OVERHEAD * _saved_bytes(trainer, size) / _PROBE_IMAGES
     if images * per_image <= free:
@@ -57,14 +57,14 @@ def require_memory(trainer: Trainer, images: int, size: tuple[int, int]) -> None
 def explain_out_of_memory(
     attempt: Callable[[int], None], images: int, size: tuple[int, int], error: BaseException, processes: int = 1
 ) -> UsageError:
-    """Halve a batch that failed until ``attempt(images)`` passes, and say so.
+    """The error for a batch that ran out of memory: the batch is halved until ``attempt(images)`` passes, and the message names that size.
 
     Args:
-        attempt: runs forward and backward on so many images.
-        images: of the batch of one process.
-        size: of the network's input.
-        error: what was raised.
-        processes: with several there is no attempt, because its gradients would wait for the others for ever.
+        attempt: runs forward and backward on as many images as it is given.
+        images: how many one process has in a batch.
+        size: height and width of the network's input, pixels.
+        error: the one that the batch failed with.
+        processes: how many share a batch. With several nothing is attempted, because its gradients would wait for the others for ever.
     """
     fits = images // 2
     if processes > 1:
@@ -82,18 +82,18 @@ def explain_out_of_memory(
 def _too_large(
     images: int, size: tuple[int, int], fits: int, why: str, processes: int = 1, tried: bool = True
 ) -> UsageError:
-    """``images`` and ``fits`` are those of one process, and ``--batch-size`` counts those of all."""
+    """``images`` and ``fits`` count the images of one process, and the option ``batch_size`` those of all processes."""
     shared = f" in each of {processes} processes" if processes > 1 else ""
     said = f"A batch of {images}{shared} at {size[0]}x{size[1]} does not fit into memory ({why})"
     if fits < 1:
-        return UsageError(f"{said}, and one image does not either; give a smaller --image-size or model.")
+        return UsageError(f"{said}, and one image does not either; give a smaller `image_size` or model.")
     accumulate = -(-images // fits)
     does = "does" if tried else "may"
-    return UsageError(f"{said}; {fits} {does}: give --batch-size {fits * processes} --accumulate {accumulate}.")
+    return UsageError(f"{said}; {fits} {does}: give `batch_size` {fits * processes} and `accumulate` {accumulate}.")
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take: the machine's, or what its control group leaves; None where it is unknown."""
+    """Bytes of memory that this process may still take, of the machine and of its control group; None where neither is known."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -104,16 +104,16 @@ def free_memory() -> int | None:
 
 
 def _free_in_group(group: Path) -> int:
-    """Raises OSError or ValueError where the group has no limit."""
+    """Bytes that a control group leaves. Raises OSError or ValueError where the group has no limit."""
     limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    # Files that were read count as used, and the kernel drops them when memory is wanted: a data set would fill the group.
+    # Cached files count as used, though the kernel drops them when memory is wanted: a data set would seem to fill the group.
     lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
     cached = sum(int(words[1]) for words in lines if words[0] in ("inactive_file", "active_file"))
     return limit - max(0, used - cached)
 
 
 def _saved_bytes(trainer: Trainer, size: tuple[int, int]) -> int:
-    """What a forward pass keeps for the backward pass, of a batch of ``_PROBE_IMAGES``."""
+    """Bytes that a forward pass of ``_PROBE_IMAGES`` images keeps for the backward pass."""
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Quantization-aware fine-tuning: ModelOpt's fake quantizers in a network that trains on, and what of them is kept.
+"""Quantization-aware fine-tuning: a trained network goes on training with ModelOpt's fake quantizers in it.
 
 The weights of every convolution but the final ones are rounded to INT8 by output channel, their inputs by tensor, in the
 forward pass; gradients pass straight through (Jacob et al., arXiv 1712.05877, section 3). A batch norm that export folds
 multiplies whole output channels, so it commutes with rounding by channel: what was trained is what is deployed.
 
-The kept checkpoint is a plain one, that every stage takes; the input ranges stand in its provenance under ``qat``.
+The checkpoint that is kept is a plain one, which every stage takes; its provenance holds the input ranges under ``qat``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import nn
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.data.base import Sample, readable_images
 from edge_effdet.errors import DataError, MissingDependency
-from edge_effdet.models.detector import Detector
+from edge_effdet.models.detector import DetectionModule
 from edge_effdet.runtime.preprocess import images_to_batch, letterbox
 
 logger = logging.getLogger("edge_effdet.train")
 
 CALIBRATION_IMAGES = 32
-"""The ranges only have to start near the right place: training moves the weights to them."""
+"""Few are enough, since the ranges only have to start near the right place: training moves the weights to them."""
 
 _QUANTIZER = "_quantizer"
 _SAME = "timm.Conv2dSame"
@@ -42,7 +42,7 @@ _CONFIG = {
             for kind, axis in (("weight", 0), ("input", None))
             for parent in ("nn.Conv2d", _SAME)
         ),
-        # The final convolutions stay high, as ``quantize`` keeps them.
+        # The final convolutions stay in floating point, as in the graphs of ``quantize``.
         {"quantizer_name": "*predict*", "enable": False},
     ],
     "algorithm": "max",
@@ -54,9 +54,9 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
 
     Args:
         network: effdet's, trained.
-        spec: of the network.
-        samples: of the training split; 32 of them are looked at.
-        seed: of their choice.
+        spec: the network's.
+        samples: the training split; ``CALIBRATION_IMAGES`` of them are looked at.
+        seed: seeds the random choice of these images.
 
     Raises:
         MissingDependency: ModelOpt is not installed.
@@ -65,7 +65,7 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
     import numpy as np
 
     try:
-        # ModelOpt says on import what else it could be used for.
+        # While it is imported, ModelOpt prints which packages it could use besides.
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             import modelopt.torch.quantization as mtq
@@ -73,7 +73,7 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
     except ModuleNotFoundError as error:
         raise MissingDependency("nvidia-modelopt", "export", "to train with fake quantizers") from error
     if Conv2dSame not in QuantModuleRegistry:
-        # timm's convolution with TensorFlow's padding, which ModelOpt does not know: all with a stride of 2.
+        # ModelOpt does not know timm's convolution with TensorFlow's padding, which all convolutions with a stride of 2 are.
         QuantModuleRegistry.register({Conv2dSame: _SAME})(QuantLinearConvBase)
     order = np.random.default_rng(seed).permutation(len(samples))[:CALIBRATION_IMAGES]
     canvases = [
@@ -84,7 +84,7 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
         raise DataError("None of the images to calibrate on can be decoded; check the files.")
 
     def look(module: nn.Module) -> None:
-        detector = Detector(module, spec).eval()
+        detector = DetectionModule(module, spec).eval()
         with torch.no_grad():
             for canvas in canvases:
                 module(detector.normalise(torch.from_numpy(images_to_batch([canvas]))))
@@ -99,7 +99,7 @@ def insert_fake_quantizers(network: nn.Module, spec: ModelSpec, samples: Sequenc
 
 
 def without_quantizers(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state of the plain network."""
+    """The tensors of a network's state that belong to the plain network and not to its quantizers."""
     return {name: tensor for name, tensor in state.items() if _QUANTIZER not in name}
 
 

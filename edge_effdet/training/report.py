@@ -1,4 +1,4 @@
-"""What a run leaves for people: ``metrics.jsonl``, TensorBoard events, ``curves.png``, and ``samples.png`` at its start."""
+"""The files by which a person follows a run: ``samples.png`` at its start, then ``metrics.jsonl``, ``curves.png`` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge_effdet.artifacts import ModelSpec, atomic_output, write_text
 from edge_effdet.data.base import Sample
 from edge_effdet.runtime.drawing import class_color, contact_sheet, save_picture
 from edge_effdet.training.loader import EpochBatches, TrainingImages
-from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.options import TrainConfig
 
 logger = logging.getLogger("edge_effdet.train")
 
@@ -71,12 +71,12 @@ _TAGS = {
 
 
 def write_metrics(folder: Path, rows: Rows) -> None:
-    """``metrics.jsonl``: one JSON object an epoch."""
+    """Write ``metrics.jsonl``, which has one JSON object an epoch."""
     write_text(folder / "metrics.jsonl", "".join(json.dumps(dict(row)) + "\n" for row in rows))
 
 
 def draw_curves(folder: Path, rows: Rows) -> None:
-    """``curves.png``: losses of training and validation, AP, and the learning rate over the epochs."""
+    """Draw ``curves.png``: losses of training and validation, AP, and learning rate over the epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -104,7 +104,7 @@ def draw_curves(folder: Path, rows: Rows) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
         if "loss" in title:
-            # The first epochs lie far above the rest.
+            # The losses of the first epochs are far above those of the rest.
             panel.set_yscale("log")
         if "COCO" in title:
             panel.set_ylim(0, 1)
@@ -116,10 +116,10 @@ def draw_curves(folder: Path, rows: Rows) -> None:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def draw_samples(path: Path, samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> None:
-    """A sheet of what the network will see: the first samples of the first epoch, augmented, with their boxes."""
-    images = TrainingImages(samples, spec, options)
-    keys = [key for batch in EpochBatches(len(samples), 1, options.schedule.seed) for key in batch][:SHEET_SAMPLES]
+def draw_samples(path: Path, samples: Sequence[Sample], spec: ModelSpec, config: TrainConfig) -> None:
+    """Draw the first samples of the first epoch on one sheet, augmented as the network will see them, with their boxes."""
+    images = TrainingImages(samples, spec, config)
+    keys = [key for batch in EpochBatches(len(samples), 1, config.seed) for key in batch][:SHEET_SAMPLES]
     pictures = []
     for key in keys:
         _, labelled, _ = images[key]
@@ -136,6 +136,6 @@ def _draw_truth(image: np.ndarray, boxes: np.ndarray, class_ids: np.ndarray, spe
     for box, class_id in zip((boxes * scale).tolist(), class_ids.tolist(), strict=True):
         draw.rectangle(box, outline=class_color(class_id), width=2)
         draw.text((box[0] + 3, box[1] + 1), spec.class_names[class_id], fill=class_color(class_id))
-    # A seam between the cells of the sheet.
+    # The frame parts neighbouring samples on the sheet.
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline="white")
     return np.asarray(picture)

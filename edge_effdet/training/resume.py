@@ -1,6 +1,6 @@
-"""The file that ``--resume`` goes on from: everything a run is at one moment, written whole or not at all.
+"""The file that ``resume`` goes on from. It holds the whole state of a run at one moment, and is written whole or not at all.
 
-It is a safetensors file with the numbers as JSON in its metadata and a hash over the tensors, so a damaged one is refused.
+It is a safetensors file with numbers as JSON in its metadata and a hash over the tensors, so that a damaged one is refused.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _METADATA_KEY = "edge_effdet_resume"
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """Where a run stands.
 
     Attributes:
-        epoch, step: the next batch, both from 0.
-        sums: of the losses in this epoch so far: total, class, box.
+        epoch, step: position of the next batch, both from 0.
+        sums: the losses of this epoch's batches so far, summed up: total, class, box.
         rows: one entry an epoch, as in ``metrics.jsonl``.
-        best_ap, best_loss: on the validation split; None before the first one.
-        stale: validations since ``best_ap``.
-        seconds: of training before this moment, over all sessions.
+        best_ap, best_loss: best values on the validation split so far; None before the first validation.
+        stale: how many validations there were since ``best_ap``.
+        seconds: duration of the training up to this moment, over all starts.
     """
 
     epoch: int = 0
@@ -47,7 +47,7 @@ class Progress:
 
 def save_progress(
     folder: Path,
-    progress: Progress,
+    progress: RunProgress,
     identity: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Any],
@@ -55,26 +55,26 @@ def save_progress(
     """Write the file atomically.
 
     Args:
-        folder: of the run.
-        progress: where it stands.
-        identity: what must be the same when it goes on: model, data, options.
-        tensors, numbers: ``Trainer.state``.
+        folder: the run's.
+        progress: where the run stands.
+        identity: what must be the same when the run goes on: model, data, options.
+        tensors, numbers: the state that ``Trainer.state`` returned.
 
     Raises:
-        InputError: it cannot be written; the earlier one stays.
-        CheckpointError: there is a weight that is not finite, so that nothing could go on from it; the earlier one stays.
+        InputError: the file cannot be written; the earlier one stays.
+        CheckpointError: a weight is not finite, so that no training could go on from it; the earlier file stays.
     """
     import torch
     from safetensors.torch import save
 
-    # Not save_file, which hides a full disk behind an exception of its own. Tied tensors are stored twice.
+    # ``save_file`` would hide a full disk behind an exception of its own. Tied tensors are stored twice.
     stored = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     if not all(torch.isfinite(tensor).all() for tensor in stored.values()):
         raise CheckpointError(
             f"The weights are not finite in epoch {progress.epoch + 1}, so training stopped and {FILE_NAME} stays as it was; "
-            "start anew with a lower --learning-rate."
+            "start anew with a lower `learning_rate`."
         )
     content = {
         "progress": asdict(progress),
@@ -86,11 +86,11 @@ def save_progress(
         temporary.write_bytes(save(stored, metadata={_METADATA_KEY: json.dumps(content)}))
 
 
-def load_progress(folder: Path) -> tuple[Progress, dict[str, Any], dict[str, torch.Tensor], dict[str, Any]] | None:
-    """What ``save_progress`` wrote as (progress, identity, tensors, numbers), or None where there is no file.
+def load_progress(folder: Path) -> tuple[RunProgress, dict[str, Any], dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Read the state that ``save_progress`` wrote: progress, identity, tensors, numbers; None where there is no file.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -102,15 +102,15 @@ def load_progress(folder: Path) -> tuple[Progress, dict[str, Any], dict[str, tor
             content = json.loads((file.metadata() or {})[_METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         raw = content["progress"]
-        progress = Progress(**{**raw, "sums": tuple(raw["sums"]), "rows": tuple(raw["rows"])})
+        progress = RunProgress(**{**raw, "sums": tuple(raw["sums"]), "rows": tuple(raw["rows"])})
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is not a whole file to resume from ({first_line(error)}); start again without --resume, from "
-            "last.safetensors with --checkpoint."
+            f"{path} is not a whole file to resume from ({first_line(error)}); start again without `resume`, from "
+            "last.safetensors given as `checkpoint`."
         ) from error
     if tensors_sha256(tensors) != content["tensors_sha256"]:
         raise CheckpointError(
-            f"{path} is damaged: its tensors do not match the hash written with them; start again without --resume, from "
-            "last.safetensors with --checkpoint."
+            f"{path} is damaged: its tensors do not match the hash written with them; start again without `resume`, from "
+            "last.safetensors given as `checkpoint`."
         )
     return progress, content["identity"], tensors, content["numbers"]

@@ -1,57 +1,148 @@
-"""Fine-tune a detector: ``(Dataset, options) -> Checkpoint``."""
+"""Fine-tune a detector: ``(data, TrainConfig) -> Checkpoint``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import AnchorSpec, Checkpoint, ModelSpec, require_writable
-from edge_effdet.data.base import Dataset, Sample
-from edge_effdet.errors import CheckpointError, DataError, UsageError
+from edge_effdet.artifacts import AnchorSpec, Checkpoint, ModelSpec, refuse_overwrite, require_writable
+from edge_effdet.data.base import Dataset, Sample, match_classes, samples_sha256
+from edge_effdet.data.patterns import require_trainable
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.errors import DataError, MissingDependency, UsageError, first_line
+from edge_effdet.options import as_path
 from edge_effdet.runtime.images import read_image
-from edge_effdet.training.options import (
-    DataOptions,
-    ModelOptions,
-    TrainOptions,
-    check_options,
-)
+from edge_effdet.training.options import TrainConfig, check_batch, parse_aspect_ratios
 
 logger = logging.getLogger("edge_effdet.train")
 
 
 DEFAULT_MODEL = "tf_efficientdet_lite0"
 
+_FILES = (
+    *(f"{name}.safetensors" for name in ("best", "best_loss", "last", "resume")),
+    *("metrics.jsonl", "curves.png", "samples.png", "tensorboard"),
+)
+"""What a run writes into its folder."""
 
-def train_detector(
+
+def train_detector(data: str | PathLike[str], output: str | PathLike[str], config: TrainConfig) -> Checkpoint:
+    """Fine-tune a detector on a data set, and keep the weights of its best epoch. All that ``train`` does on the command line.
+
+    >>> from edge_effdet import TrainConfig, train_detector
+    >>> config = TrainConfig(epochs=1, batch_size=4, image_size=(64, 64), flip="both")
+    >>> best = train_detector("bccd", "runs/bccd", config)
+    >>> ap = best.provenance["val"]["AP"]
+
+    Writes into ``output``: ``best.safetensors``, the epoch with the highest AP on the validation split (the last epoch where there is no
+    such split), ``best_loss.safetensors``, the one with the lowest loss on it, ``last.safetensors``, ``resume.safetensors``,
+    ``metrics.jsonl``, ``curves.png``, ``samples.png`` and TensorBoard events. The weights in the checkpoints are the averaged ones.
+
+    Under torchrun or ``accelerate launch`` each batch is divided among the processes, the first one alone logs, and each returns the same
+    checkpoint. The process group is ended before they return.
+
+    Args:
+        data: COCO, Pascal VOC, YOLO or CSV; the format is recognised.
+        output: a folder, made if it is missing.
+        config: model, schedule, augmentation and the rest.
+
+    Returns:
+        ``best.safetensors``. Its ``provenance`` holds the data's hashes, the options, the epoch and, under ``val``, the COCO metrics on
+        the validation split (None without one).
+
+    Raises:
+        DataError: the data cannot be read, or no training image has a box or can be decoded.
+        CheckpointError: the starting weights, or the state to resume from, are missing or damaged.
+        UsageError: options that contradict each other, the data, the machine's memory, or the run that is to be resumed; or the outputs
+            would overwrite the data or the starting weights.
+        MissingDependency: the packages of the extra ``train`` are not installed.
+    """
+    try:
+        import effdet  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependency("effdet", "train", "to train") from error
+    from edge_effdet.training.distributed import end_process_group
+    from edge_effdet.training.start import describe_start
+
+    if not is_first_process():
+        # Each process would say the same.
+        logging.getLogger("edge_effdet").setLevel(logging.ERROR)
+    data, output = Path(data), Path(output)
+    dataset = read_dataset(data, boxes_in=config.boxes_in)
+    if config.fold is not None:
+        dataset = dataset.with_fold(config.fold)
+    spec = _spec_for(dataset, config)
+    if config.checkpoint is not None:
+        dataset = match_classes(dataset, spec)
+    (train_name, train), (val_name, val) = _choose_samples(dataset, config)
+    require_trainable(train)
+    _warn_of_empty_classes(train, spec)
+    pictures = (sample.path for sample in dataset.all_samples())
+    refuse_overwrite([output / name for name in _FILES], [data, as_path(config.checkpoint), *pictures])
+    require_writable(output)
+    logger.info(
+        "training %s at %dx%d on %d images (split %s), choosing on %d (split %s)",
+        spec.name, *spec.image_size, len(train), train_name, len(val), val_name,
+    )  # fmt: skip
+    provenance = {
+        "command": _command(data, output, config),
+        "data_sha256": samples_sha256(train),
+        "val_sha256": samples_sha256(val),
+        "splits": {"train": train_name, "val": val_name},
+        "fold": config.fold,
+        **config.record(),
+        "started_from": describe_start(spec.name, config),
+    }
+    try:
+        best = _train_on_samples(train, val, spec, config, output, provenance)
+    except KeyboardInterrupt:
+        logger.info("the same training with `resume` goes on from the last checkpoint in %s", output)
+        raise
+    except Exception as error:
+        death = find_dead_loader(error)
+        if death is None:
+            raise
+        raise DataError(
+            f"A process that loads images ended by itself ({first_line(death)}), mostly because memory ran out; give fewer "
+            "`workers` or a smaller `batch_size`, and go on with `resume`."
+        ) from error
+    # Not after an error, because another process may still wait for this one in an exchange that would never end.
+    end_process_group()
+    return best
+
+
+def is_first_process() -> bool:
+    """Whether this process reports: the only one, or the first of those that torchrun or ``accelerate launch`` started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def find_dead_loader(error: BaseException) -> BaseException | None:
+    """The error by which torch told that a process that loads images died, where it is among the causes of ``error``; else None.
+
+    torch raises it in a signal handler, so in whatever line the training stands, and a library whose code stood there may
+    have turned it into an error of its own.
+    """
+    link: BaseException | None = error
+    while link is not None and "DataLoader worker" not in str(link):
+        link = link.__cause__ or link.__context__
+    return link
+
+
+def _train_on_samples(
     train: Sequence[Sample],
     val: Sequence[Sample],
     spec: ModelSpec,
-    options: TrainOptions,
+    config: TrainConfig,
     output: Path,
-    provenance: dict[str, Any],
+    provenance: Mapping[str, Any],
 ) -> Checkpoint:
-    """Train and return the best checkpoint.
-
-    Writes into ``output``: ``best.safetensors`` by AP on ``val`` (without ``val`` the last epoch), ``best_loss.safetensors`` by
-    its loss, ``last.safetensors``, ``resume.safetensors``, ``metrics.jsonl``, ``curves.png``, ``samples.png`` and TensorBoard events.
-    The weights that are kept are the averaged ones.
-
-    Under torchrun or ``accelerate launch`` each batch is divided among the processes, and every one returns the same.
-
-    Args:
-        train, val: samples with class ids of ``spec``.
-        spec: the model to train.
-        options: see ``training.options``.
-        output: a folder, made if it is missing.
-        provenance: goes into the metadata, with the metrics.
-
-    Raises:
-        DataError: no training image has a box, or none can be decoded.
-        CheckpointError, UsageError: the starting weights, the batch, or a run to resume do not fit.
-    """
+    """Train on samples whose class ids are those of ``spec``; ``val`` may be empty. See ``train_detector``."""
     import torch
 
     from edge_effdet.training.loader import EpochBatches
@@ -62,36 +153,50 @@ def train_detector(
     from edge_effdet.training.start import starting_network
     from edge_effdet.training.trainer import Trainer, make_accelerator
 
-    accelerator = make_accelerator(options)
+    accelerator = make_accelerator(config)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    check_options(options, spec, len(train), processes)
+    check_batch(config, spec, len(train), processes)
     _check_samples(train, val)
-    seed = options.schedule.seed
-    torch.manual_seed(seed)
-    network = starting_network(spec, options.model)
-    if options.model.qat:
-        network = insert_fake_quantizers(network, spec, train, seed)
-    batches = EpochBatches(len(train), options.schedule.batch_size, seed, rank, processes)
-    trainer = Trainer(network, spec, options, len(batches), accelerator)
+    torch.manual_seed(config.seed)
+    network = starting_network(spec, config)
+    if config.qat:
+        network = insert_fake_quantizers(network, spec, train, config.seed)
+    batches = EpochBatches(len(train), config.batch_size, config.seed, rank, processes)
+    trainer = Trainer(network, spec, config, len(batches), accelerator)
     require_memory(trainer, batches.batch_size // processes, spec.image_size)
-    run = Run(trainer, train, val, batches, spec, options, output, provenance)
-    if options.run.resume:
+    run = Run(trainer, train, val, batches, spec, config, output, provenance)
+    if config.resume:
         run.restore()
     else:
         run.require_unused()
     if accelerator.is_main_process:
         require_writable(output)
-        draw_samples(output / "samples.png", train, spec, options)
+        draw_samples(output / "samples.png", train, spec, config)
     return run.run()
 
 
+def _command(data: Path, output: Path, config: TrainConfig) -> str:
+    """The command line that trains the same: every option that is not left at its default."""
+    words = ["python", "-m", "edge_effdet.train", "--data", str(data), "--output", str(output)]
+    for item in fields(config):
+        value, flag = getattr(config, item.name), item.name.replace("_", "-")
+        if value == item.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", "x".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return shlex.join(words)
+
+
 def _check_samples(train: Sequence[Sample], val: Sequence[Sample]) -> None:
+    """Raises DataError where a split holds nothing to learn or to be judged by."""
     if not any((~sample.ignore).any() for sample in train):
         raise DataError("No image of the training split has a labelled box; check the annotations.")
     if val and not any((~sample.ignore).any() for sample in val):
         raise DataError(
-            "No image of the validation split has a labelled box, so no epoch can be called the best; choose another with "
-            "--val-split."
+            "No image of the validation split has a labelled box, so no epoch can be called the best; choose another split "
+            "with `val_split`."
         )
     # Found out here, because an error inside a worker process arrives as a traceback, and one in validation after an epoch.
     for split, samples in (("training", train), ("validation", val)):
@@ -118,86 +223,57 @@ def _warn_of_empty_classes(train: Sequence[Sample], spec: ModelSpec) -> None:
 
 
 def _choose_samples(
-    dataset: Dataset, data: DataOptions
+    dataset: Dataset, config: TrainConfig
 ) -> tuple[tuple[str, tuple[Sample, ...]], tuple[str, tuple[Sample, ...]]]:
-    train_name, train = dataset.choose_split(data.split, ("train",))
-    if data.val_split is None and "val" not in dataset.splits:
-        logger.warning("%s has no split val: the last epoch is kept as the best", data.data)
+    """Name and samples of the split to train on, and of the one to choose the best epoch on, which may be empty."""
+    train_name, train = dataset.choose_split(config.split, ("train",))
+    if config.val_split is None and "val" not in dataset.splits:
+        logger.warning("%s has no split val: the last epoch is kept as the best", dataset.root)
         return (train_name, train), ("none", ())
-    val_name, val = dataset.choose_split(data.val_split, ("val",))
+    val_name, val = dataset.choose_split(config.val_split, ("val",))
     shared = {sample.image_id for sample in train} & {sample.image_id for sample in val}
     if shared:
         raise UsageError(
             f"{len(shared)} images stand in both {train_name} and {val_name}, so the best epoch would be chosen on training "
-            "images; choose other splits with --split and --val-split."
+            "images; choose other splits with `split` and `val_split`."
         )
     return (train_name, train), (val_name, val)
 
 
-def find_dead_loader(error: BaseException) -> BaseException | None:
-    """What torch said when a process that loads images died, where that is behind an error.
-
-    torch says it from a signal handler, so in whatever line the training stands, and what a library was doing there may
-    have turned it into an error of its own.
-    """
-    link: BaseException | None = error
-    while link is not None and "DataLoader worker" not in str(link):
-        link = link.__cause__ or link.__context__
-    return link
-
-
-def _spec_for(dataset: Dataset, options: ModelOptions) -> ModelSpec:
-    """The checkpoint's own spec where there is one, so that nothing has to be said twice; else from the data's classes."""
-    from edge_effdet.models.checkpoint import is_effdet_file, open_checkpoint
+def _spec_for(dataset: Dataset, config: TrainConfig) -> ModelSpec:
+    """The model to train: of a checkpoint its own, so that nothing has to be said twice; else made for the data's classes."""
+    from edge_effdet.models.checkpoint import describes_itself, open_checkpoint
     from edge_effdet.models.zoo import model_spec
 
-    if options.checkpoint is not None and is_effdet_file(options.checkpoint):
-        if options.model is None:
-            raise UsageError(f"{options.checkpoint} does not say which model it is; give --model NAME too.")
-        if not options.checkpoint.is_file():
-            raise CheckpointError(
-                f"There is no checkpoint at {options.checkpoint}; check the path given to --checkpoint."
-            )
-    if options.checkpoint is None or is_effdet_file(options.checkpoint):
+    checkpoint = as_path(config.checkpoint)
+    foreign = checkpoint is not None and not describes_itself(checkpoint)
+    if foreign and config.model is None:
+        raise UsageError(f"{checkpoint} does not say which model it is; give `model` NAME too.")
+    if checkpoint is None or foreign:
         spec = model_spec(
-            options.model or DEFAULT_MODEL,
-            dataset.class_names,
-            dataset.category_ids,
-            options.image_size,
-            options.fusion,
+            config.model or DEFAULT_MODEL, dataset.class_names, dataset.category_ids, config.image_size, config.fusion
         )
-        return replace(spec, anchors=_anchors_for(spec, options))
-    own = open_checkpoint(options.checkpoint).spec
-    for flag, value, held in (
-        ("--model", options.model, own.name),
-        ("--fusion", options.fusion, own.fusion),
-        ("--anchor-scale", options.anchor_scale, own.anchors.anchor_scale),
-        ("--aspect-ratios", options.aspect_ratios, None),
+        return replace(spec, anchors=_anchors_for(spec, config))
+    own = open_checkpoint(checkpoint).spec
+    for name, value, held in (
+        ("model", config.model, own.name),
+        ("fusion", config.fusion, own.fusion),
+        ("anchor_scale", config.anchor_scale, own.anchors.anchor_scale),
+        ("aspect_ratios", config.aspect_ratios, None),
     ):
         if value not in (None, held):
             raise UsageError(
-                f"{options.checkpoint} is a {own.name} with its own {flag[2:]}, not {value}; leave {flag} out."
+                f"{checkpoint} is a {own.name} with its own {name.replace('_', ' ')}, not {value}; leave `{name}` out."
             )
     # The size of the input is no part of the weights; the model's own is checked again for it.
-    size = model_spec(own.name, own.class_names, own.category_ids, options.image_size or own.image_size).image_size
+    size = model_spec(own.name, own.class_names, own.category_ids, config.image_size or own.image_size).image_size
     return replace(own, image_size=size)
 
 
-def _anchors_for(spec: ModelSpec, options: ModelOptions) -> AnchorSpec:
+def _anchors_for(spec: ModelSpec, config: TrainConfig) -> AnchorSpec:
     anchors = spec.anchors
-    if options.anchor_scale is not None:
-        if not 0 < options.anchor_scale < float("inf"):
-            raise UsageError(f"--anchor-scale {options.anchor_scale:g} is no size; give a number above 0, 4 is usual.")
-        anchors = replace(anchors, anchor_scale=options.anchor_scale)
-    if options.aspect_ratios is not None:
-        try:
-            pairs = [tuple(float(side) for side in pair.split("x")) for pair in options.aspect_ratios.split(",")]
-            ratios = tuple((width, height) for width, height in pairs)
-        except ValueError:
-            ratios = ()
-        if not ratios or not all(0 < side < float("inf") for pair in ratios for side in pair):
-            raise UsageError(
-                f"--aspect-ratios {options.aspect_ratios!r} is no list of width x height; write 1x1,1.4x0.7,0.7x1.4."
-            )
-        anchors = replace(anchors, aspect_ratios=ratios)
+    if config.anchor_scale is not None:
+        anchors = replace(anchors, anchor_scale=config.anchor_scale)
+    if config.aspect_ratios is not None:
+        anchors = replace(anchors, aspect_ratios=parse_aspect_ratios(config.aspect_ratios))
     return anchors

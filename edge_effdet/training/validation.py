@@ -1,4 +1,4 @@
-"""The averaged network on the validation split: losses and COCO metrics from one pass, shared among the processes."""
+"""Validation of the averaged network: losses and COCO metrics from one pass over the split, which the processes divide among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edge_effdet.evaluation.metrics import CocoMetrics, coco_metrics
 from edge_effdet.evaluation.run import SCORE_FLOOR
 from edge_effdet.runtime.postprocess import detections_from_outputs
 from edge_effdet.training.loader import validation_loader
-from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.options import TrainConfig
 from edge_effdet.training.trainer import Trainer
 
 logger = logging.getLogger("edge_effdet.train")
@@ -27,14 +27,14 @@ logger = logging.getLogger("edge_effdet.train")
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Losses as effdet's bench gives them (total, class, box), a mean over batches weighted by images; COCO metrics."""
+    """The losses on the validation split (total, class, box, as effdet's bench has them), averaged over its images, and COCO metrics."""
 
     losses: tuple[float, float, float]
     metrics: CocoMetrics
 
 
-def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, options: TrainOptions) -> Validation:
-    """Run the averaged network over ``samples``, without augmentation, and compare with their boxes.
+def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, config: TrainConfig) -> Validation:
+    """Run the averaged network over ``samples``, without augmentation, and compare its outputs with their boxes.
 
     Every process takes its share and gets the same result.
 
@@ -43,7 +43,7 @@ def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, optio
     """
     accelerator = trainer.accelerator
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
-    loader = validation_loader(samples, mine, spec, options, accelerator.num_processes)
+    loader = validation_loader(samples, mine, spec, config, accelerator.num_processes)
     found: list[tuple[int, Detections]] = []
     sums = np.zeros(4)
     with torch.inference_mode():

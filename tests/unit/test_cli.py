@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import logging
+import os
 import re
 import shlex
 import signal
@@ -505,6 +507,57 @@ def test_a_table_is_aligned_with_numbers_to_the_right():
         "image     objects\n--------  -------\na.jpg           3\nlong.jpg       12"
     )
     assert table([("only", "header")]).splitlines()[0] == "only  header"
+
+
+NAMES = ('鸟 "groß"\t🐦', "red\nblood", "a\x1b[31mb\u2028c", os.fsdecode(b"\xb2\xe2.jpg"))
+
+
+def test_a_row_of_a_table_is_one_line_whatever_is_in_it():
+    text = table([("class", "boxes"), *((name, "1") for name in NAMES)])
+    assert [line.rsplit(maxsplit=1)[0].rstrip() for line in text.splitlines()[2:]] == [
+        '鸟 "groß"\\t🐦',
+        "red\\nblood",
+        "a\\x1b[31mb\\u2028c",
+        "\\xb2\\xe2.jpg",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_anything_is_printed_on_a_terminal_of_any_encoding(monkeypatch, encoding, as_json):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+
+    def stage(arguments):
+        logging.getLogger("edge_effdet.test").warning("%s is skipped", NAMES[-1])
+        rows = [("class", "boxes"), *((name, "1") for name in NAMES)]
+        return Result(table(rows), {"classes": NAMES}, DataError(f"{NAMES[-1]} and {NAMES[0]} failed."))
+
+    parser = make_parser("test", "Prüft.", "python -m edge_effdet.test")
+    assert run_verb(parser, stage, ["--json"] if as_json else []) == 2
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert out.count("\n") == (1 if as_json else 2 + len(NAMES))
+    if as_json:
+        assert json.loads(out) == {"classes": [*NAMES[:3], "\\xb2\\xe2.jpg"]}
+    else:
+        assert "\\xb2\\xe2.jpg" in out
+        assert ("鸟" if encoding == "utf-8" else "\\u9e1f") in out
+    assert err.splitlines()[0] == "\\xb2\\xe2.jpg is skipped"
+    assert err.splitlines()[1].startswith("error: \\xb2\\xe2.jpg and ")
+    # The program that called it has its streams as they were.
+    assert [stream.errors for stream in streams] == ["strict"] * 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_is_printed_on_a_terminal_of_any_encoding(verb, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(program.module_name(verb)).main(["--help"])
+    stream.flush()
+    assert caught.value.code == 0
+    assert b"usage: " in stream.buffer.getvalue()
 
 
 def test_progress_passes_everything_on_and_is_silent_without_a_terminal(capsys):

@@ -14,7 +14,7 @@ from edge_effdet.artifacts import Detections
 from edge_effdet.errors import DataError, InputError
 from edge_effdet.runtime.pipeline import FrameResult, Progress
 from edge_effdet.runtime.run import run_through
-from edge_effdet.runtime.sinks import video_name
+from edge_effdet.runtime.sinks import results_name, video_name
 from edge_effdet.runtime.sources import Camera, Frame, ImageFiles
 
 
@@ -93,8 +93,22 @@ def test_who_looks_on_sees_the_rate(capsys, monkeypatch):
     ],
 )
 def test_files_of_cameras_have_names_that_are_files(name, expected):
-    assert video_name(Camera(name, lambda: iter([]))) == expected
+    assert results_name(Camera(name, lambda: iter([]))) == expected
 
 
-def test_a_videos_files_are_named_after_it():
-    assert video_name(ImageFiles([], "films/my clip.mp4")) == "my_clip"
+@pytest.mark.parametrize(
+    ("name", "results", "video"),
+    [
+        ("films/my clip.mp4", "my_clip.mp4", "my_clip.mp4"),
+        ("films/my clip.MOV", "my_clip.MOV", "my_clip.MOV.mp4"),
+        ("films/CLIP.MP4", "CLIP.MP4", "CLIP.MP4"),
+        ("/dev/video0", "video0", "video0.mp4"),
+    ],
+)
+def test_the_files_of_a_video_keep_its_suffix(name, results, video):
+    source = Camera(name, lambda: iter([]))
+    assert (results_name(source), video_name(source)) == (results, video)
+
+
+def test_pictures_have_one_file_of_results():
+    assert results_name(ImageFiles([Path("a.jpg")], "photos")) == "detections"

@@ -37,7 +37,7 @@ LAZY_ON_THE_HOST = ("edge_effdet.models.checkpoint", "edge_effdet.models.pretrai
 missing file, is to be told before torch is loaded."""
 
 HEAVY = (
-    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom", "av",
+    "torch", "torchvision", "timm", "effdet", "onnx", "onnx_ir", "onnxruntime", "openvino", "tensorrt", "pycuda", "pydicom", "pillow_heif", "av",
 )  # fmt: skip
 
 BLOCK = """

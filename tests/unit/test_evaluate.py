@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from edge_effdet import evaluate
-from edge_effdet.artifacts import Detections, ModelSpec, engine_json_path, file_sha256, write_json
+from edge_effdet.artifacts import Detections, Engine, ModelSpec, file_sha256, write_json, write_record
 from edge_effdet.data.base import Dataset, match_classes
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.evaluation.metrics import CocoMetrics
 from edge_effdet.evaluation.report import coco_result_list, evaluation_text, own_category_ids, rank_worst
 from edge_effdet.evaluation.run import Evaluation
+from tests.records import make_record
 
 FILES = {"metrics.json", "detections.json", "confusion.txt", "confusion.png", "worst.png"}
 SIX = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -45,9 +46,9 @@ def engine(tmp_path: Path) -> Path:
     path = tmp_path / "engine" / "tiny.onnx"
     path.parent.mkdir()
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    spec = ModelSpec("tiny", (64, 64), ("bar", "disc", "cone"), (1, 2, 3)).to_dict()
-    record = {"spec": spec, "backend": "onnxruntime", "precision": "fp32", "engine_sha256": file_sha256(path)}
-    write_json(engine_json_path(path), record)
+    spec = ModelSpec("tiny", (64, 64), ("bar", "disc", "cone"), (1, 2, 3))
+    record = make_record(spec=spec, engine=path.name, engine_sha256=file_sha256(path))
+    write_record(Engine(path, spec, record.backend, record.precision, record.engine_sha256, record))
     return path
 
 

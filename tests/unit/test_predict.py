@@ -14,7 +14,7 @@ from edge_effdet import predict
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.errors import DataError
 from edge_effdet.evaluation.members import InferenceOptions, Member, chunks, predict_image, predict_images
-from edge_effdet.predict import readable_sources
+from edge_effdet.evaluation.prediction import _readable
 from edge_effdet.runtime.run import results_table
 from edge_effdet.runtime.sinks import picture_names
 from tests.backends import BrightBoxRunner
@@ -77,17 +77,30 @@ def test_pictures_of_one_stem_get_two_names():
     assert list(picture_names(paths).values()) == ["a.jpg.jpg", "a.png.jpg", "b.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # The second would be the first on a file system that ignores case.
+        (("a.png", "A.bmp"), ["a.png.jpg", "A.bmp.jpg"]),
+        # Without its suffix the last is what the first becomes.
+        (("a.jpg", "a.png", "a.jpg.bmp"), ["a.jpg.jpg", "a.png.jpg", "a.jpg.bmp.jpg"]),
+    ],
+)
+def test_pictures_of_any_names_get_names_of_their_own(given, expected):
+    assert list(picture_names([Path("d") / name for name in given]).values()) == expected
+
+
 def test_one_bad_picture_is_skipped_and_counted_and_all_bad_are_an_error(tmp_path: Path, caplog):
     Image.fromarray(picture()).save(tmp_path / "good.png")
     for name in ("empty.png", "words.png"):
         (tmp_path / name).write_text("" if name == "empty.png" else "words")
     bad = [tmp_path / "empty.png", tmp_path / "words.png"]
-    assert [path.name for path, _ in readable_sources([bad[0], tmp_path / "good.png", bad[1]])] == ["good.png"]
+    assert [path.name for path, _ in _readable([bad[0], tmp_path / "good.png", bad[1]])] == ["good.png"]
     assert "2 of 3 images could not be decoded" in caplog.text
     with pytest.raises(DataError, match="None of the images could be decoded"):
-        list(readable_sources(bad))
+        list(_readable(bad))
     with pytest.raises(DataError, match="is empty"):
-        list(readable_sources(bad[:1]))
+        list(_readable(bad[:1]))
 
 
 def test_the_table_says_nothing_where_nothing_was_found():

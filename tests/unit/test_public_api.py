@@ -46,13 +46,22 @@ def test_what_type_checkers_read_is_what_runs():
 
 
 USER_SCRIPT = """
-from edge_effdet import BuildConfig, Detector, build
+from edge_effdet import (
+    BuildConfig, Detector, EvaluateConfig, ExportConfig, PredictConfig, QuantizeConfig, TrainConfig, build, evaluate_detector,
+    export_checkpoint, predict_files, quantize_graph, train_detector,
+)
 
 engine = build("best.safetensors", BuildConfig(calibration_data="bccd", output="engines"))
 reveal_type(engine)
 reveal_type(Detector.load("x")("y.jpg"))
 reveal_type(Detector.load("x")(["y.jpg"]))
 reveal_type(Detector.load("x").spec.class_names)
+best = train_detector("bccd", "runs/bccd", TrainConfig(epochs=1))
+reveal_type(best)
+reveal_type(quantize_graph(export_checkpoint(best, "x.onnx", ExportConfig()).graph, "y", QuantizeConfig(precision="int8")))
+reveal_type(evaluate_detector(engine, "bccd", EvaluateConfig()).metrics.AP)
+reveal_type(evaluate_detector(["a.safetensors", best], "bccd", EvaluateConfig(tta="all")).metrics.AP)
+reveal_type(predict_files(best, "photos", PredictConfig()).detections)
 BuildConfig(precission="int8")
 """
 
@@ -75,6 +84,11 @@ def test_a_users_script_has_types(tmp_path: Path):
         "Detections",
         "list[Detections]",
         "tuple[str, ...]",
+        "Checkpoint",
+        "Graph",
+        "float",
+        "float",
+        "Mapping[Path, Detections]",
     ]
     # That a mistake is noticed shows that the names are known, since on Any everything is allowed.
     errors = [item["message"] for item in said if item["severity"] == "error"]

@@ -33,7 +33,7 @@ def test_a_graph_that_is_converted_already_is_refused(tmp_path, precision):
 
 
 def test_int8_is_never_calibrated_on_nothing(tmp_path):
-    with pytest.raises(UsageError, match=r"INT8 needs real images.*--calibration-data"):
+    with pytest.raises(UsageError, match=r"INT8 needs real images.*`calibration_data`"):
         calibration_dataset(CalibrationOptions())
     with pytest.raises(DataError, match="There is no data at"):
         calibration_dataset(CalibrationOptions(calibration_data=tmp_path / "absent"))

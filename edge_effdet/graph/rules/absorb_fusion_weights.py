@@ -1,16 +1,16 @@
-"""A constant fusion weight into the convolution that makes the tensor it scales.
+"""Move a constant fusion weight into the convolution whose output it scales.
 
-After ``fold_fusion_weights`` a node of the BiFPN is ``sum_i c_i x_i``, with one ``Mul`` an edge. x_i comes from a
+After ``fold_fusion_weights`` a node of the BiFPN is ``sum_i c_i x_i``, with one ``Mul`` for each edge. x_i comes from a
 convolution, on some edges through a nearest ``Resize`` or a ``MaxPool``. A convolution is linear, copying values commutes
-with any factor, and a maximum with any factor above 0, so the producer can carry the factor:
+with any factor, and taking a maximum commutes with any factor above 0. So the convolution can carry the factor:
 
     c (W * x + b) = (c W) * x + c b        Resize(c y) = c Resize(y)        MaxPool(c y) = c MaxPool(y)  for c > 0
 
-A convolution has mostly more than one consumer, and all of them see the factor p that it absorbs. Those that multiply by
-c_i multiply by c_i / p instead, so the ``Mul`` of each edge with c_i = p is gone and no other one is added. A consumer that
-is a convolution takes 1/p into its own weights: ``(V / p) * (p y) = V * y``. Any other consumer is a refusal.
+Most of these convolutions have several consumers, and all consumers see the factor p that the convolution absorbs. A consumer that
+multiplies by c_i multiplies by c_i / p instead, so the ``Mul`` of every edge with c_i = p vanishes, and none is added. A consumer
+that is a convolution takes 1/p into its own weights: ``(V / p) * (p y) = V * y``. With any other consumer the rule refuses.
 
-p is the factor that most edges have, then the largest. No factor left over is beyond ``RANGE``.
+p is the factor that most edges have; of several such factors it is the largest. No factor that is left is beyond ``RANGE``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import onnx_ir as ir
 from edge_effdet.graph.rule import Refused, add_initializer, constant, replace_output, scale_input
 
 RANGE = 64.0
-"""Where others must be divided by it, p is between 1/64 and 64: else weights or activations leave FP16's precise range."""
+"""Where other factors or weights are divided by p, it is between 1/64 and 64, so that weights and activations stay in the range in which
+FP16 is precise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ class AbsorbFusionWeights:
         bounded = [c for c in counts if c != 0 and all(abs(other) <= RANGE * abs(c) for other in counts)]
         usable = [c for c in bounded if (c > 0 or not through_pool) and (alone or 1 / RANGE <= abs(c) <= RANGE)]
         if not usable:
-            raise Refused("no factor of its edges can be divided by, or goes through the maximum of a pooling")
+            raise Refused(
+                "none of its factors is one that others can be divided by and that commutes with a pooling's maximum"
+            )
         return _Absorption(max(usable, key=lambda c: (counts[c], abs(c))), scaled, convolutions)
 
     def rewrite(self, node: ir.Node, found: _Absorption) -> None:
@@ -93,7 +96,7 @@ class AbsorbFusionWeights:
 
 
 def _scalar_factor(user: ir.Node, position: int) -> float | None:
-    """c where ``user`` is Mul(y, c) with y at ``position``."""
+    """The constant c where ``user`` is Mul(y, c) with y at ``position``; None for any other node."""
     other = constant(user.inputs[1 - position]) if user.op_type == "Mul" else None
     if other is None or other.size != 1 or other.ndim > 4 or not np.isfinite(other).all():
         return None
@@ -103,5 +106,5 @@ def _scalar_factor(user: ir.Node, position: int) -> float | None:
 def _is_nearest(user: ir.Node, position: int) -> bool:
     text = user.attributes.get_string
     copies = user.op_type == "Resize" and text("mode", "nearest") == "nearest"
-    # That one fills in a value of its own outside the picture.
+    # With tf_crop_and_resize a Resize fills in a value of its own outside the picture.
     return copies and position == 0 and text("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"

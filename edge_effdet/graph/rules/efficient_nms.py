@@ -1,7 +1,7 @@
-"""Suppression inside the engine: TensorRT's plugin ``EfficientNMS_TRT`` behind the graph's outputs.
+"""Suppress overlapping boxes inside the engine, by TensorRT's plugin ``EfficientNMS_TRT`` behind the graph's outputs.
 
-The graph ends at its K best anchor-class pairs: boxes b [B, K, 4], scores s [B, K], classes c [B, K]. The plugin takes one
-score a box and class, so the scores are spread over the classes and -1 stands where there is none:
+The graph ends at its K best pairs of an anchor and a class: boxes b [B, K, 4], scores s [B, K], classes c [B, K]. The plugin takes
+a score for each box and class, so each score is put at its class, and -1 at all other classes:
 
     boxes'     = min(max(b, 0), (W, H, W, H))                              [B, K, 4]
     scores'    = s where c = k, else -1, for each class k                  [B, K, C]
@@ -9,24 +9,24 @@ score a box and class, so the scores are spread over the classes and -1 stands w
     valid      = (index < n) and (s > 0)                                   [B, M]
     boxes, scores, class_ids = b where valid else 0, s where valid else -1, c where valid else 0
 
-so the outputs keep their names, types and meaning, with M = 100 in place of K. A padded row has the score -1, which no score
-threshold of 0 or more lets through: whoever post-processes needs to know nothing, and suppressing once more changes nothing
-but what clipping to the picture brings together.
+The outputs keep their names, types and meaning, with M = 100 in place of K. A padded row has the score -1, which no score threshold
+of 0 or more lets through, so post-processing works on these outputs as on all others. Suppressing once more on the host changes the
+result only where clipping to the picture makes boxes overlap more.
 
-**Why behind the top-K.** The plugin could take all anchors instead, with its own box decoder. Then its candidates would be
-others than the host's: every pair above a threshold that has to be fixed at build time, and sorting 49104 x 90 of them
-where it is low, as measuring AP needs. Behind the top-K they are the same K, a graph of any precision is only added to,
-its proof and calibration stand, and K x C scores are 90 thousand and not 4.4 million. What that costs or wins in
-milliseconds has not been measured.
+**Why the plugin stands behind the top-K.** It could take all anchors instead, with its own box decoder. Then its candidates would not
+be the host's but all pairs above a threshold that is fixed when the engine is built. Measuring AP needs a low threshold, with which
+the plugin would sort 49104 x 90 pairs. Behind the top-K the candidates are the same K. A graph of any precision only gets nodes
+behind its end, so its proof and calibration stay valid, and K x C scores are 90 thousand and not 4.4 million. The time that this
+costs or saves has not been measured.
 
-**How the plugin suppresses** (README and ``efficientNMSInference.cu`` of NVIDIA/TensorRT): scores below ``score_threshold``
-are dropped; below a threshold of 0.007 they are sorted along and come last, and may fill free rows, hence ``s > 0``. Of the
-best 4096, in descending order, a box is kept unless its IoU with a kept one **of its class** is ``iou_threshold`` **or more**,
-until ``max_output_boxes`` are kept. ``runtime.postprocess`` differs in two points: it suppresses **above** the threshold, and it
-clips to the picture where the graph, which does not know its size, clips to the canvas. Boxes that reach into the canvas's
-filled border can therefore differ.
+**How the plugin suppresses** (README and ``efficientNMSInference.cu`` of NVIDIA/TensorRT). Scores below ``score_threshold`` are
+dropped. With a threshold below 0.007 the plugin sorts dropped ones too; they come last and may fill free rows, hence ``s > 0``. Of
+the best 4096, in descending order, a box is kept unless its IoU with a kept box **of the same class** is ``iou_threshold`` **or
+more**, until ``max_output_boxes`` are kept. ``runtime.postprocess`` differs in two points. It suppresses a box whose IoU is **above**
+the threshold, and it clips to the picture, whose size the graph does not know: the graph clips to the canvas. So boxes that reach
+into the filled border of the canvas can differ.
 
-The plugin is deprecated and still there in TensorRT 11.1. TensorRT-RTX has no plugins, and the CPU backends do not know it.
+The plugin is deprecated, and TensorRT 11.1 still has it. TensorRT-RTX has no plugins, and the CPU backends do not know this one.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from edge_effdet.graph.rule import add_initializer
 RULE = "efficient_nms"
 PLUGIN = "EfficientNMS_TRT"
 MAX_CANDIDATES = 4096
-"""The plugin looks at no more; the graph's top-K is at most 3840."""
+"""The most candidates that the plugin looks at; the graph's top-K is at most 3840."""
 
 
 @dataclass(frozen=True, slots=True)
 class EfficientNms:
-    """What is fixed when the engine is built; the defaults are those of ``runtime.postprocess``.
+    """The settings of the plugin, which are fixed when the engine is built. The defaults are those of ``runtime.postprocess``.
 
     Attributes:
-        score_threshold: lower scores are dropped. From 0.007 on the plugin has less to sort.
-        iou_threshold: a box is dropped when its IoU with a kept one of its class reaches this.
-        max_detections: rows of the outputs, M.
+        score_threshold: lower scores are dropped. With 0.007 or more the plugin has less to sort.
+        iou_threshold: a box is dropped when its IoU with a kept box of its class reaches this.
+        max_detections: how many rows the outputs have, M.
     """
 
     score_threshold: float = 0.0
@@ -65,16 +65,16 @@ class EfficientNms:
 
 
 def attach_efficient_nms(graph: Graph, output: Path, options: EfficientNms | None = None) -> Graph:
-    """Add the plugin to a graph of any precision, for TensorRT alone: nothing else can run or check the result.
+    """Add the plugin to a graph of any precision. Only TensorRT can run or check the result.
 
     Args:
-        graph: with the outputs boxes, scores and class_ids.
-        output: the ONNX file.
-        options: thresholds and number of detections.
+        graph: a graph with the outputs boxes, scores and class_ids.
+        output: the ONNX file to write.
+        options: thresholds and the number of detections; None for the defaults.
 
     Raises:
-        UsageError: a threshold or number that makes no sense.
-        GraphError: other outputs, or the plugin is in it already.
+        UsageError: a threshold or the number is out of range.
+        GraphError: the graph has other outputs, or has the plugin already.
     """
     options = options or EfficientNms()
     _check_options(options)
@@ -111,7 +111,7 @@ def _add_plugin(model: ir.Model, graph: Graph, options: EfficientNms) -> None:
     outputs = {value.name: value for value in model.graph.outputs}
     if tuple(outputs) != OUTPUT_NAMES or any(node.op_type == PLUGIN for node in model.graph):
         raise GraphError(
-            f"{graph.path} does not end at boxes, scores and class_ids without suppression; export it without --raw."
+            f"{graph.path} does not end at boxes, scores and class_ids without suppression; export it without `raw`."
         )
     boxes, scores, class_ids = outputs.values()
     for value in outputs.values():
@@ -143,7 +143,7 @@ def _add_plugin(model: ir.Model, graph: Graph, options: EfficientNms) -> None:
 
 
 class _Adder:
-    """Appends nodes to a graph; arrays among the inputs become initializers."""
+    """Appends nodes to a graph. Arrays among the inputs become initializers."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -153,7 +153,7 @@ class _Adder:
         return self._append(kind, inputs, [], 1)[0]
 
     def plugin(self, boxes: ir.Value, scores: ir.Value, options: EfficientNms) -> list[ir.Value]:
-        """num_detections int32 [B, 1], boxes float32 [B, M, 4], scores float32 [B, M] and classes int32 [B, M]."""
+        """The plugin's outputs: num_detections int32 [B, 1], boxes float32 [B, M, 4], scores float32 [B, M], classes int32 [B, M]."""
         attributes: dict[str, Any] = {
             "plugin_version": "1",
             "score_threshold": options.score_threshold,

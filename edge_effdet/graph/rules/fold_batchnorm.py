@@ -1,13 +1,13 @@
-"""Batch norm into the convolution before it.
+"""Fold a batch norm into the convolution before it.
 
-At inference a batch norm is an affine map a channel, and a convolution is linear:
+At inference a batch norm is an affine map of each channel, and a convolution is linear:
 
     BN(W * x + b) = g / sqrt(v + e) * (W * x + b - m) + s
-                  = (a W) * x + (a (b - m) + s)          with a = g / sqrt(v + e), a factor an output channel
+                  = (a W) * x + (a (b - m) + s)          where a = g / sqrt(v + e) is one factor for each output channel
 
-EfficientDet's heads share one convolution over the pyramid levels and keep one batch norm a level. Each level then gets
-a folded copy of the weights of its own (at lite0, 30 copies of 64 x 64 values); the shared original stays for whoever
-else uses it. Computed in FP64 and rounded once.
+EfficientDet's heads share one convolution over the pyramid levels and have one batch norm for each level. So each level gets a folded
+copy of the weights of its own (at lite0, 30 copies of 64 x 64 values), and the shared original stays for other nodes that use it. The
+weights are computed in FP64 and rounded once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edge_effdet.graph.rule import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Fold:
+class _FoldedConvolution:
     conv: ir.Node
     weight: np.ndarray
     bias: np.ndarray
@@ -38,7 +38,7 @@ class _Fold:
 class FoldBatchNorm:
     name = "fold_batchnorm"
 
-    def check(self, node: ir.Node) -> _Fold | None:
+    def check(self, node: ir.Node) -> _FoldedConvolution | None:
         if node.op_type != "BatchNormalization":
             return None
         if node.attributes.get_int("training_mode", 0):
@@ -58,13 +58,13 @@ class FoldBatchNorm:
         epsilon = node.attributes.get_float("epsilon", 1e-5)
         factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
         old_bias = np.zeros_like(factor) if bias is None else bias.astype(np.float64)
-        return _Fold(
+        return _FoldedConvolution(
             conv,
             (weight * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype),
             (factor * (old_bias - mean) + shift).astype(weight.dtype),
         )
 
-    def rewrite(self, node: ir.Node, found: _Fold) -> None:
+    def rewrite(self, node: ir.Node, found: _FoldedConvolution) -> None:
         graph, conv = node.graph, found.conv
         assert graph is not None and conv.inputs[1] is not None
         name = conv.inputs[1].name or "weight"

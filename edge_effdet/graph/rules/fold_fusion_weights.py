@@ -1,18 +1,17 @@
-"""The BiFPN's weighted sum, with constant weights, as Mul and Add.
+"""Write the BiFPN's weighted sum with constant weights as Mul and Add.
 
 The exporter writes each fusion node of the BiFPN (EfficientDet, arXiv 1911.09070, section 3.3) as a stack and a sum over
 the new last axis:
 
     ReduceSum(Concat(Unsqueeze(y_1), …, Unsqueeze(y_n)), axis -1)
-    fast normalised, eq. 3:  y_i = Div(Mul(x_i, w_i), e + sum w)     with w already through ReLU
+    fast normalised, eq. 3:  y_i = Div(Mul(x_i, w_i), e + sum w)     where w has passed the ReLU
     softmax, eq. 2:          the stack is multiplied by a vector of n weights
     plain sum:               y_i = x_i
 
-Unbounded fusion, eq. 1, is traced as the Mul and Add that this rule makes of the others (``models.bifpn``), so that it
-finds none.
+Unbounded fusion, eq. 1, is traced as Mul and Add already (``models.bifpn``), so the rule finds nothing to rewrite there.
 
-At inference all weights are constants, so the node is sum_i c_i x_i with one number c_i an edge: ``Mul`` by c_i (none
-where c_i is 1), then a chain of ``Add``. An edge with c_i = 0 is dropped: its x_i is finite, so it adds nothing.
+At inference all weights are constants, so the node is sum_i c_i x_i with one number c_i for each edge: a ``Mul`` by c_i, left out
+where c_i is 1, then a chain of ``Add``. An edge with c_i = 0 is dropped, because its x_i is finite and adds nothing.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class FoldFusionWeights:
 
 
 def _edge(unsqueezed: ir.Value | None, factor: np.ndarray) -> _Edge:
-    """Strip Unsqueeze, then a Div and a Mul by a scalar constant each, from one input of the stack."""
+    """An edge from one input of the stack: without its Unsqueeze, and without a Div and a Mul by a constant number."""
     assert unsqueezed is not None
     unsqueeze = unsqueezed.producer()
     assert unsqueeze is not None
@@ -119,7 +118,7 @@ def _new_axes(unsqueezed: ir.Value | None, rank: int) -> list[int] | None:
 
 
 def _value_and_constant(product: ir.Node) -> tuple[ir.Value | None, np.ndarray | None]:
-    """The two inputs of a Mul as (computed, constant)."""
+    """The inputs of a Mul as the computed one and the constant one; the latter is None where both are computed."""
     first, second = product.inputs
     if constant(second) is not None:
         return first, constant(second)

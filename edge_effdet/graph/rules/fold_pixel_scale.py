@@ -1,13 +1,13 @@
-"""The scale of the pixels' normalisation into the stem convolution.
+"""Fold the scale of the pixels' normalisation into the stem convolution.
 
-The detector takes raw pixels x and normalises them, a channel c of the picture at a time, to ``s_c x_c + t_c``:
+The detector takes raw pixels x and normalises each channel c of the picture to ``s_c x_c + t_c``:
 
     W * (s x + t) = (W s) * (x + t / s)
 
-so the stem takes the scale and one ``Add`` is left. The shift stays in front of the convolution: its zero padding stands for
-``s x + t = 0``, the mean colour, which is ``x + t / s = 0`` after the rewrite as before it. Folded into a bias, the shift would
-also count where the padding is, and the border would need a map of corrections as large as the output; one addition over
-three channels is cheaper.
+So the stem takes the scale into its weights, and one ``Add`` is left. The shift stays in front of the convolution, because the zeros
+that pad its input stand for the mean colour: ``s x + t = 0`` before the rewrite, ``x + t / s = 0`` after it. Folded into a bias, the
+shift would be added where the padding is too, and the border would need a map of corrections as large as the output. One addition
+over three channels is cheaper.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge_effdet.graph.rule import Refused, add_initializer, constant, has_one_u
 
 
 @dataclass(frozen=True, slots=True)
-class _Fold:
+class _FoldedScale:
     pixels: ir.Value
     weight: np.ndarray
     shift: np.ndarray
@@ -30,7 +30,7 @@ class _Fold:
 class FoldPixelScale:
     name = "fold_pixel_scale"
 
-    def check(self, node: ir.Node) -> _Fold | None:
+    def check(self, node: ir.Node) -> _FoldedScale | None:
         addition = producer(node.inputs[0], "Add") if node.op_type == "Conv" else None
         product = producer(addition.inputs[0], "Mul") if addition is not None else None
         if addition is None or product is None:
@@ -54,9 +54,9 @@ class FoldPixelScale:
             offset = (shift / exact).astype(shift.dtype)
         if not np.isfinite(offset).all():
             raise Refused("a scale before it is too small to divide by")
-        return _Fold(pixels, (weight * exact).astype(weight.dtype), offset)
+        return _FoldedScale(pixels, (weight * exact).astype(weight.dtype), offset)
 
-    def rewrite(self, node: ir.Node, found: _Fold) -> None:
+    def rewrite(self, node: ir.Node, found: _FoldedScale) -> None:
         graph, addition, weight = node.graph, node.inputs[0], node.inputs[1]
         assert graph is not None and addition is not None and weight is not None
         shift = add_initializer(graph, "pixel_offset", found.shift)

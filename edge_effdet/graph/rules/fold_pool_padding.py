@@ -1,8 +1,8 @@
-"""The padding of a max pooling into its own attribute.
+"""Fold a Pad in front of a max pooling into the pooling's own padding.
 
-TensorFlow's SAME padding is exported as ``Pad`` with -inf and a ``MaxPool`` without padding. ONNX's MaxPool pads with
--inf itself, so ``MaxPool(Pad(x, p)) = MaxPool(x, pads=p)``. Beyond the node saved, a tensor that holds -inf must not
-reach calibration: its range, and so its INT8 scale, would be infinite.
+TensorFlow's SAME padding is exported as a ``Pad`` with -inf and a ``MaxPool`` without padding. ONNX's MaxPool pads with -inf itself,
+so ``MaxPool(Pad(x, p)) = MaxPool(x, pads=p)``. This saves a node, and it keeps a tensor that holds -inf from calibration, where its
+range and its INT8 scale would be infinite.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""A depthwise and a pointwise convolution with nothing between them, composed into one dense convolution.
+"""Compose a depthwise and a pointwise convolution with nothing between them into one dense convolution.
 
-The depthwise convolution D has one k x k filter a channel, the pointwise one P mixes channels at one position:
+The depthwise convolution D has one k x k filter for each channel, the pointwise convolution P mixes the channels of one position:
 
-    y_c = D_c * x_c + d_c                                   c an input channel, d its bias, if it has one
+    y_c = D_c * x_c + d_c                                   where c is an input channel and d the bias, if there is one
     z_o = sum_c P_oc y_c + p_o
         = sum_c (P_oc D_c) * x_c  +  (p_o + sum_c P_oc d_c)
 
-So W_ocij = P_oc D_cij and b = p + P d, with the depthwise convolution's stride, dilation and padding. That is exact at the
-border too: zeros pad x, which both forms see, and d is added at every output position, padded or not, so P d is the same
-number at all of them. Computed in FP64 and rounded once.
+So W_ocij = P_oc D_cij and b = p + P d, with the depthwise convolution's stride, dilation and padding. This is exact at the border
+too: both forms see the zeros that pad x, and d is added at every output position, so P d is the same number at all of them. W and b
+are computed in FP64 and rounded once.
 
-Dense has up to k k times the multiply-accumulates, in one kernel that tensor cores run, and no tensor in between. Where
-that is cheaper depends on the target, so the rule asks; where it is not wanted it says so as a refusal, with both times.
+The dense convolution has up to k k times the multiply-accumulates, in one kernel that tensor cores run, and no tensor in between.
+Whether it is cheaper depends on the target, so the rule asks for each pair. Where the answer is no, it refuses and gives both times.
 
-The class and box heads run one pair over five levels. Levels that share both convolutions share the dense weights too.
+The class and box heads run the same pair over five levels. Levels that share both convolutions share the dense weights too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edge_effdet.graph.cost import Decision, SeparablePair
+from edge_effdet.graph.counting import MACS_BEFORE_FUSION
+from edge_effdet.graph.names import module_of_weight
 from edge_effdet.graph.rule import (
     Refused,
     add_initializer,
@@ -35,9 +37,6 @@ from edge_effdet.graph.rule import (
     replace_output,
 )
 
-MACS_BEFORE_FUSION = "edge_effdet.macs_before_fusion"
-"""Key in the dense node's ``metadata_props``: what the two had, for one image. Shares of MACs are counted with that."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Fusion:
@@ -46,10 +45,10 @@ class _Fusion:
 
 
 class FuseSeparable:
-    """The rule.
+    """The rule that this module's docstring describes.
 
     Args:
-        wanted: says of each pair whether to compose it, from ``cost.decide`` or as a plain answer; None for every pair.
+        wanted: says of each pair whether to compose it, by a ``Decision`` or a plain answer; None composes every pair.
     """
 
     name = "fuse_separable"
@@ -99,7 +98,7 @@ class FuseSeparable:
         replace_output(node, output)
 
     def _compose(self, depthwise: ir.Node, pointwise: ir.Node) -> list[ir.Value | None]:
-        """Initializers of the dense weight and, if either has one, the bias. The same parts give the same initializers."""
+        """Initializers of the dense weight and of the bias, if there is one. Pairs that share their parts share the initializers."""
         assert pointwise.graph is not None and pointwise.inputs[1] is not None
         parts = tuple(value for conv in (depthwise, pointwise) for value in (conv.inputs[1], _bias(conv)))
         if parts in self._made:
@@ -140,7 +139,7 @@ def _describe(
     if len(sizes) != 2:
         raise Refused("the size of its output is unknown, so its multiply-accumulates cannot be counted")
     return SeparablePair(
-        name=(weight.name or "weight").removeprefix("network.").split(".weight")[0],
+        name=module_of_weight(weight.name or "weight"),
         channels_in=kernel[0],
         channels_out=filters[0],
         kernel=(kernel[2], kernel[3]),

@@ -1,8 +1,8 @@
-"""A nearest Resize with its factors in place of its output's size.
+"""Give a nearest Resize its factors in place of the size of its output.
 
-The exporter writes the size that a Resize makes, and with a dynamic batch the nodes that work this size out. Where height
-and width grow by whole factors k, ``asymmetric`` coordinates rounded down read input ``floor(i / k)`` for output i either
-way, and constant factors ``[1, 1, k_h, k_w]`` need neither the size nor its arithmetic.
+The exporter writes the size of a Resize's output, and with a dynamic batch also the nodes that compute this size. Where height and
+width grow by whole factors k and ``asymmetric`` coordinates are rounded down, output i reads input ``floor(i / k)`` in both forms.
+The constant factors ``[1, 1, k_h, k_w]`` need neither the size nor its arithmetic.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ResizeByScale:
     name = "resize_by_scale"
 
     def check(self, node: ir.Node) -> np.ndarray | None:
-        """The factors, float32 [4]."""
+        """The factors along the four axes, float32 [4]."""
         if node.op_type != "Resize" or len(node.inputs) < 4 or node.inputs[3] is None:
             return None
         text = node.attributes.get_string

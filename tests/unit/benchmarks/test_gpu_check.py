@@ -1,4 +1,4 @@
-"""The GPU check where there is no GPU: it ends, says why, and what it computes on the way is right."""
+"""The GPU check without a GPU: it ends and says why, and its computations are right."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_part_that_dies_keeps_its_rows_and_the_others_go_on(tmp_path, monkeypa
     monkeypatch.setattr(gpu_check.subprocess, "run", die)
     results = gpu_check.run_parts(["backends", "floor"], TASK, tmp_path, minutes=5)
     assert [found["rows"] for found in results.values()] == [[{"way": "measured before"}], []]
-    assert all("ended with -11" in found["skipped"] for found in results.values())
+    assert all("ended with exit code -11" in found["skipped"] for found in results.values())
 
 
 def test_each_part_gets_its_share_and_what_the_ones_before_left(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_each_part_gets_its_share_and_what_the_ones_before_left(tmp_path, monkey
     monkeypatch.setattr(gpu_check.subprocess, "run", note)
     gpu_check.run_parts(list(gpu_check_parts.PARTS), TASK, tmp_path, minutes=32)
     assert list(given) == list(gpu_check.SHARES) == list(gpu_check_parts.PARTS)
-    # Nothing was used: a sixteenth of 32 minutes, a fifteenth, eight of fourteen, half, all.
+    # No part used any time, so the shares of 32 minutes are a sixteenth, a fifteenth, eight of fourteen, a half, and all.
     expected = [32 / 16, 32 / 15, 32 * 8 / 14, 32 * 3 / 6, 32]
     np.testing.assert_allclose([seconds / 60 for seconds in given.values()], expected, rtol=0.02)
     gpu_check.run_parts(["floor", "backends"], TASK, tmp_path, minutes=3)

@@ -1,4 +1,4 @@
-"""The runner's benchmark: its photo, the stages that it tells apart, what the process reports, and its tables."""
+"""The benchmark of the runner: its photo, its stages, the figures of its processes, and its tables."""
 
 from __future__ import annotations
 

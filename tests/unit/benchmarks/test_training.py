@@ -1,4 +1,4 @@
-"""The peer of the training benchmark trains, and what is compared is the same work."""
+"""The effdet loop of the training benchmark trains, and the steps that are compared do the same work."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from benchmarks.peers.effdet_loop import (
     make_peer_step,
     make_training_loader,
 )
+from benchmarks.processes import run_module
 from benchmarks.training import (
     OURS,
     average_ways,
     compare_steps,
     compare_training,
     random_batch,
-    run_module,
     time_steps,
 )
 from edge_effdet.artifacts import ModelSpec
@@ -60,7 +60,7 @@ def test_the_peer_refuses_to_validate_on_what_it_trains_on(
 
 
 def test_the_loader_moves_the_boxes_with_the_picture(tiny_voc: Path) -> None:
-    """At scale 1 and without labels in the way, a disc of the batch is red and a bar is blue."""
+    """At scale 1 the discs of a batch are red and its bars are blue, so pictures and boxes belong together."""
     dataset = read_dataset(tiny_voc)
     spec = model_spec("tf_efficientdet_lite0", dataset.class_names, image_size=(64, 64))
     options = LoopOptions(batch_size=8, scale_min=1.0, scale_max=1.0)
@@ -106,8 +106,8 @@ def test_our_step_is_compared_with_both_of_the_peers(spec: ModelSpec) -> None:
 
 def test_steps_take_turns() -> None:
     calls: list[str] = []
-    seconds = time_steps({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, device="cpu")
-    assert calls[-4:] == ["a", "b", "a", "b"] and [len(times) for times in seconds.values()] == [2, 2]
+    times = time_steps({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, device="cpu")
+    assert calls[-4:] == ["a", "b", "b", "a"] and [len(own) for own in times.values()] == [2, 2]
 
 
 def test_means_and_ratios() -> None:
@@ -120,7 +120,7 @@ def test_means_and_ratios() -> None:
 
 
 def test_a_run_that_fails_ends_the_comparison(tmp_path: Path) -> None:
-    with pytest.raises(EdgeEffDetError, match=r"no_such_module.* ended with 1"):
-        run_module(["benchmarks.no_such_module"])
+    with pytest.raises(EdgeEffDetError, match=r"no_such_module --json ended with exit code 1"):
+        run_module("benchmarks.no_such_module", [])
     with pytest.raises(EdgeEffDetError):
         compare_training({"ours": ["benchmarks.no_such_module"]}, [], [0], tmp_path)

@@ -13,15 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_effdet.graph.rule import apply_rule
 
-# A rewrite computes the same real number with roundings in another order.
+# A rewritten graph computes the same numbers, rounded in another order.
 RELATIVE_ERROR = 1e-5
 
 
 class Workbench:
-    """What a test of a rule needs; ``self.before`` and ``self.after`` are the models of the last ``apply``."""
+    """Makes small graphs and applies rules; ``self.before`` and ``self.after`` are the models of the last ``apply``."""
 
     def make_model(self, nodes, initializers, inputs, outputs, opset=18):
-        """``nodes`` as (op, inputs, outputs, attributes); values' shapes by name, float32."""
+        """A graph of nodes, each (op, inputs, outputs, attributes), whose inputs and outputs are float32 with the given shapes."""
         graph = helper.make_graph(
             [
                 helper.make_node(op, list(taken), list(given), name=f"{op}_{position}", **attributes)
@@ -38,13 +38,13 @@ class Workbench:
 
     def run(self, model, feeds):
         options = onnxruntime.SessionOptions()
-        # Its own fusions would do to the first graph what the rule does.
+        # onnxruntime's own fusions would do to the first graph what the rule does.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return session.run(None, feeds)
 
     def apply(self, rule, model, batch=1, seed=0):
-        """Apply a rule; whatever it did, the result is valid, has the same outputs and computes the same numbers."""
+        """Apply a rule, and assert that the result is valid, has the same outputs and computes the same numbers."""
         rewritten = ir.from_proto(model)
         report = apply_rule(rewritten, rule)
         proto = ir.to_proto(rewritten)
@@ -78,5 +78,5 @@ def bench() -> Workbench:
 
 @pytest.fixture(scope="session")
 def shared_bench() -> Workbench:
-    """For property tests, which take no fixture of one function."""
+    """A workbench for property tests, which cannot take a fixture of function scope."""
     return Workbench()

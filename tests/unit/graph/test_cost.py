@@ -1,4 +1,4 @@
-"""The cost model: what must hold whatever the constants are, what the table says for the BiFPN, and a real measurement."""
+"""The cost model: what has to hold for any constants, the decisions for the BiFPN, and a real measurement."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ def test_a_larger_batch_is_never_cheaper_and_no_image_costs_more_in_one(pair, ta
 @given(pair=pairs, target=targets)
 @settings(deadline=None)
 def test_a_dense_kernel_of_one_position_is_the_pointwise_convolution(pair, target):
-    """So the depthwise convolution before it is saved whole."""
+    """The time of the depthwise convolution before it is saved entirely."""
     single = replace(pair, kernel=(1, 1), stride=(1, 1))
     decision = model_decision(single, target, "fp32")
     assert decision.dense_us == pointwise_us(single, TARGETS[target], "fp32") < decision.keep_us
 
 
 def test_a_layer_counted_by_hand():
-    """64 x 64 x 64 on an Orin Nano at FP16: 128 x 2 tiles of 32 x 32 x 576, against 1 MB at 102 GB/s."""
+    """A layer of 64 x 64 x 64 on an Orin Nano at FP16 has 128 x 2 tiles of 32 x 32 x 576, or moves 1 MB at 102 GB/s."""
     target = get_target("orin-nano-8gb")
     dense = dense_us(bifpn(64), target, "fp16") - target.launch_us
     assert dense == pytest.approx(2 * 256 * 32 * 32 * 576 / (0.35 * 16.7e12) * 1e6)
@@ -151,7 +151,7 @@ def test_what_the_table_says_of_d0(target, precision, dense):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("channels", [64, 88, 112, 160, 224, 384])
 def test_a_processor_keeps_the_two(precision, channels):
-    """It has no kernel launch to save and no idle tensor cores: eight times the arithmetic is eight times the time."""
+    """A CPU has no kernel launch to save and no idle tensor cores, so eight times the arithmetic takes eight times as long."""
     assert not any(model_decision(bifpn(side, channels), "cpu", precision).dense for side in SIDES)
 
 
@@ -241,7 +241,7 @@ def test_the_graphs_that_are_timed_hold_what_their_precision_says(pair, copies, 
 
 
 def test_numbers_keep_their_size_along_the_chain():
-    """Else a long chain would time overflow or denormals."""
+    """If they grew or vanished, a long chain would time overflow or denormals."""
     import onnxruntime
 
     model = cost._pair_model(bifpn(16, 16), "fp32", 1, False, 4)
@@ -259,7 +259,7 @@ def test_this_processor_is_measured_and_an_absent_card_is_modelled(monkeypatch):
 
 @pytest.mark.parametrize(("capability", "basis"), [((8, 7), "measured"), ((8, 9), "model")])
 def test_a_present_card_is_measured_where_it_is_of_the_target_kind(monkeypatch, capability, basis):
-    """Without the hardware: TensorRT and the GPU are stand-ins, and so is what would be timed."""
+    """The hardware is missing, so TensorRT, the GPU and the measurement are stand-ins."""
     asked = []
     monkeypatch.setattr(tensorrt_backend, "probe", lambda: Available("10.3", "stand-in"))
     monkeypatch.setattr(cuda, "probe_gpu", lambda: cuda.Gpu("stand-in", capability))

@@ -1,4 +1,4 @@
-"""Counts by hand, of graphs small enough for it."""
+"""The report's counts, checked by hand on small graphs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edge_effdet.errors import GraphError
+from edge_effdet.graph.counting import MACS_BEFORE_FUSION
 from edge_effdet.graph.report import Volume, count_nodes, make_report
 from edge_effdet.graph.report_picture import draw_report
 from edge_effdet.graph.report_text import COLUMNS, to_text
 from edge_effdet.graph.rule import RuleReport
-from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION
 from edge_effdet.quant.precision import convert_to_half
 
 
@@ -41,7 +41,7 @@ def fp32(numbers):
 
 @pytest.fixture
 def stem(bench):
-    """A stem with SiLU on images of 3x8x8; a batch of ``batch``, None for a dynamic one."""
+    """A stem with SiLU on ``batch`` images of 3x8x8; None makes the batch dynamic."""
 
     def make(batch: int | None = 1):
         return bench.make_model(
@@ -163,7 +163,7 @@ def test_convolution_by_hand(stem):
 
 
 def test_dense_convolution_has_the_macs_that_it_does(stem):
-    """The share of INT8 work counts those of the pair that it was made of; the report says what the graph costs."""
+    """The share of INT8 counts the MACs of the pair that the convolution replaces; the report counts those of the graph itself."""
     model = ir.from_proto(stem())
     model.graph[0].metadata_props[MACS_BEFORE_FUSION] = "7"
     assert make_report(model).total.cost.macs == 16 * 8 * 27

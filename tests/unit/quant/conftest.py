@@ -21,7 +21,7 @@ KINDS = {
 
 class Workbench:
     def make_model(self, nodes, arrays, inputs, outputs):
-        """``nodes`` as (name, op, inputs, outputs, attributes); inputs and outputs as name to (dtype, shape)."""
+        """A graph of nodes, each (name, op, inputs, outputs, attributes); inputs and outputs map a name to (dtype, shape)."""
         graph = helper.make_graph(
             [
                 helper.make_node(op, taken, given, name=name, **attributes)
@@ -45,7 +45,7 @@ class Workbench:
         return nodes, {f"{name}_scale": np.float32(scale), f"{name}_zero": np.int8(0)}
 
     def quantized_weight(self, name, weight):
-        """A node and arrays of an INT8 weight with a scale an output channel; the result is ``<name>_dq``."""
+        """A node and arrays of an INT8 weight with a scale for each output channel; the result is ``<name>_dq``."""
         scale = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float32) / 127
         codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
         arrays = {f"{name}_codes": codes, f"{name}_scale": scale, f"{name}_zero": np.zeros(len(weight), np.int8)}
@@ -59,7 +59,7 @@ class Workbench:
         return session.run(None, feeds)
 
     def edit(self, model, change):
-        """Apply ``change`` to the model as onnx-ir; gives what it returned and the valid result."""
+        """Apply ``change`` to the model as an onnx-ir model, and give its return value and the changed model, which must be valid."""
         edited = ir.from_proto(model)
         answer = change(edited)
         proto = ir.to_proto(edited)
@@ -67,7 +67,7 @@ class Workbench:
         return answer, proto
 
     def types(self, model):
-        """The element type of each tensor, by name, as onnx infers it anew."""
+        """The element type of each tensor by name, inferred by onnx from the inputs alone."""
         bare = onnx.ModelProto()
         bare.CopyFrom(model)
         del bare.graph.value_info[:]
@@ -87,5 +87,5 @@ def bench() -> Workbench:
 
 @pytest.fixture(scope="session")
 def shared_bench() -> Workbench:
-    """For property tests, which take no fixture of one function."""
+    """A workbench for property tests, which cannot take a fixture of function scope."""
     return Workbench()

@@ -28,7 +28,7 @@ def samples(tiny_voc):
 
 @pytest.fixture
 def with_broken(samples, tmp_path):
-    """The twelve samples with the pictures of the first so many cut off."""
+    """The twelve samples, where the files of the first so many are truncated."""
 
     def cut(count):
         broken = []
@@ -121,7 +121,7 @@ def test_a_part_of_them_is_spread_over_all(samples):
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
 def test_k_centre_leaves_no_point_farther_than_twice_the_best_possible(seed, count):
-    """Gonzalez's bound: every point is within the distance of the last one chosen to those before it."""
+    """Gonzalez's bound: no point is farther from the chosen ones than the last chosen point was from those before it."""
     points = np.random.default_rng(seed).normal(size=(12, 3))
     chosen = choose_k_centers(points, count, seed)
     assert len(set(chosen)) == count

@@ -31,7 +31,7 @@ FINAL = "class_net.predict.conv_pw"
 
 
 def residual_network(rng: np.random.Generator, batch: int = 1):
-    """Pixels to a stem, a residual block, a resize, a separable pair and a final convolution; channels far apart in range."""
+    """A stem on pixels, a residual block, a resize, a separable pair and a final convolution; channels have very different ranges."""
     arrays = {
         "shift": np.full((1, 3, 1, 1), -123.4, np.float32),
         "stem.w": rng.normal(0, 0.01, (8, 3, 3, 3)),
@@ -145,7 +145,7 @@ def test_int8_is_close_and_stands_where_it_should(graph, images, options: Int8Op
     assert prove_precision(ir.from_proto(onnx.shape_inference.infer_shapes(model))).fraction("int8") == 1
     makers = {output: node for node in model.graph.node for output in node.output}
     quantized = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    # One pair a tensor: g goes to one convolution, c to a convolution and a sum, i is what the Resize made of h6.
+    # Each tensor has one pair: g goes to one convolution, c to a convolution and a sum, and i is h6 behind the Resize.
     assert sorted(quantized) == ["b", "c", "centered", "e", "g", "i", "j"]
     total = next(node for node in model.graph.node if node.name == "sum")
     assert ("c_dequantized" in total.input) == options.quantize_sums
@@ -183,7 +183,7 @@ def test_pixels_are_exact_codes(graph, images):
     assert (values == np.rint(values)).all() and values.min() >= -128 and values.max() <= 127
     before, after = (np.concatenate([v["a"] for v in fetch_tensors(m, images, ["a"])]) for m in (source, changed))
     np.testing.assert_allclose(after[:, :, 1:, 1:], before[:, :, 1:, 1:], atol=1e-4)
-    # The padding stood for the mean colour and stands for 128: the outermost row and column see it.
+    # The padding stood for the mean colour and stands for 128 now, which changes the outermost row and column.
     assert np.abs(after - before).max() > 1e-3
 
 
@@ -218,7 +218,7 @@ def test_a_table_is_used_again_and_refused_for_others(graph, images, tmp_path):
         ({"graph_sha256": "0" * 64}, "another graph"),
         ({"manifest_sha256": "0" * 64}, "other images"),
         ({"method": "max"}, "another method"),
-        ({"equalized": False}, "other channels"),
+        ({"equalized": False}, "channels that were equalized otherwise"),
     ):
         with pytest.raises(InputError, match=said):
             load_table(path, {**identity, **change})

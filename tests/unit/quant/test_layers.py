@@ -1,4 +1,4 @@
-"""A backend that errs is caught at the layer, what quantization loses is told from it, and FP32 agrees."""
+"""A backend's error is found at its layer, is told apart from the loss of quantization, and FP32 has none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.unit.quant.test_int8 import SPEC, residual_network
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
 SHORT_OF_FP32 = 15.0
-"""dB: what INT8 keeps at least in this small network, whose channels are far apart in range."""
+"""The least SQNR in dB that INT8 leaves in this small network, whose channels have very different ranges."""
 
 
 def save(model: onnx.ModelProto, path: Path, precision: str, equalize: bool = True) -> Graph:
@@ -78,12 +78,12 @@ def images(calibration: CalibrationImages) -> list[np.ndarray]:
 
 @pytest.fixture
 def exact(graph: Graph, calibration: CalibrationImages, tmp_path: Path) -> Graph:
-    """In INT8 with weights that every processor multiplies exactly."""
+    """The network in INT8 with weights that every processor multiplies exactly."""
     return quantize(graph, calibration, tmp_path / "net.int8.onnx", Int8Options(weight_codes=63))
 
 
 class SimulatedFaultyBackend(FakeBackend):
-    """Stands for a processor whose arithmetic is wrong, which this may not be: onnxruntime with one weight changed."""
+    """A stand-in for a processor with wrong arithmetic, which this one may not be: onnxruntime with one weight changed."""
 
     SUFFIX = ".onnx"
 
@@ -159,7 +159,7 @@ def test_a_planted_error_is_named_and_nothing_behind_it(graph: Graph, exact: Gra
     found = compare_layers(exact, faulty, images, graph, against="onnxruntime")
     assert names(found.parted(found.subject)) == ["third"] == names(found.parted_between)
     assert found.against is not None and not found.parted(found.against)
-    # In a whole run the error goes on, so that everything behind looks wrong, too.
+    # In a whole run the error is carried on, so all layers behind look wrong too.
     behind = [layer for layer in found.layers if layer.name in ("fourth", "point")]
     lost = [found.quantization[layer.tensor].sqnr_db - found.subject.whole[layer.tensor].sqnr_db for layer in behind]
     assert min(lost) > 3

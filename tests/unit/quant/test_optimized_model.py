@@ -1,4 +1,4 @@
-"""Reading onnxruntime's optimized model: convolutions keep or lose their names on the way, and each is told all the same."""
+"""onnxruntime's optimized model tells the precision of each convolution, whether it keeps its name or loses it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def precisions_of(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip", "Sigmoid", "Softsign"])
 def test_fp32_under_whatever_name_the_layout_gives_it(tmp_path: Path, activation: str):
-    """The layout transformer fuses some activations, and names a convolution after its output then."""
+    """The layout transformer fuses some activations, and then names the convolution after its output."""
     rng = np.random.default_rng(0)
     arrays = {"a": rng.normal(size=(16, 16, 3, 3)), "b": rng.normal(size=(16, 16, 1, 1)), "low": 0.0, "high": 6.0}
     limits = ["low", "high"] if activation == "Clip" else []
@@ -93,7 +93,7 @@ def test_a_convolution_is_int8_where_its_output_is_quantized_too(tmp_path: Path)
 
 
 def test_what_cannot_be_told_apart_is_left_out(tmp_path: Path):
-    """Two convolutions under names that lead nowhere, in two types: neither may be claimed for either."""
+    """Two convolutions have unknown names and different types, so neither type may be given to either."""
     half = np.zeros((16, 16, 1, 1), np.float16)
     arrays = {"a": half.astype(np.float32), "b": half}
     nodes = [

@@ -55,13 +55,13 @@ def test_each_name_stands_on_one_side_in_its_order():
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_what_names_look_like():
-    with pytest.raises(UsageError, match=r"--keep-high 'backbone\.stem' matches no convolution.*backbone\.conv_stem"):
+    with pytest.raises(UsageError, match=r"`keep_high` 'backbone\.stem' matches no convolution.*backbone\.conv_stem"):
         choose_convolutions(NAMES, ["backbone.stem"])
 
 
 def test_nothing_left_is_refused():
     for patterns in (["*"], ["backbone.*", "fpn.*", "class_net.conv_rep.*"]):
-        with pytest.raises(UsageError, match="nothing is left for INT8; use --fp16"):
+        with pytest.raises(UsageError, match="nothing is left for INT8; make an FP16 graph"):
             choose_convolutions(NAMES, patterns)
 
 

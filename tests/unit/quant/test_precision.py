@@ -1,4 +1,4 @@
-"""FP16 by casts: where they stand, what stays FP32, and that the numbers are close."""
+"""FP16 by casts: where the casts stand, what stays FP32, and that the numbers are close."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_effdet.quant.precision import convert_to_half
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 LARGEST = np.finfo(np.float32).max
-# Two convolutions of some tens of products each, rounded to FP16's 11 bits at every node.
+# The error of two convolutions of some tens of products each, where every node rounds to FP16's 11 bits.
 RELATIVE_ERROR = 5e-3
 
 
@@ -122,7 +122,7 @@ def test_no_tensor_is_cast_twice(bench, detector_like):
     _, converted = bench.edit(detector_like, convert_to_half)
     casts = [(node.input[0], node.attribute[0].i) for node in converted.graph.node if node.op_type == "Cast"]
     assert len(casts) == len(set(casts))
-    # The pixels' own, one into FP16, one before TopK, one for the output.
+    # One cast is that of the pixels, one leads into FP16, one stands before TopK, and one makes the output.
     assert len(casts) == 4
 
 

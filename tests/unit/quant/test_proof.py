@@ -19,7 +19,7 @@ POINTWISE = 8 * 8 * 4 * 8
 
 
 def conv_nodes(bench, name, source, target, shape, quantize, **attributes):
-    """A convolution, ``quantize`` its "input", its "weight", both or none."""
+    """The nodes of a convolution with Q/DQ at what ``quantize`` names: "input", "weight", both or none."""
     rng = np.random.default_rng(len(name))
     weight = rng.normal(0, 0.3, shape).astype(np.float32)
     nodes, arrays, taken = [], {}, [source, f"{name}.w"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_effdet.quant.ranges import BINS, METHODS, choose_range
+from edge_effdet.quant.ranges import BINS, RANGE_METHODS, choose_range
 
 
 def histogram(values: np.ndarray) -> tuple[np.ndarray, float]:
@@ -21,7 +21,7 @@ def squared_error(values: np.ndarray, t: float) -> float:
     return float(np.square(values - np.clip(np.rint(values / scale), -127, 127) * scale).mean())
 
 
-@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(METHODS)), spread=st.floats(0, 2))
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(sorted(RANGE_METHODS)), spread=st.floats(0, 2))
 @settings(max_examples=40, deadline=None)
 def test_a_range_is_above_0_and_reaches_no_farther_than_what_was_seen(seed, method, spread):
     rng = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def test_a_relu6_that_is_often_full_keeps_its_6():
     rng = np.random.default_rng(2)
     values = np.minimum(np.maximum(rng.normal(3, 3, 50_000), 0), 6)
     counts, largest = histogram(values[values > 0])
-    for method in METHODS:
+    for method in RANGE_METHODS:
         assert choose_range(counts, largest, method) == pytest.approx(6, rel=0.01), method
 
 

@@ -1,4 +1,4 @@
-"""INT8 weights: scales, codes, the bias; GPTQ against rounding to the nearest on what counts, the output."""
+"""INT8 weights: scales, codes and bias, and the error of the output by GPTQ against rounding to the nearest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCALE = 0.05
 
 
 def seen(x: np.ndarray, groups: int) -> Inputs:
-    """``x`` as [groups, positions, K]."""
+    """The moments of inputs ``x``, [groups, positions, K]."""
     rounded = np.clip(np.rint(x / SCALE), -127, 127) * SCALE
     gram = np.einsum("gpk,gpl->gkl", x, x) / x.shape[1]
     assert len(gram) == groups
@@ -28,7 +28,7 @@ def test_nearest_codes_are_within_half_a_step_and_never_minus_128(seed, spread):
     made = quantize_weight(weight, None, SCALE, None, "nearest", correct_bias=False)
     steps = made.scales.reshape(-1, 1, 1, 1)
     assert made.codes.dtype == np.int8 and made.codes.min() >= -127
-    # A little more than half: the division and the product are rounded to FP32.
+    # The error may be a little more than half a step, because the division and the product are rounded to FP32.
     assert (np.abs(made.codes * steps - weight) <= 0.5001 * steps).all()
     assert not made.bias_change.any()
 
@@ -42,7 +42,7 @@ def test_halves_are_rounded_to_even():
 @given(seed=st.integers(0, 2**32 - 1), groups=st.sampled_from([1, 4]))
 @settings(max_examples=20, deadline=None)
 def test_gptq_gives_outputs_that_are_closer_than_those_of_nearest(seed, groups):
-    """Inputs as activations are: positive, and alike in neighbouring channels."""
+    """Inputs that are like activations: positive, and similar in neighbouring channels."""
     rng = np.random.default_rng(seed)
     size = 16
     x = np.abs(

@@ -1,4 +1,4 @@
-"""Which convolutions stay high: order, budget, steps that are kept."""
+"""The search for the convolutions that stay high: their order, the budget, and the steps that are kept."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.int8 import Recipe, make_recipe
 from edge_effdet.quant.options import Int8Options
 from edge_effdet.quant.search import (
-    Layer,
     Placement,
+    SearchedLayer,
     decibels,
     draw_placement,
     fewest_kept,
@@ -55,7 +55,7 @@ def test_errors_are_measured_against_the_variance():
 
 
 def test_a_layer_that_saves_next_to_nothing_does_not_come_before_one_that_ruins_the_heads():
-    layers = [Layer("stem", 10, 0.0), Layer("noisy", 10, 20.0), Layer("cheap", 10, 1.0)]
+    layers = [SearchedLayer("stem", 10, 0.0), SearchedLayer("noisy", 10, 20.0), SearchedLayer("cheap", 10, 1.0)]
     assert worst_first(layers, {"stem": 1e-5, "noisy": 0.1, "cheap": 1e-3}, 3.0) == ["noisy", "cheap", "stem"]
 
 
@@ -85,7 +85,7 @@ def test_what_has_to_stay_high_is_found_reported_and_drawn(prepared, tmp_path):
     placement = search(prepared, judge, tmp_path / "steps.json")
     assert sorted([*placement.kept_high, *placement.quantized]) == sorted(NAMES)
     assert len(placement.kept_high) == 2 and placement.drop == 0.2
-    # Each alone, of so few layers: what judge says of one.
+    # There are so few layers that each one is judged alone.
     assert placement.alone == dict.fromkeys(NAMES, 0.2)
     assert asked[0] and len(asked[0]) == 7
     worth = {layer.name: placement.noise[layer.name] / max(layer.saved_us, 3.0) for layer in placement.layers}

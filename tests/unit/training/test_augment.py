@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,13 +13,12 @@ from PIL import Image, ImageDraw
 from edge_effdet.artifacts import PreprocessSpec
 from edge_effdet.runtime.nms import iou_matrix
 from edge_effdet.training.augment import augment_sample, make_mosaic
-from edge_effdet.training.options import AffineOptions, AugmentOptions
+from edge_effdet.training.options import AugmentOptions
 
 PREPROCESS = PreprocessSpec()
 TARGET = (96, 128)
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-MANY = AugmentOptions(flip="both", brightness=0, contrast=0)
-ALWAYS = AffineOptions(affine_share=1)
+MANY = AugmentOptions(flip="both", brightness=0, contrast=0, affine_share=1)
 
 
 def draw_discs(seed: int, height: int = 150, width: int = 200):
@@ -49,11 +50,11 @@ def pixels_of(image: np.ndarray, color) -> np.ndarray | None:
 @given(seed=st.integers(0, 10_000), mosaic=st.sampled_from([0.0, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_boxes_stay_on_their_objects(seed: int, mosaic: float):
-    options = AugmentOptions(flip="both", brightness=0, contrast=0, mosaic=mosaic)
+    options = replace(MANY, mosaic=mosaic)
     sample = draw_discs(seed)
     rng = np.random.default_rng(seed)
     blank = (np.full((50, 60, 3), 124, np.uint8), np.empty((0, 4), np.float32), np.empty(0, np.int64))
-    image, boxes, class_ids = augment_sample(sample, lambda: blank, TARGET, PREPROCESS, options, ALWAYS, rng)
+    image, boxes, class_ids = augment_sample(sample, lambda: blank, TARGET, PREPROCESS, options, rng)
     assert image.shape == (*TARGET, 3) and image.dtype == np.uint8
     assert boxes.dtype == np.float32 and len(boxes) == len(class_ids) == len(set(class_ids.tolist()))
     assert (boxes >= 0).all() and (boxes <= [TARGET[1], TARGET[0]] * 2).all()
@@ -67,11 +68,12 @@ def test_boxes_stay_on_their_objects(seed: int, mosaic: float):
 
 def test_a_whole_disc_keeps_a_tight_box_at_any_angle():
     image, boxes, class_ids = draw_discs(3)
-    still = AugmentOptions(scale_min=0.8, scale_max=1, flip="none", brightness=0, contrast=0)
+    turned = AugmentOptions(
+        scale_min=0.8, scale_max=1, flip="none", brightness=0, contrast=0, shift=0, zoom=0, rotate=25, affine_share=1
+    )
     for seed in range(20):
-        turned = AffineOptions(shift=0, zoom=0, rotate=25, affine_share=1)
         rng = np.random.default_rng(seed)
-        canvas, moved, kept = augment_sample((image, boxes, class_ids), no_more, TARGET, PREPROCESS, still, turned, rng)
+        canvas, moved, kept = augment_sample((image, boxes, class_ids), no_more, TARGET, PREPROCESS, turned, rng)
         for box, class_id in zip(moved, kept, strict=True):
             seen = pixels_of(canvas, COLORS[class_id])
             if (box > 1).all() and (box[2:] < [TARGET[1] - 1, TARGET[0] - 1]).all() and seen is not None:
@@ -81,7 +83,7 @@ def test_a_whole_disc_keeps_a_tight_box_at_any_angle():
 def test_the_same_seed_gives_the_same_sample():
     sample = draw_discs(0)
     first, second, other = (
-        augment_sample(sample, no_more, TARGET, PREPROCESS, AugmentOptions(), ALWAYS, np.random.default_rng(seed))
+        augment_sample(sample, no_more, TARGET, PREPROCESS, AugmentOptions(affine_share=1), np.random.default_rng(seed))
         for seed in (5, 5, 6)
     )
     for one, two in zip(first, second, strict=True):
@@ -101,7 +103,6 @@ def test_a_sample_that_loses_its_boxes_is_drawn_again_and_in_the_end_letterboxed
             TARGET,
             PREPROCESS,
             far,
-            AffineOptions(),
             np.random.default_rng(seed),
         )
         for seed in range(10)
@@ -112,9 +113,7 @@ def test_a_sample_that_loses_its_boxes_is_drawn_again_and_in_the_end_letterboxed
 def test_an_image_without_boxes_stays_without():
     image = np.zeros((40, 50, 3), np.uint8)
     empty = (image, np.empty((0, 4), np.float32), np.empty(0, np.int64))
-    canvas, boxes, class_ids = augment_sample(
-        empty, no_more, TARGET, PREPROCESS, MANY, ALWAYS, np.random.default_rng(0)
-    )
+    canvas, boxes, class_ids = augment_sample(empty, no_more, TARGET, PREPROCESS, MANY, np.random.default_rng(0))
     assert canvas.shape == (*TARGET, 3) and boxes.shape == (0, 4) and len(class_ids) == 0
 
 

@@ -12,7 +12,7 @@ from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.training.loader import EpochBatches, TrainingImages, training_loader, validation_loader
-from edge_effdet.training.options import ScheduleOptions, TrainOptions
+from edge_effdet.training.options import TrainConfig
 
 SPEC = model_spec("tf_efficientdet_lite0", ("disc", "bar"), image_size=(64, 64))
 
@@ -55,7 +55,7 @@ def test_a_batch_is_never_larger_than_the_split():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_depends_on_seed_epoch_and_index_only(samples, workers):
-    options = replace(TrainOptions(schedule=ScheduleOptions(batch_size=3)), workers=workers)
+    options = TrainConfig(batch_size=3, workers=workers)
     batches = EpochBatches(len(samples), 3, seed=0)
     batches.start_at(4, 0)
     images = TrainingImages(samples, SPEC, options)
@@ -74,7 +74,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(samples, workers):
 def test_another_image_stands_in_for_a_broken_one(samples):
     samples[2].path.write_bytes(b"no picture")
     samples[3].path.unlink()
-    images = TrainingImages(samples, SPEC, TrainOptions())
+    images = TrainingImages(samples, SPEC, TrainConfig())
     index, labelled, unreadable = images[0, 2]
     assert index == 2 and labelled is not None and len(unreadable) >= 2
     assert str(samples[2].path) in unreadable[0] and str(samples[3].path) in unreadable[1]
@@ -84,12 +84,12 @@ def test_no_readable_image_at_all_is_an_error(samples):
     for sample in samples:
         sample.path.write_bytes(b"")
     with pytest.raises(DataError, match="None of the training images"):
-        TrainingImages(samples, SPEC, TrainOptions())[0, 0]
+        TrainingImages(samples, SPEC, TrainConfig())[0, 0]
 
 
 def test_validation_leaves_a_broken_image_out_and_does_not_augment(samples):
     samples[1].path.write_bytes(b"no picture")
-    options = replace(TrainOptions(schedule=ScheduleOptions(batch_size=4)), workers=0)
+    options = TrainConfig(batch_size=4, workers=0)
     batches = list(validation_loader(samples, range(6), SPEC, options))
     assert [batch.indices for batch in batches] == [(0, 2, 3), (4, 5)]
     assert len(batches[0].unreadable) == 1
@@ -98,7 +98,7 @@ def test_validation_leaves_a_broken_image_out_and_does_not_augment(samples):
 
 
 def test_processes_validate_in_smaller_batches(samples):
-    options = replace(TrainOptions(schedule=ScheduleOptions(batch_size=4)), workers=0)
+    options = TrainConfig(batch_size=4, workers=0)
     batches = list(validation_loader(samples, range(0, 6, 2), SPEC, options, processes=2))
     assert [batch.indices for batch in batches] == [(0, 2), (4,)]
 

@@ -10,7 +10,7 @@ import torch
 from edge_effdet.errors import UsageError
 from edge_effdet.models.zoo import create_network, model_spec
 from edge_effdet.training import memory
-from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.options import TrainConfig
 from edge_effdet.training.trainer import Trainer, make_accelerator
 
 SPEC = model_spec("tf_efficientdet_lite0", ("disc",), image_size=(64, 64))
@@ -18,7 +18,7 @@ SPEC = model_spec("tf_efficientdet_lite0", ("disc",), image_size=(64, 64))
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
-    options = TrainOptions()
+    options = TrainConfig()
     return Trainer(create_network(SPEC), SPEC, options, 10, make_accelerator(options))
 
 
@@ -32,9 +32,11 @@ def test_knows_the_allocators_error():
 
 def test_a_batch_larger_than_the_machine_is_refused_and_a_smaller_one_named(trainer: Trainer):
     before = {name: tensor.clone() for name, tensor in trainer.ema.module.state_dict().items()}
-    with pytest.raises(UsageError, match=r"does not fit into memory .*give --batch-size (\d+) --accumulate") as caught:
+    with pytest.raises(
+        UsageError, match=r"does not fit into memory .*give `batch_size` (\d+) and `accumulate`"
+    ) as caught:
         memory.require_memory(trainer, 10_000_000, SPEC.image_size)
-    fits = int(str(caught.value).split("--batch-size ")[1].split()[0])
+    fits = int(str(caught.value).split("`batch_size` ")[1].split()[0])
     memory.require_memory(trainer, max(1, fits // 2), SPEC.image_size)
     after = trainer.ema.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -51,7 +53,7 @@ def test_halves_until_it_fits():
 
     error = memory.explain_out_of_memory(attempt, 20, (512, 512), torch.OutOfMemoryError())
     assert tried == [10, 5, 2]
-    assert "2 does: give --batch-size 2 --accumulate 10" in str(error)
+    assert "2 does: give `batch_size` 2 and `accumulate` 10" in str(error)
 
 
 def test_says_so_when_nothing_fits():
@@ -59,7 +61,7 @@ def test_says_so_when_nothing_fits():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     error = memory.explain_out_of_memory(attempt, 4, (1024, 1024), torch.OutOfMemoryError())
-    assert "smaller --image-size or model" in str(error)
+    assert "smaller `image_size` or model" in str(error)
 
 
 def test_a_batch_can_be_tried_without_moving_the_weights(trainer: Trainer):
@@ -75,7 +77,7 @@ def test_several_processes_share_the_batch_and_none_tries_alone():
 
     error = memory.explain_out_of_memory(attempt, 8, (512, 512), torch.OutOfMemoryError(), processes=4)
     # The option counts the images of all processes.
-    assert "8 in each of 4 processes" in str(error) and "4 may: give --batch-size 16 --accumulate 2" in str(error)
+    assert "8 in each of 4 processes" in str(error) and "4 may: give `batch_size` 16 and `accumulate` 2" in str(error)
 
 
 def test_the_batch_that_failed_is_freed_before_smaller_ones_are_tried():
@@ -99,7 +101,7 @@ def test_the_batch_that_failed_is_freed_before_smaller_ones_are_tried():
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
     run = cast(Any, SimpleNamespace(trainer=StandsInForAGpu(), spec=SPEC))
-    with pytest.raises(UsageError, match="4 does: give --batch-size 4"):
+    with pytest.raises(UsageError, match="4 does: give `batch_size` 4"):
         Run._step(run, cast(Any, SimpleNamespace(indices=range(8))), 0, 0)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.models.zoo import model_spec
-from edge_effdet.training.options import TrainOptions
+from edge_effdet.training.options import TrainConfig
 from edge_effdet.training.report import TensorBoardLog, draw_curves, draw_samples, write_metrics
 
 ROW = {"epoch": 1, "loss": 3.0, "class_loss": 1.0, "box_loss": 0.04, "learning_rate": 1e-3, "images_per_second": 7.5}
@@ -60,7 +60,7 @@ def test_the_sheet_of_samples_is_the_same_for_the_same_seed(tiny_voc: Path, tmp_
     dataset = read_dataset(tiny_voc)
     spec = model_spec("tf_efficientdet_lite0", dataset.class_names, image_size=(64, 64))
     for name in ("one.png", "two.png"):
-        draw_samples(tmp_path / name, dataset.splits["train"], spec, TrainOptions())
+        draw_samples(tmp_path / name, dataset.splits["train"], spec, TrainConfig())
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     with Image.open(tmp_path / "one.png") as sheet:
         # Eight samples in rows of four.

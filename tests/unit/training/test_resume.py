@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edge_effdet.errors import CheckpointError
-from edge_effdet.training.resume import FILE_NAME, Progress, load_progress, save_progress
+from edge_effdet.training.resume import FILE_NAME, RunProgress, load_progress, save_progress
 
 TENSORS = {
     "network.a": torch.arange(6.0).reshape(2, 3),
@@ -17,7 +17,7 @@ TENSORS = {
     "optimizer.0.step": torch.tensor(7.0),
     "network.bn.num_batches_tracked": torch.tensor(3),
 }
-PROGRESS = Progress(2, 5, (0.1, 1 / 3, 2.0), ({"epoch": 1, "loss": 0.1 + 0.2},), 0.5, None, 1, 12.5)
+PROGRESS = RunProgress(2, 5, (0.1, 1 / 3, 2.0), ({"epoch": 1, "loss": 0.1 + 0.2},), 0.5, None, 1, 12.5)
 
 
 def save(folder: Path) -> Path:
@@ -47,13 +47,13 @@ def test_refuses_a_damaged_file(tmp_path: Path, damage: str):
     if damage == "flip":
         content[-5] ^= 1
     path.write_bytes({"truncate": content[:-8], "empty": b"", "foreign": b"PK\3\4 something else"}.get(damage, content))
-    with pytest.raises(CheckpointError, match=r"--checkpoint"):
+    with pytest.raises(CheckpointError, match="`checkpoint`"):
         load_progress(tmp_path)
 
 
 def test_a_state_that_nothing_can_go_on_from_does_not_replace_a_good_one(tmp_path: Path):
     path = save(tmp_path)
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"not finite in epoch 3.*--learning-rate"):
+    with pytest.raises(CheckpointError, match=r"not finite in epoch 3.*`learning_rate`"):
         save_progress(tmp_path, PROGRESS, {}, {"network.a": torch.tensor([1.0, float("nan")])}, {})
     assert path.read_bytes() == before

@@ -9,7 +9,7 @@ import torch
 from edge_effdet.errors import CheckpointError, EdgeEffDetError, UsageError
 from edge_effdet.models.zoo import create_network, model_spec
 from edge_effdet.training.loader import Batch
-from edge_effdet.training.options import ModelOptions, OptimizerOptions, RunOptions, ScheduleOptions, TrainOptions
+from edge_effdet.training.options import OptimizerOptions, TrainConfig
 from edge_effdet.training.trainer import Trainer, backbone_depth, make_accelerator, make_step, parameter_groups
 
 SPEC = model_spec("tf_efficientdet_lite0", ("disc", "bar"), image_size=(64, 64))
@@ -22,8 +22,8 @@ def make_batch(seed: int, count: int = 2) -> Batch:
     return Batch(images, boxes, [torch.tensor([1 + index % 2]) for index in range(count)], tuple(range(count)), ())
 
 
-def make_trainer(options: TrainOptions | None = None, steps: int = 4) -> Trainer:
-    options = options or TrainOptions()
+def make_trainer(options: TrainConfig | None = None, steps: int = 4) -> Trainer:
+    options = options or TrainConfig()
     torch.manual_seed(0)
     return Trainer(create_network(SPEC), SPEC, options, steps, make_accelerator(options))
 
@@ -53,7 +53,7 @@ def test_without_layer_decay_all_rates_are_equal():
 
 
 def test_a_frozen_backbone_keeps_weights_and_statistics_until_it_is_unfrozen():
-    trainer = make_trainer(TrainOptions(optimizer=OptimizerOptions(freeze_epochs=1)))
+    trainer = make_trainer(TrainConfig(freeze_epochs=1))
     before = weights(trainer)
     trainer.start_epoch(0)
     trainer.step(make_batch(0), 0, 0)
@@ -67,7 +67,7 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_until_it_is_unfrozen():
 
 
 def test_an_update_comes_after_the_accumulated_steps_and_at_the_end_of_the_epoch():
-    trainer = make_trainer(TrainOptions(schedule=ScheduleOptions(accumulate=2)), steps=3)
+    trainer = make_trainer(TrainConfig(accumulate=2), steps=3)
     trainer.start_epoch(0)
     updates = []
     for step in range(3):
@@ -107,7 +107,7 @@ def test_refuses_the_state_of_another_network():
 def test_bf16_computes_other_numbers_and_keeps_the_weights_in_fp32():
     losses = {}
     for precision in ("fp32", "bf16"):
-        trainer = make_trainer(TrainOptions(run=RunOptions(precision=precision, device="cpu")))
+        trainer = make_trainer(TrainConfig(precision=precision, device="cpu"))
         trainer.start_epoch(0)
         losses[precision] = trainer.step(make_batch(0, count=8), 0, 0)
         assert {parameter.dtype for parameter in trainer.network.parameters()} == {torch.float32}
@@ -117,13 +117,13 @@ def test_bf16_computes_other_numbers_and_keeps_the_weights_in_fp32():
 
 def test_fp16_wants_a_gpu():
     with pytest.raises(UsageError, match="bf16 or fp32"):
-        make_accelerator(TrainOptions(run=RunOptions(precision="fp16", device="cpu")))
+        make_accelerator(TrainConfig(precision="fp16", device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused():
-    with pytest.raises(UsageError, match="--device cpu"):
-        make_accelerator(TrainOptions(run=RunOptions(device="cuda")))
+    with pytest.raises(UsageError, match="`device` cpu"):
+        make_accelerator(TrainConfig(device="cuda"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
@@ -131,12 +131,12 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     trainer.start_epoch(0)
     with torch.no_grad():
         next(iter(trainer.network.parameters())).fill_(float("nan"))
-    with pytest.raises(EdgeEffDetError, match=r"not finite in epoch 1.*--learning-rate 0\.00025"):
+    with pytest.raises(EdgeEffDetError, match=r"not finite in epoch 1.*`learning_rate` 0\.00025"):
         trainer.step(make_batch(0), 0, 0)
 
 
 def test_the_benchmark_step_trains():
-    options = TrainOptions(model=ModelOptions(backbone="random"), schedule=ScheduleOptions(warmup_epochs=0))
+    options = TrainConfig(backbone="random", warmup_epochs=0)
     step = make_step(SPEC, options)
     batch = make_batch(0, count=4)
     losses = [step(batch.images, batch.boxes, batch.classes).total for _ in range(6)]
@@ -151,8 +151,8 @@ def test_a_checkpoint_goes_on_at_another_size_with_anchors_of_that_size(tmp_path
 
     save_checkpoint(tmp_path / "small.safetensors", create_network(SPEC).state_dict(), SPEC, {})
     larger = replace(SPEC, image_size=(96, 160))
-    options = TrainOptions(model=ModelOptions(checkpoint=tmp_path / "small.safetensors"))
-    trainer = Trainer(starting_network(larger, options.model), larger, options, 4, make_accelerator(options))
+    options = TrainConfig(checkpoint=tmp_path / "small.safetensors")
+    trainer = Trainer(starting_network(larger, options), larger, options, 4, make_accelerator(options))
     trainer.start_epoch(0)
     batch = make_batch(0)
     wide = torch.zeros(2, 3, 96, 160, dtype=torch.uint8)
@@ -161,7 +161,7 @@ def test_a_checkpoint_goes_on_at_another_size_with_anchors_of_that_size(tmp_path
 
 
 def test_averages_forget_the_start_within_a_short_run():
-    trainer = make_trainer(TrainOptions(schedule=ScheduleOptions(warmup_epochs=0, learning_rate=1e-5)), steps=40)
+    trainer = make_trainer(TrainConfig(warmup_epochs=0, learning_rate=1e-5), steps=40)
     trainer.start_epoch(0)
     batch = make_batch(0, count=4)
     for step in range(40):

@@ -1,4 +1,4 @@
-"""Fusion weights into the convolutions that make the tensors, and consumers that must not see them."""
+"""Fusion weights move into the convolutions that make the tensors, but not where another consumer must not see them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_other_consumers_are_rescaled(bench):
     model = sums_model(bench, [0.5, 0.25, -0.125], ("", "MaxPool", "nearest"), convolution=True)
     report = bench.apply(AbsorbFusionWeights(), model)
     assert report.fired == 1
-    # The largest goes into the producer; what is left of the others is at most 1.
+    # The largest factor goes into the convolution, so the factors that are left are at most 1.
     assert bench.kinds()["Mul"] == 2
     left = [array for name, array in bench.initializers().items() if name.startswith("c") and array.size == 1]
     assert sorted(float(array.reshape(())) for array in left) == [-0.25, 0.5]
@@ -97,9 +97,9 @@ def test_a_weight_that_two_convolutions_share_stays_for_the_other(bench):
     [
         ({"other": "Sigmoid"}, "Sigmoid_2 takes its output too"),
         ({"other": "output"}, "the graph's output takes its output too"),
-        ({"factors": [-0.5], "through": ("MaxPool",)}, "maximum of a pooling"),
+        ({"factors": [-0.5], "through": ("MaxPool",)}, "a pooling's maximum"),
         ({"factors": [1e-4], "convolution": True}, "can be divided by"),
-        # What all others are divided by must not be so small that they leave FP16's range.
+        # A factor that others are divided by must not be so small that these leave FP16's range.
         ({"factors": [0.02, -1.5], "through": ("", "MaxPool")}, "can be divided by"),
         ({"factors": [0.5], "through": ("linear",)}, None),
     ],

@@ -1,4 +1,4 @@
-"""The plugin's place in the graph: everything around it runs in onnx's reference, the plugin itself is NumPy's, from NVIDIA's source."""
+"""The plugin's place in the graph: onnx's reference runs all nodes around it, and NumPy the plugin, written after NVIDIA's source."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPEC = ModelSpec("tiny", SIZE, ("a", "b", "c"), (1, 2, 3))
 
 
 class EfficientNMS_TRT(OpRun):  # noqa: N801 - the operator's name
-    """As ``efficientNMSInference.cu`` has it, with a score threshold below 0.007: all scores are sorted, and the best 4096 go on."""
+    """The plugin as in ``efficientNMSInference.cu`` with a score threshold below 0.007: it sorts all scores and takes the best 4096."""
 
     op_domain = ""
 
@@ -78,7 +78,7 @@ class EfficientNMS_TRT(OpRun):  # noqa: N801 - the operator's name
 
 
 def save_candidates(folder, outputs=("boxes", "scores", "class_ids"), batch="batch", k="k"):
-    """A graph whose outputs are its inputs' copies: what the plugin is put behind."""
+    """A graph whose outputs are copies of its inputs, behind which the plugin is put."""
     names = ("given_boxes", "given_scores", "given_class_ids")
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT32)
     shapes = ([batch, k, 4], [batch, k], [batch, k])
@@ -114,7 +114,7 @@ def candidates(draw):
 @settings(max_examples=25, deadline=None)
 @given(candidates())
 def test_detections_are_those_of_the_host(tmp_path_factory, given_candidates):
-    """The picture fills the canvas here, so clipping is the same."""
+    """The picture fills the canvas, so clipping to either is the same."""
     attached = run_attached(tmp_path_factory.mktemp("nms"), *given_candidates)
     assert [values.dtype for values in attached] == [np.float32, np.float32, np.int32]
     assert [values.shape[1:] for values in attached] == [(100, 4), (100,), (100,)]
@@ -124,7 +124,7 @@ def test_detections_are_those_of_the_host(tmp_path_factory, given_candidates):
         np.testing.assert_array_equal(engine.boxes, host.boxes)
         np.testing.assert_array_equal(engine.scores, host.scores)
         np.testing.assert_array_equal(engine.class_ids, host.class_ids)
-        # Those that are no detections have a score that every threshold drops.
+        # Rows that are no detections have a score that every threshold drops.
         scores = attached[1][image]
         assert (scores[len(host) :] == -1).all()
         assert not attached[0][image][len(host) :].any()
@@ -182,7 +182,7 @@ def test_it_is_attached_once_and_to_detections_only(tmp_path):
     with pytest.raises(GraphError, match="without suppression"):
         attach_efficient_nms(graph, tmp_path / "twice.onnx")
     raw = save_candidates(tmp_path, outputs=("classes_p3", "boxes_p3", "other"))
-    with pytest.raises(GraphError, match="without --raw"):
+    with pytest.raises(GraphError, match="without `raw`"):
         attach_efficient_nms(raw, tmp_path / "raw.onnx")
     assert not (tmp_path / "raw.onnx").exists()
 

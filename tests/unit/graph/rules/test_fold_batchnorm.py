@@ -1,4 +1,4 @@
-"""Batch norm into the convolution before it: numbers, shared convolutions, and where it must not happen."""
+"""A batch norm is folded into the convolution before it: the numbers, shared convolutions, and where it must not happen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_effdet.graph.rules.fold_batchnorm import FoldBatchNorm
 
 
 def statistics(rng, channels, prefix=""):
-    """Far from the identity of a fresh model: negative scales, means, variances over two decades."""
+    """Statistics far from the identity that a model starts with: negative scales, means, variances over two decades."""
     return {
         f"{prefix}scale": (rng.normal(0, 1.5, channels)).astype(np.float32),
         f"{prefix}shift": rng.normal(0, 2, channels).astype(np.float32),
@@ -96,7 +96,7 @@ def test_a_dynamic_batch_stays_dynamic(bench):
 
 
 def level_model(bench, raw_consumer):
-    """One convolution that each of three levels runs, with a batch norm a level, as effdet's heads do."""
+    """One convolution over three levels with a batch norm for each level, as in effdet's heads."""
     rng = np.random.default_rng(3)
     weights = {
         "head.conv.weight": rng.normal(0, 1, (4, 4, 1, 1)).astype(np.float32),
@@ -183,7 +183,7 @@ def test_statistics_that_are_computed_are_left(bench):
 
 
 def test_a_batch_norm_in_training_mode_is_left(bench):
-    """It normalises by the batch's own statistics, which no weights can hold. onnxruntime's CPU does not run it."""
+    """A batch norm in training mode uses the batch's own statistics, which no weights can hold. onnxruntime's CPU does not run it."""
     import onnx_ir as ir
 
     from edge_effdet.graph.rule import apply_rule

@@ -1,4 +1,4 @@
-"""The BiFPN's weighted sum as Mul and Add: every form and sign of weights, and sums that are something else."""
+"""The BiFPN's weighted sum becomes Mul and Add, for every form and sign of weights; other sums stay as they are."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fusion_model(
 
 
 def assert_folded(bench, report, edges, scaled):
-    """``edges`` terms in a chain of Add, of which ``scaled`` carry a factor."""
+    """Assert that the sum is a chain of Add over ``edges`` terms, of which ``scaled`` have a factor."""
     assert (report.fired, report.refused) == (1, ())
     kinds = bench.kinds()
     assert (kinds["Add"], kinds["Mul"]) == (edges - 1, scaled)
@@ -109,7 +109,7 @@ def test_one_weight_for_the_whole_stack(bench):
 
 @pytest.mark.parametrize("relu_before", [True, False])
 def test_a_weight_of_1_beside_0_leaves_the_other_edge_as_it_is(bench, relu_before):
-    """A saturated softmax. Where the edge is the graph's own input, the output still needs a node of its own."""
+    """A softmax that is saturated leaves one edge. Where that is the graph's input, the output still needs a node of its own."""
     report = bench.apply(FoldFusionWeights(), fusion_model(bench, "softmax", (1.0, 0.0), relu_before=relu_before))
     assert report.fired == 1
     assert bench.kinds()["Add"] == 0
@@ -122,9 +122,9 @@ def test_a_weight_of_1_beside_0_leaves_the_other_edge_as_it_is(bench, relu_befor
 )
 @settings(max_examples=25, deadline=None)
 def test_any_weights_fold(shared_bench, weights, kind, seed):
-    # The weights of the fast form have been through ReLU, so that their sum is not about 0.
+    # The weights of the fast form have passed the ReLU, so their sum is not near 0.
     weights = [abs(weight) for weight in weights] if kind == "fast" else weights
-    # Terms that cancel leave a sum that is small beside its roundings.
+    # Terms that cancel would leave a sum that is small beside its rounding errors.
     weights = [*weights, 4.0]
     report = shared_bench.apply(FoldFusionWeights(), fusion_model(shared_bench, kind, weights), seed=seed)
     nonzero = [weight for weight in weights if weight != 0]
@@ -175,13 +175,13 @@ def test_a_stack_along_another_axis_is_left(bench):
 
 
 def test_a_new_axis_that_is_not_the_one_summed_is_left(bench):
-    """Unsqueeze at axis 1 makes the width the last axis: the sum is over the widths of all inputs."""
+    """After an Unsqueeze at axis 1 the last axis is the width, so the sum is over the widths of all inputs."""
     model = fusion_model(bench, "sum", (1, 1), unsqueeze_axis=1, output=[1, 1, 3, 4])
     refused(bench, model)
 
 
 def test_weights_along_another_axis_are_left(bench):
-    """Two weights over a height of 2, not over the two inputs."""
+    """The two weights scale the two rows of the height and not the two inputs."""
     nodes = [
         ("Unsqueeze", ["a", "axis"], ["f"], {}),
         ("Unsqueeze", ["b", "axis"], ["g"], {}),

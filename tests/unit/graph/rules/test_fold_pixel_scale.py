@@ -1,4 +1,4 @@
-"""The pixels' scale into the stem, exact at padded borders too, and pictures that something else looks at."""
+"""The scale of the pixels is folded into the stem, exactly at padded borders too, but not where another node takes the picture."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_scale_goes_into_the_weights(bench, pads):
     report = bench.apply(FoldPixelScale(), stem_model(bench, pads=pads))
     assert (report.fired, report.refused) == (1, ())
     assert bench.kinds() == {"Add": 1, "Conv": 1}
-    # What is left is the mean colour in pixels, which zero padding then stands for.
+    # The shift that is left is the mean colour in pixels, which the zeros of the padding then stand for.
     offset = bench.initializers()["pixel_offset"].reshape(3)
     np.testing.assert_allclose(offset, [-0.485 * 255, -0.456 * 255, -0.406 * 255], rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""The padding of a max pooling into its own attribute, and paddings that MaxPool cannot do."""
+"""A Pad is folded into the max pooling behind it, except for paddings that MaxPool cannot do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pool_model(
     pad_options=None,
     **pool,
 ):
-    """``out = MaxPool(Pad(Relu(x)))``; ``pads`` are those at the begin and end of both height and width."""
+    """``out = MaxPool(Pad(Relu(x)))``; ``pads`` are the padding at the begin and at the end, of height and of width."""
     amounts = np.array([0, 0, pads[0], pads[0], 0, 0, pads[1], pads[1]]) if axes is None else np.asarray(axes)
     arrays = {"amounts": amounts}
     taken = ["y", "amounts"]
@@ -72,7 +72,7 @@ def test_padding_becomes_an_attribute(bench, pads, kernel, strides):
 )
 @settings(max_examples=40, deadline=None)
 def test_any_padding_narrower_than_the_kernel_folds(shared_bench, pads, kernel, strides, size):
-    """Windows of padding alone give -inf, which no bound on an error can judge: the kernel reaches over."""
+    """The kernel reaches beyond the padding: a window of padding alone would give -inf, whose error no bound can judge."""
     top, left, bottom, right = (min(pad, kernel[i % 2] - 1) for i, pad in enumerate(pads))
     axes = [0, 0, top, left, 0, 0, bottom, right]
     report = shared_bench.apply(FoldPoolPadding(), pool_model(shared_bench, None, kernel, strides, size, axes=axes))
@@ -86,7 +86,7 @@ def test_both_paddings_are_added(bench):
 
 
 def test_a_padding_with_another_consumer_stays_for_it(bench):
-    # Clip makes its -inf finite, so that the outputs can be compared.
+    # The Clip makes -inf finite, so that the outputs can be compared.
     model = bench.make_model(
         [
             ("Neg", ["x"], ["y"], {}),
@@ -129,7 +129,7 @@ def test_a_padding_of_another_kind_is_left(bench):
 
 
 def test_a_padding_of_the_channels_is_left(bench):
-    # A channel of -inf alone has no finite maximum, so only the answer of the rule is looked at.
+    # A channel that is -inf everywhere has no finite maximum, so only the answer of the rule is looked at.
     import onnx_ir as ir
 
     from edge_effdet.graph.rule import apply_rule

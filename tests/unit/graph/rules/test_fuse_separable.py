@@ -1,4 +1,4 @@
-"""Depthwise and pointwise convolutions as one: numbers, what is noted, and where it must not happen."""
+"""Depthwise and pointwise convolutions become one: the numbers, the MACs that are noted, and where it must not happen."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_effdet.graph.cost import Decision, SeparablePair
+from edge_effdet.graph.counting import MACS_BEFORE_FUSION
 from edge_effdet.graph.optimize import name_convolutions
 from edge_effdet.graph.rule import apply_rule
-from edge_effdet.graph.rules.fuse_separable import MACS_BEFORE_FUSION, FuseSeparable
+from edge_effdet.graph.rules.fuse_separable import FuseSeparable
 
 SIDES = (9, 11)
 
@@ -21,7 +22,7 @@ def pair_model(
     bench, seed=0, channels=4, channels_out=6, kernel=(3, 3), biases=(True, True), batch=1, multiplier=1,
     pointwise=None, pointwise_kernel=(1, 1), between=None, also=None, computed=(), **depthwise,
 ):  # fmt: skip
-    """``z = P(D(x))``. ``between`` is an operator in the middle, ``also`` what takes y besides P, ``computed`` are inputs."""
+    """``z = P(D(x))``: ``between`` is an operator in the middle, ``also`` another one that takes y; ``computed`` weights are inputs."""
     rng = np.random.default_rng(seed)
     depthwise = {"group": channels, "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1], **depthwise}
     pointwise = {"strides": [1, 1], "pads": [0, 0, 0, 0], "group": 1, **(pointwise or {})}
@@ -111,7 +112,7 @@ def test_the_dense_weights_by_hand(bench):
 
 
 def test_the_border_is_exact_where_the_input_is_zero_and_the_bias_is_not(bench):
-    """Composing with padding after the depthwise bias would miss the bias at the border; here only biases are left."""
+    """Padding behind the depthwise bias would lack the bias at the border. With an input of 0 only the biases are left."""
     model = pair_model(bench, pads=[2, 2, 2, 2])
     bench.apply(FuseSeparable(), model)
     feeds = {"x": np.zeros([1, 4, *SIDES], np.float32)}
@@ -139,7 +140,7 @@ def test_the_dense_convolution_has_the_name_of_the_pointwise_module(bench):
 
 
 def level_model(bench, shared_pointwise):
-    """A pair over three levels, as the heads have it: D shared, and P too, or a copy of P a level."""
+    """A pair over three levels as in the heads: D is shared, and P is shared or has a copy for each level."""
     rng = np.random.default_rng(1)
     arrays = {"head.conv_dw.weight": rng.normal(0, 1, (4, 1, 3, 3)).astype(np.float32)}
     nodes, inputs, outputs = [], {}, {}
@@ -255,6 +256,6 @@ def test_an_output_of_unknown_size_is_refused(bench):
     ],
 )
 def test_what_is_no_separable_pair_is_left_silently(bench, options):
-    """As in MBConv, where an activation stands between; a grouped convolution is no depthwise one."""
+    """In MBConv an activation stands between the two, and a grouped convolution is not depthwise."""
     report = bench.apply(FuseSeparable(), pair_model(bench, **options))
     assert (report.fired, report.refused) == (0, ())

@@ -1,4 +1,4 @@
-"""Constant factors in place of sizes, with a dynamic batch too, and resizings that a factor would change."""
+"""A Resize by size becomes a Resize by factors, with a dynamic batch too, and stays where factors would change its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "n
 
 
 def resize_model(bench, before=(4, 6), after=(8, 12), batch=1, **attributes):
-    """``out = Resize(x)`` by size; with a named batch, the size is worked out from the input's."""
+    """``out = Resize(x)`` by size; where the batch has a name, the graph computes the size from that of its input."""
     arrays = {"sides": np.array([3, *after])}
     nodes = []
     if isinstance(batch, int):
@@ -43,7 +43,7 @@ def test_resizing_by_factors_is_left_as_it_is(bench):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        # 288 px has levels of 9 and 5: no factor makes nine of five.
+        # A size of 288 px has levels of 9 and 5, and no whole factor makes 9 of 5.
         ({"before": (5, 5), "after": (9, 9)}, "5x5 to 9x9 is not a whole factor"),
         ({"mode": "linear"}, "interpolates"),
         ({"coordinate_transformation_mode": "half_pixel"}, "asymmetric"),
