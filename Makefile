@@ -19,10 +19,10 @@ test: $(VENV)/.dev lint
 
 one: $(VENV)/.dev
 	@test -n "$(TEST)" || { echo "no test is named; run make one TEST=tests/unit/graph/test_cost.py"; exit 2; }
-	$(RUN) -m pytest $(TEST)
+	$(RUN) -m pytest -n 0 $(TEST)
 
 slow: $(VENV)/.dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n 0 -m slow
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures that several folders share: the measurement data, and small data sets that are drawn here."""
+"""How tests are divided among workers, and what several folders share: the measurement data, and a data set that is drawn here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,35 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from edge_effdet.backends.cores import usable_cores
+from tests.once import WORKER, worker_number
+
 _DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _OBJECT = """
   <object><name>{}</name><difficult>0</difficult>
     <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+_MOST_WORKERS = 8
+"""A worker takes up to 2 GB of memory, and the longest test file takes as long however many there are."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core; none where all that is named are files, since starting workers takes longer than most files."""
+    named = [Path(name.partition("::")[0]) for name in config.option.file_or_dir]
+    return 0 if named and all(path.is_file() for path in named) else min(usable_cores(), _MOST_WORKERS)
+
+
+def pytest_xdist_setupnodes() -> None:
+    """Let each worker, which inherits this, compute with one thread: workers whose threads wait for each other are slower."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure() -> None:
+    """Give each worker one core. onnxruntime and OpenVINO start as many threads as there are cores that the process may use."""
+    if WORKER and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[worker_number() % len(cores)]})
 
 
 @pytest.fixture(scope="session", autouse=True)

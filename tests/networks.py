@@ -1,18 +1,25 @@
-"""Networks as training leaves them, and the comparison of their graphs with torch."""
+"""Networks as training leaves them, the comparison of their graphs with torch, and tracing alike ones once."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import pytest
 import torch
 
 from edge_effdet.artifacts import ModelSpec
+from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
+from edge_effdet.graph import export
 from edge_effdet.graph.export import Export, ExportOptions, export_network
 from edge_effdet.models.bifpn import is_edge_weight
-from edge_effdet.models.detector import Detector
+from edge_effdet.models.detector import DetectionModule
 from edge_effdet.models.zoo import create_network
 
 
@@ -76,9 +83,9 @@ def export_and_compare(
     """
     images = np.random.default_rng(0).integers(0, 256, (batch, 3, *spec.image_size), dtype=np.uint8)
     with torch.inference_mode():
-        expected = Detector(network, spec, raw=True).eval()(torch.from_numpy(images))
+        expected = DetectionModule(network, spec, raw=True).eval()(torch.from_numpy(images))
     export = export_network(network, spec, {}, path, options)
-    with OnnxRuntimeRunner(export.graph.path) as runner:
+    with OnnxRuntimeRunner(export.graph.path, LoadOptions()) as runner:
         outputs = runner.run({"images": images})
         found = [outputs[output.name] for output in runner.outputs]
     assert len(found) == len(expected) == 10
@@ -87,3 +94,28 @@ def export_and_compare(
         assert ours.shape == tuple(theirs.shape)
         error = max(error, float(np.abs(ours - theirs.numpy()).max() / np.abs(theirs.numpy()).max()))
     return export, error
+
+
+@contextlib.contextmanager
+def traced_once() -> Iterator[None]:
+    """Within it, a network that is exported again is not traced again, which would take nine tenths of the time for the same graph."""
+    trace = export.trace_network
+    last: dict[object, ir.Model] = {}
+
+    def look_up(network: torch.nn.Module, spec: ModelSpec, options: ExportOptions) -> ir.Model:
+        weights = hashlib.sha256()
+        for tensor in network.state_dict().values():
+            weights.update(tensor.numpy().tobytes())
+        key = (weights.digest(), spec, options.input_dtype, options.batch_size, options.top_k, options.raw)
+        if key not in last:
+            last.clear()
+            last[key] = trace(network, spec, options)
+            for value in last[key].graph.initializers.values():
+                # The network may be trained on, and the graph has its tensors.
+                value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+        # The rules change a model in place.
+        return last[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace_network", look_up)
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -27,11 +28,21 @@ PROBLEM_KINDS = {
     "bad_row": "a row, an object or a file of annotations that cannot be understood: skipped",
     "unknown_class": "a box of a class that is not in the list of classes: skipped",
     "degenerate": "a box without area inside its image: skipped",
+    "swapped": "a box whose maximum is below its minimum: skipped",
     "not_finite": "a box with NaN or infinity for a number: skipped",
     "outside": "a box that reaches more than 1 pixel beyond its image: clipped",
     "duplicate": "a second box of the same class at the same place: kept",
     "missing_image": "an image that an annotation names and that is not there: skipped",
     "unreadable_image": "a file that is not an image, or a damaged one: skipped",
+    "rows_lost": "a picture all of whose rows were rejected: left out",
+    "no_labels": "a split in which no picture has a label file: left out",
+    "named_twice": "a picture that several entries mean: kept for each",
+    "duplicate_id": "an identifier that several pictures have: they are left out",
+    "declared_size": "pictures of another size than their annotations declare: boxes taken as they are",
+    "fractions": "boxes that are most likely fractions of the picture: taken as pixels",
+    "corners_as_size": "boxes whose width and height are most likely a second corner: taken as they are",
+    "class_numbers": "classes that are most likely counted from 1: taken as they are",
+    "encoding": "a file that is no text in a known encoding: skipped",
     "class_names": "classes whose names differ only in case or spaces: kept apart",
 }
 """The kinds of problems in a data set, each with what is done about it."""
@@ -45,6 +56,7 @@ _SPLIT_WORDS = {
     "valid": "val",
     "validation": "val",
     "test": "test",
+    "testing": "test",
 }
 
 
@@ -91,12 +103,13 @@ class Dataset:
 
     Attributes:
         root: the folder or file that was given.
-        kind: the reader: ``coco``, ``voc``, ``yolo`` or ``csv``.
+        kind: the format, a key of ``registry.READERS``.
         class_names: the name of each class, by 0-based class id.
         category_ids: the data set's own id of each class.
         splits: the samples of each split, by name.
         notes: sentences for the user about how it was read.
         problems: what is wrong in it, in the order of the files.
+        exporter: the program whose export it looks like; empty where nothing tells.
     """
 
     root: Path
@@ -106,6 +119,7 @@ class Dataset:
     splits: Mapping[str, tuple[Sample, ...]]
     notes: tuple[str, ...] = field(default=())
     problems: tuple[Problem, ...] = field(default=())
+    exporter: str = ""
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -207,7 +221,7 @@ def make_sample(
             kind, text = fault
             where = source if isinstance(source, str) else source(position)
             found.append(Problem(kind, where, text.format(f"[{' '.join(f'{value:g}' for value in corners)}]")))
-            if kind in ("degenerate", "not_finite"):
+            if kind in ("degenerate", "swapped", "not_finite"):
                 continue
         boxes.append(clipped)
         class_ids.append(class_id)
@@ -235,8 +249,10 @@ def unreadable_image(path: Path, error: DataError) -> Problem:
 
 def _box_fault(corners: Sequence[float], clipped: Sequence[float], height: int, width: int) -> tuple[str, str] | None:
     """What is wrong with a box: the kind, and a text with ``{}`` for the box; None if nothing is wrong."""
-    if not np.isfinite(corners).all():
+    if not all(map(math.isfinite, corners)):
         return "not_finite", "skipped the box {}, whose numbers are not all finite"
+    if corners[2] < corners[0] or corners[3] < corners[1]:
+        return "swapped", "skipped the box {}, whose maximum is below its minimum"
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         return "degenerate", f"skipped a degenerate box {{}} in an image {width} wide and {height} high"
     beyond = max(abs(before - after) for before, after in zip(corners, clipped, strict=True))

@@ -16,6 +16,7 @@ from edge_effdet.artifacts import AnchorSpec, Size, file_sha256
 from edge_effdet.cli import progress, table
 from edge_effdet.data.anchors import AnchorAdvice, anchor_bases, best_levels, suggest_anchors
 from edge_effdet.data.base import PROBLEM_KINDS, Dataset, Problem, Sample, unreadable_image
+from edge_effdet.data.registry import get_reader
 from edge_effdet.errors import DataError
 from edge_effdet.runtime.images import read_image
 from edge_effdet.runtime.preprocess import letterbox_size
@@ -25,7 +26,6 @@ SMALL_SHARE = 0.2
 """If a larger share of the boxes is smaller than every anchor, the text advises a larger input."""
 
 _SPLIT_ORDER = ("train", "val", "test")
-_FORMATS = {"coco": "COCO JSON", "voc": "Pascal VOC", "yolo": "YOLO", "csv": "CSV"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class DataReport:
     """What the check found.
 
     Attributes:
-        root, kind, class_names: the data set, as in ``Dataset``.
+        root, kind, exporter, class_names: the data set, as in ``Dataset``.
         image_size: height and width of the network's input, in whose pixels boxes are measured.
         images: number of images, each counted once.
         splits: the counts of each split, by name.
@@ -70,6 +70,7 @@ class DataReport:
 
     root: Path
     kind: str
+    exporter: str
     class_names: tuple[str, ...]
     image_size: Size
     images: int
@@ -89,6 +90,7 @@ class DataReport:
         return {
             "data": str(self.root),
             "format": self.kind,
+            "exporter": self.exporter or None,
             "classes": list(self.class_names),
             "image_size": list(self.image_size),
             "images": self.images,
@@ -143,6 +145,7 @@ def check_dataset(
     return DataReport(
         root=dataset.root,
         kind=dataset.kind,
+        exporter=dataset.exporter,
         class_names=dataset.class_names,
         image_size=image_size,
         images=len(samples),
@@ -229,7 +232,6 @@ def _duplicates(dataset: Dataset, split: str | None) -> tuple[tuple[tuple[str, P
 
 
 def _heading(report: DataReport) -> str:
-    format_name = _FORMATS.get(report.kind, report.kind)
     boxes = sum(level.boxes for level in report.levels)
     counts = (
         _counted(len(report.class_names), "class", "classes"),
@@ -238,7 +240,8 @@ def _heading(report: DataReport) -> str:
     )
     least, most = report.smallest_image, report.largest_image
     span = f"all {_size(least)}" if least == most else f"{_size(least)} to {_size(most)}"
-    lines = [f"{report.root}: {format_name}, {', '.join(counts)}", f"image sizes (height x width): {span}"]
+    title = get_reader(report.kind).TITLE
+    lines = [f"{report.root}: {title}, {', '.join(counts)}", f"image sizes (height x width): {span}"]
     return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])
 
 

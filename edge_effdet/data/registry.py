@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import Protocol, cast
 
+from edge_effdet.data.assemble import assemble
 from edge_effdet.data.base import PROBLEM_KINDS, Dataset, Problem
+from edge_effdet.data.raw import Certainty, RawDataset
 from edge_effdet.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -18,38 +24,111 @@ _COUNTED_ONLY = frozenset({"outside", "duplicate"})
 _LOGGED_A_KIND = 10
 
 
-def read_dataset(path: Path, quiet: bool = False) -> Dataset:
+READERS = {
+    "coco": "edge_effdet.data.coco",
+    "voc": "edge_effdet.data.voc",
+    "yolo": "edge_effdet.data.yolo",
+    "darknet": "edge_effdet.data.darknet",
+    "createml": "edge_effdet.data.createml",
+    "labelme": "edge_effdet.data.labelme",
+    "csv": "edge_effdet.data.csv_file",
+}
+"""The module that reads each format. Of several that are equally sure, the first reads."""
+
+
+class Reader(Protocol):
+    """What each module in ``READERS`` offers."""
+
+    TITLE: str
+    """The format's name for people."""
+
+    def recognises(self, path: Path) -> Certainty:
+        """How sure the reader is that a file or folder is of its format, by its layout and the heads of its files. It never raises."""
+        ...
+
+    def read(self, path: Path) -> RawDataset:
+        """Read annotations, without opening pictures. Raises DataError where nothing can be read at all."""
+        ...
+
+
+def get_reader(kind: str) -> Reader:
+    """The module that reads a format."""
+    return cast(Reader, importlib.import_module(READERS[kind]))
+
+
+def read_dataset(path: str | PathLike[str], quiet: bool = False, boxes_in: str = "upright") -> Dataset:
     """Read a data set, recognising its format.
+
+    >>> from edge_effdet import read_dataset
+    >>> dataset = read_dataset("bccd")
+    >>> names, images = dataset.class_names, dataset.splits["train"]
 
     Args:
         path: a file or a folder.
         quiet: do not log the notes and problems.
+        boxes_in: in what the boxes are written, one of ``frames.BOXES_IN``.
 
     Raises:
         DataError: there is nothing at ``path``, its format is not known, or it has no usable image.
     """
-    from edge_effdet.data import coco, csv_file, voc, yolo
-
-    path = Path(path)
-    if not path.exists():
-        raise DataError(f"There is no data at {path}; check the path given.")
-    reader = next((reader for reader in (coco, voc, yolo, csv_file) if reader.recognises(path)), None)
-    if reader is None:
-        raise DataError(
-            f"{path} is no data set of a known format: expected COCO (a JSON file or its folder), Pascal VOC (a folder with "
-            "Annotations beside JPEGImages), YOLO (a data.yaml or its folder) or CSV (a file or its folder, with the header "
-            "image_id,x_min,y_min,x_max,y_max,label[,fold])."
-        )
-    dataset = reader.read(path)
+    raw = read_raw(Path(path))
+    try:
+        dataset = assemble(raw, boxes_in)
+    except DataError:
+        if not quiet:
+            _log_problems(raw.root, raw.problems)
+        raise
     dataset = replace(dataset, problems=dataset.problems + _similar_class_names(dataset))
     if not quiet:
-        _log_problems(dataset)
-    if not any(dataset.splits.values()):
-        raise DataError(f"{path} holds annotations but none of their images; put the images beside them.")
-    if not quiet:
+        _log_problems(dataset.root, dataset.problems)
         for note in dataset.notes:
             logger.info("%s", note)
     return dataset
+
+
+def read_raw(path: Path) -> RawDataset:
+    """What the reader of a data set finds in its annotations, before any picture is opened.
+
+    Raises:
+        DataError: there is nothing at ``path``, its format is not known, or nothing can be read at all.
+    """
+    if not path.exists():
+        raise DataError(f"There is no data at {path}; check the path given.")
+    certain = {kind: get_reader(kind).recognises(path) for kind in READERS}
+    surest = max(certain.values())
+    if surest == Certainty.NO:
+        raise DataError(_unknown_format(path))
+    kind = next(kind for kind, certainty in certain.items() if certainty == surest)
+    raw = get_reader(kind).read(path)
+    raw.notes += _not_read(path, kind, [other for other in certain if other != kind and certain[other]])
+    return raw
+
+
+def _unknown_format(path: Path) -> str:
+    """What was looked for, and what is there."""
+    formats = ", ".join(get_reader(kind).TITLE for kind in READERS)
+    if path.is_dir():
+        suffixes = Counter(file.suffix.lower() or "no suffix" for file in path.iterdir() if file.is_file())
+        folders = sorted(each.name for each in path.iterdir() if each.is_dir())
+        found = [f"{count} {suffix}" for suffix, count in suffixes.most_common(5)]
+        found += [f"the folder{'s' if len(folders) > 1 else ''} {', '.join(folders[:5])}"] if folders else []
+        holds = f"holds {', '.join(found)}" if found else "is empty"
+    else:
+        holds = f"is a {path.suffix or 'nameless'} file"
+    return (
+        f"{path} is no data set of a known format: it {holds}. The formats that are read are {formats}; docs/data.md shows how each "
+        "is laid out."
+    )
+
+
+def _not_read(path: Path, kind: str, others: Sequence[str]) -> list[str]:
+    """A note on each other format that is there too, and on JSON files that no format takes."""
+    notes = [f"{path} holds files of {get_reader(other).TITLE} too, which are not read." for other in others]
+    if path.is_dir() and kind not in ("coco", "createml", "labelme"):
+        stray = sorted(file.name for file in path.glob("*.json"))
+        if stray and not others:
+            notes.append(f"{path}: {', '.join(stray[:3])}{' and more' if len(stray) > 3 else ''} is not read.")
+    return notes
 
 
 def _similar_class_names(dataset: Dataset) -> tuple[Problem, ...]:
@@ -75,10 +154,10 @@ def _similar_class_names(dataset: Dataset) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def _log_problems(dataset: Dataset) -> None:
+def _log_problems(root: Path, problems: Sequence[Problem]) -> None:
     """Log the first problems of each kind as warnings, and how many more there are."""
     by_kind: dict[str, list[Problem]] = defaultdict(list)
-    for problem in dataset.problems:
+    for problem in problems:
         by_kind[problem.kind].append(problem)
     for kind, found in by_kind.items():
         shown = 0 if kind in _COUNTED_ONLY else _LOGGED_A_KIND
@@ -88,5 +167,5 @@ def _log_problems(dataset: Dataset) -> None:
             logger.log(
                 logging.WARNING if shown else logging.INFO,
                 "%d%s of the kind %s (%s); python -m edge_effdet.data check %s lists them",
-                len(found) - shown, " more" if shown else "", kind, PROBLEM_KINDS[kind], dataset.root,
+                len(found) - shown, " more" if shown else "", kind, PROBLEM_KINDS[kind], root,
             )  # fmt: skip

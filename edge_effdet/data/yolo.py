@@ -1,35 +1,81 @@
-"""YOLO folders as Ultralytics and the exporters that follow it lay them out: a ``data.yaml``, and one text file for each image.
+"""YOLO folders as Ultralytics and the exporters that follow it lay them out.
 
-``data.yaml`` names the classes (``names``) and, for ``train``, ``val`` and ``test``, a folder of images, a list of folders, or a
-text file that lists images. The labels of ``…/images/a.jpg`` are in ``…/labels/a.txt``, or in ``a.txt`` beside the image: rows of
-``class x_center y_center width height`` in fractions of the image. A row with more numbers is a polygon; its bounding box is taken.
+A YAML file, most often ``data.yaml``, names the classes (``names``) and, for ``train``, ``val`` and ``test``, a folder of pictures, a text
+file that lists pictures, or a list of these. Without a YAML file, ``classes.txt`` names the classes and the folders tell the splits (Label
+Studio, labelImg). ``yolo_labels`` reads the labels.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.data.base import (
-    Dataset,
-    Problem,
-    Sample,
-    first_existing,
-    make_sample,
-    unreadable_image,
-    with_unique_ids,
+from edge_effdet.data.base import Problem, first_existing, split_in_name
+from edge_effdet.data.finder import PictureFinder, match_path
+from edge_effdet.data.raw import Certainty, RawDataset
+from edge_effdet.data.text import read_json, read_text
+from edge_effdet.data.yolo_labels import (
+    CLASS_LISTS,
+    holds_rows,
+    label_folder,
+    labels_without_picture,
+    pictures_below,
+    read_labels,
+    read_one_class_list,
 )
 from edge_effdet.errors import DataError, MissingDependency, first_line
-from edge_effdet.runtime.images import IMAGE_SUFFIXES, image_size
+from edge_effdet.runtime.images import IMAGE_SUFFIXES
 
-FILE_NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+TITLE = "YOLO"
 
-_SPLITS = ("train", "val", "test")
-_LARGEST_FRACTION = 2.0
-"""A larger coordinate is taken for pixels. Slightly more than 1 is a box that reaches beyond the image."""
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "minival": "minival",
+    "test": "test",
+    "testing": "test",
+}
+_YAML_SUFFIXES = (".yaml", ".yml")
+_USUAL_STEMS = ("data", "dataset")
+_KEY = re.compile(r"""(?:^|[{,])[ \t]*["']?([A-Za-z]+)["']?[ \t]*:""", re.MULTILINE)
+_NOTHING = ("", "~", "null", "none")
+_DEPTH = 3
+"""Levels of folders that are searched for lists of classes and for labels, as for ``train/labels/classes.txt``."""
+
+
+def recognises(path: Path) -> Certainty:
+    """How sure it is that ``path`` is a YAML file, a folder with one of YOLO's, or one with YOLO's labels."""
+    if path.is_file():
+        return Certainty.SURE if path.suffix.lower() in _YAML_SUFFIXES else Certainty.NO
+    if _yaml_files(path):
+        return Certainty.SURE
+    if _class_lists(path):
+        return Certainty.LIKELY if holds_rows(path) else Certainty.NO
+    return Certainty.MAYBE if any(map(holds_rows, _below(path, ("labels",)))) else Certainty.NO
+
+
+def read(path: Path) -> RawDataset:
+    """Read the splits that a YAML file names, or those that the folders make. Classes are ordered by their numbers.
+
+    Raises:
+        DataError: the file is not whole YAML or names no classes or no pictures, or no picture has a label file.
+        MissingDependency: PyYAML is not installed.
+    """
+    files = [path] if path.is_file() else _yaml_files(path)
+    if not files:
+        return _read_without_yaml(path)
+    raw = _read_yaml(path, files[0])
+    if len(files) > 1:
+        raw.notes.append(f"{files[0]} is read, and {', '.join(file.name for file in files[1:])} beside it is not.")
+    return raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +84,80 @@ class _Config:
     content: dict[str, Any]
     text: str
 
+    @property
+    def bases(self) -> list[Path]:
+        """The folders that paths in the file start from: the one that ``path`` names, and the file's own."""
+        base = str(self.content.get("path") or "").strip().replace("\\", "/")
+        here = self.file.parent
+        return list(dict.fromkeys((here / base, here)))
+
     def where(self, key: str) -> str:
         """The place of a key, ``file:line``."""
-        found = re.search(rf"^{key}\s*:", self.text, re.MULTILINE)
+        found = re.search(rf"""^[ \t"'{{]*{re.escape(key)}["']?[ \t]*:""", self.text, re.MULTILINE)
         return f"{self.file}:{self.text.count(chr(10), 0, found.start()) + 1 if found else 1}"
 
+    def splits(self) -> Iterator[tuple[str, str, list[str]]]:
+        """The name of each split, its key, and the places that it names. CVAT writes a key for each subset, as it is called there."""
+        for key, value in self.content.items():
+            split = _SPLITS.get(key.lower())
+            if split is None and not (isinstance(value, str) and value.lower().endswith(".txt")):
+                continue
+            entries = [str(entry).strip() for entry in (value if isinstance(value, list) else [value])]
+            entries = [entry for entry in entries if entry.lower() not in _NOTHING]
+            if entries:
+                yield split or key, key, entries
 
-def recognises(path: Path) -> bool:
-    """Whether ``path`` is a YAML file or a folder with a ``data.yaml``."""
-    if path.is_file():
-        return path.suffix.lower() in (".yaml", ".yml")
-    return any((path / name).is_file() for name in FILE_NAMES)
+
+def _yaml_files(folder: Path) -> list[Path]:
+    """YOLO's YAML files in a folder, the likeliest first: data.yaml, then the one that is named like the folder."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(_YAML_SUFFIXES)]
+    files = [folder / name for name in names if not name.startswith(".") and (folder / name).is_file()]
+
+    def order(file: Path) -> tuple[bool, bool, str]:
+        return file.stem not in _USUAL_STEMS, file.stem.casefold() != folder.resolve().name.casefold(), file.name
+
+    return sorted(filter(_is_config, files), key=order)
 
 
-def read(path: Path) -> Dataset:
-    """Read the splits that a ``data.yaml`` names. Classes are ordered by their numbers.
+def _is_config(file: Path) -> bool:
+    """Whether a YAML file has YOLO's keys. PyYAML is not needed to see that."""
+    usual = file.stem.lower() in _USUAL_STEMS
+    try:
+        keys = {key.lower() for key in _KEY.findall(read_text(file))}
+    except DataError:
+        return usual
+    named, split = bool(keys & {"names", "nc"}), bool(keys & _SPLITS.keys())
+    return named or split if usual else named and split
 
-    Raises:
-        DataError: the file is not YAML, names no classes, or leads to no images.
-        MissingDependency: PyYAML is not installed.
-    """
-    file = path if path.is_file() else next(path / name for name in FILE_NAMES if (path / name).is_file())
+
+def _read_yaml(path: Path, file: Path) -> RawDataset:
     config = _load(file)
     problems: list[Problem] = []
-    names = _class_names(config, problems)
-    index = {number: position for position, number in enumerate(names)}
-    pictures: dict[str, list[Path]] = {}
-    for split in _SPLITS:
-        entries = config.content.get(split)
-        if entries:
-            entries = entries if isinstance(entries, list) else [entries]
-            found = [image for entry in entries for image in _images(config, split, str(entry), problems)]
-            pictures[split] = list(dict.fromkeys(found))
-    if not any(pictures.values()):
-        reason = problems[-1].text if problems else "it names no train, val or test"
-        raise DataError(f"{file} leads to no images: {reason}; correct path, train and val in it.")
-    parts = [tuple(_read_samples(images, index, config, problems)) for images in pictures.values()]
-    parts = with_unique_ids(parts, file.parent)
-    splits = {split: samples for split, samples in zip(pictures, parts, strict=True) if samples}
-    return Dataset(path, "yolo", tuple(names.values()), tuple(names), splits, (), tuple(problems))
+    raw = RawDataset(path, "yolo", (), _class_names(config, problems), fractions=True, problems=problems)
+    raw.exporter = _exporter_of(config)
+    splits: dict[str, list[Path]] = {}
+    folders: list[Path] = []
+    for split, key, entries in config.splits():
+        pictures = splits.setdefault(split, [])
+        for entry in entries:
+            place = _place(config, key, entry, raw)
+            if place is not None and place.is_dir():
+                folders.append(place)
+            pictures += _pictures(config, key, entry, place, raw)
+    if not splits:
+        raise DataError(
+            f"{file} leads to no images: it names no train, val or test; correct path, train and val in it."
+        )
+    raw.searched = ", ".join(map(str, folders or config.bases))
+    used = read_labels(raw, splits.items(), "kpt_shape" in config.content)
+    for folder in dict.fromkeys(folders):
+        labels = label_folder(folder)
+        if labels is not None:
+            raw.problems += labels_without_picture(labels, used, rows_only=False)
+        raw.problems += labels_without_picture(folder, used, rows_only=True)
+    raw.notes = list(dict.fromkeys(raw.notes))
+    return raw
 
 
 def _load(file: Path) -> _Config:
@@ -84,10 +165,13 @@ def _load(file: Path) -> _Config:
         import yaml
     except ModuleNotFoundError as error:
         raise MissingDependency("PyYAML", "train", "to read a YOLO data.yaml") from error
+    text = read_text(file)
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        loader = yaml.SafeLoader(text)
+        # All values stay text. Else YAML makes false of a class that is called no.
+        loader.yaml_implicit_resolvers = {}
+        content = loader.get_single_data()
+    except (yaml.YAMLError, ValueError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f"line {line + 1}: " if line is not None else ""
         reason = getattr(error, "problem", None) or first_line(error)
@@ -99,143 +183,164 @@ def _load(file: Path) -> _Config:
 
 def _class_names(config: _Config, problems: list[Problem]) -> dict[int, str]:
     """The names of the classes by number, ascending."""
-    names, count = config.content.get("names"), config.content.get("nc")
-    if names is None and isinstance(count, int) and count > 0:
+    names, count = config.content.get("names"), _integer(config.content.get("nc"))
+    if names is None and count:
         return {number: f"class_{number}" for number in range(count)}
     if isinstance(names, list):
         names = dict(enumerate(names))
-    try:
-        numbered = {int(key): name for key, name in names.items()} if isinstance(names, dict) else {}
-    except (TypeError, ValueError):
-        numbered = {}
-    if not numbered:
+    numbers = {_integer(key): name for key, name in names.items()} if isinstance(names, dict) else {}
+    numbered = {number: str(name).strip() for number, name in numbers.items() if number is not None}
+    if not numbered or None in numbers:
         raise DataError(
             f"{config.file} has no usable names of classes ({names!r:.80}); write names: [cat, dog], or a line 0: cat for each."
         )
     if count is not None and count != len(numbered):
         text = f"nc is {count}, but names has {len(numbered)} classes; names is used"
         problems.append(Problem("bad_row", config.where("nc"), text))
-    return {number: str(numbered[number]).strip() for number in sorted(numbered)}
+    return dict(sorted(numbered.items()))
 
 
-def _images(config: _Config, split: str, entry: str, problems: list[Problem]) -> list[Path]:
-    """The images of one folder or list that a split names."""
-    here = config.file.parent
-    base = here / str(config.content.get("path") or "")
-    # Roboflow writes ../train/images for the folder beside its data.yaml.
-    places = [base / entry, here / entry, here / entry.removeprefix("../")]
-    place = first_existing(places)
-    if place is None:
-        text = f"{split} names {entry}, which is not there"
-        problems.append(Problem("missing_image", config.where(split), text))
-        return []
-    if place.is_dir():
-        images = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-        if not images:
-            text = f"{split} names {entry}, which holds no image"
-            problems.append(Problem("missing_image", config.where(split), text))
-        _report_labels_alone(place, images, problems)
-        return images
-    images = []
-    for line, text in enumerate(place.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not text.strip():
-            continue
-        candidates = [place.parent / text.strip(), base / text.strip()]
-        image = first_existing(candidates)
-        if image is None:
-            where = f"{place}:{line}"
-            problems.append(Problem("missing_image", where, f"skipped the image {text.strip()}, which is not there"))
-        else:
-            images.append(image)
-    return images
-
-
-def _report_labels_alone(folder: Path, images: list[Path], problems: list[Problem]) -> None:
-    """Record the label files that have no image."""
-    labels = _in_labels_folder(folder)
-    if labels is None or not labels.is_dir():
-        return
-    expected = {_in_labels_folder(image.with_suffix(".txt")) for image in images}
-    problems.extend(
-        Problem("missing_image", f"{label}:1", f"skipped {label.name}: it has no image in {folder}")
-        for label in sorted(labels.rglob("*.txt"))
-        if label not in expected and label.name != "classes.txt"
-    )
-
-
-def _in_labels_folder(path: Path) -> Path | None:
-    """The path with ``labels`` in place of the last ``images``."""
-    parts = list(path.parts)
-    if "images" not in parts:
+def _integer(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
         return None
-    last = len(parts) - 1 - parts[::-1].index("images")
-    return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _label_file(image: Path) -> Path | None:
-    beside = image.with_suffix(".txt")
-    return next((path for path in (_in_labels_folder(beside), beside) if path is not None and path.is_file()), None)
-
-
-def _read_samples(images: list[Path], index: dict[int, int], config: _Config, problems: list[Problem]) -> list[Sample]:
-    samples: list[Sample] = []
-    for image in images:
-        try:
-            height, width = image_size(image)
-        except DataError as error:
-            problems.append(unreadable_image(image, error))
-            continue
-        label = _label_file(image)
-        rows, lines = _read_labels(label, height, width, index, config, problems) if label else ([], [])
-        samples.append(make_sample(image.stem, image, height, width, rows, lines.__getitem__, problems))
-    return samples
-
-
-def _read_labels(
-    label: Path, height: int, width: int, index: dict[int, int], config: _Config, problems: list[Problem]
-) -> tuple[list[tuple[list[float], int, bool]], list[str]]:
-    """The rows of one file as (xyxy box in pixels, class id, False), and the place of each row, ``file:line``."""
-    rows: list[tuple[list[float], int, bool]] = []
-    lines: list[str] = []
-    for line, text in enumerate(label.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not text.strip():
-            continue
-        where = f"{label}:{line}"
-        try:
-            number, *values = (float(word) for word in text.split())
-        except ValueError:
-            problems.append(Problem("bad_row", where, f"skipped the row {text.strip()[:60]!r}: it is not all numbers"))
-            continue
-        if "kpt_shape" in config.content:
-            # In a row of a pose data set, keypoints follow the box.
-            values = values[:4]
-        fault = _row_fault(number, values, index)
-        if fault is not None:
-            problems.append(Problem(fault[0], where, f"skipped the row {text.strip()[:60]!r}: {fault[1]}"))
-            continue
-        pixels = [value * side for value, side in zip(_bounding_box(values), (width, height) * 2, strict=True)]
-        rows.append((pixels, index[int(number)], False))
-        lines.append(where)
-    return rows, lines
-
-
-def _row_fault(number: float, values: list[float], index: dict[int, int]) -> tuple[str, str] | None:
-    """The kind of a row's problem and what is wrong; None if nothing is wrong."""
-    if not number.is_integer():
-        return "bad_row", "its first number is not the number of a class"
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        return "bad_row", f"{len(values)} numbers after the class are neither a box (4) nor a polygon (6, 8, …)"
-    if not all(math.isfinite(value) for value in values):
-        return "not_finite", "its numbers are not all finite"
-    if any(abs(value) > _LARGEST_FRACTION for value in values):
-        return "bad_row", "its numbers are not fractions of the image; divide pixels by its width and height"
-    if int(number) not in index:
-        return "unknown_class", f"class {int(number)} has no name in the YAML file"
+def _place(config: _Config, key: str, entry: str, raw: RawDataset) -> Path | None:
+    """The file or folder that a split names; None where there is none, which is recorded."""
+    entry = entry.replace("\\", "/")
+    exact = first_existing(base / entry for base in config.bases)
+    if exact is not None:
+        return exact
+    parts = [part for part in entry.split("/") if part not in ("", ".")]
+    # Roboflow writes ../train/images for the folder beside its data.yaml.
+    while parts and parts[0] == "..":
+        parts.pop(0)
+    for start in range(len(parts)):
+        # The folder images is not the one that train/images means.
+        if start and split_in_name(*parts[:start]) and not split_in_name(*parts[start:]):
+            break
+        place = next((found for base in config.bases if (found := match_path(base, parts[start:]))), None)
+        if place is not None:
+            if start:
+                raw.notes.append(f"{config.file}: {key} names {entry}, which is not there; {place} is read.")
+            return place
+    raw.problems.append(Problem("missing_image", config.where(key), f"{key} names {entry}, which is not there"))
     return None
 
 
-def _bounding_box(values: list[float]) -> list[float]:
-    if len(values) == 4:
-        x, y, width, height = values
-        return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-    return [min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])]
+def _pictures(config: _Config, key: str, entry: str, place: Path | None, raw: RawDataset) -> list[Path]:
+    """The pictures of a folder or a list that a split names."""
+    if place is None:
+        return []
+    if place.is_dir():
+        pictures, notes = pictures_below(place)
+        raw.notes += notes
+        if not pictures:
+            text = f"{key} names {entry}, which holds no image"
+            raw.problems.append(Problem("missing_image", config.where(key), text))
+        return pictures
+    if place.suffix.lower() in IMAGE_SUFFIXES:
+        return [place]
+    return read_picture_list(place, [place.parent, *config.bases], config.file.parent, raw)
+
+
+def read_picture_list(file: Path, folders: list[Path], root: Path, raw: RawDataset) -> list[Path]:
+    """The pictures that a text file lists, one a line. Those that are not there are recorded.
+
+    Args:
+        file: the list.
+        folders: the folders that its paths may start from.
+        root: the folder below which a picture is looked for by its name alone.
+        raw: gets the problems and notes.
+
+    Raises:
+        DataError: the file is no text.
+    """
+    finder = PictureFinder(folders, root)
+    pictures = []
+    for line, text in enumerate(read_text(file).splitlines(), start=1):
+        name = text.strip()
+        if not name:
+            continue
+        picture = finder.find(name)
+        if picture is not None and _is_of_its_split(name, picture, root):
+            pictures.append(picture)
+        else:
+            text = f"skipped the image {name}, which is not there"
+            raw.problems.append(Problem("missing_image", f"{file}:{line}", text))
+    raw.notes += finder.notes()
+    return pictures
+
+
+def _is_of_its_split(name: str, picture: Path, root: Path) -> bool:
+    """Whether the split in a listed path, if there is one, is that of the picture: ``val/hen.jpg`` is not ``train/hen.jpg``."""
+    listed = split_in_name(*re.split(r"[\\/]", name)[-2::-1])
+    found = split_in_name(*picture.relative_to(root).parts[-2::-1]) if picture.is_relative_to(root) else None
+    return listed is None or found is None or listed == found
+
+
+def _read_without_yaml(path: Path) -> RawDataset:
+    """Read a folder whose classes are in ``classes.txt``, or nowhere. Its sub-folders tell the splits."""
+    lists = _class_lists(path)
+    raw = RawDataset(path, "yolo", (), fractions=True, searched=str(path))
+    pictures, raw.notes = pictures_below(path)
+    splits: dict[str | None, list[Path]] = defaultdict(list)
+    for picture in pictures:
+        splits[split_in_name(*picture.relative_to(path).parts[-2::-1])].append(picture)
+    used = read_labels(raw, splits.items())
+    raw.problems += labels_without_picture(path, used, rows_only=True)
+    if lists:
+        raw.classes = read_one_class_list(lists)
+    else:
+        last = max((int(box.label) for _, part in raw.parts for picture in part for box in picture.boxes), default=0)
+        raw.classes = {number: f"class_{number}" for number in range(last + 1)}
+        raw.notes.append(
+            f"{path}: no file names the classes, so they are called by their numbers; write a classes.txt with one name a line."
+        )
+    raw.exporter = _exporter_without_yaml(path, {file.parent for file in lists} & {label.parent for label in used})
+    return raw
+
+
+def _class_lists(path: Path) -> list[Path]:
+    return [file for file in _below(path, CLASS_LISTS) if file.is_file()]
+
+
+def _below(path: Path, names: Collection[str], depth: int = _DEPTH) -> list[Path]:
+    """Files or folders with one of these names in a folder, its sub-folders and theirs, whatever the case of the name."""
+    found: list[Path] = []
+    try:
+        # Not by Path, because a folder may hold a hundred thousand pictures of another format.
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.casefold() in names:
+                    found.append(Path(entry.path))
+                if depth > 1 and entry.is_dir() and not entry.name.startswith("."):
+                    found += _below(Path(entry.path), names, depth - 1)
+    except OSError:
+        return found
+    return sorted(found)
+
+
+def _exporter_of(config: _Config) -> str:
+    here = config.file.parent
+    if "roboflow" in config.content or (here / "README.roboflow.txt").is_file():
+        return "Roboflow"
+    places = [entry for _, _, entries in config.splits() for entry in entries]
+    if config.file.name == "dataset.yaml" and all(re.fullmatch(r"\./images/[^/]+/", place) for place in places):
+        return "FiftyOne"
+    lists = [here / place for place in places if place.endswith(".txt") and (here / place).is_file()]
+    # CVAT's pictures are not below data, although it lists them so.
+    if not (here / "data").exists() and any(read_text(file).startswith("data/images/") for file in lists):
+        return "CVAT"
+    return ""
+
+
+def _exporter_without_yaml(path: Path, folders_with_list: Collection[Path]) -> str:
+    try:
+        notes = read_json(path / "notes.json")
+    except DataError:
+        # labelImg writes its list of classes among the labels.
+        return "labelImg" if folders_with_list else ""
+    return "Label Studio" if isinstance(notes, dict) and notes.keys() >= {"categories", "info"} else ""

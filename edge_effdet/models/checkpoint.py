@@ -10,13 +10,25 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import Checkpoint, ModelSpec, atomic_output, file_sha256
-from edge_effdet.cli import Result, make_parser, run_verb
-from edge_effdet.errors import CheckpointError, InputError, first_line
-from edge_effdet.models.zoo import create_network
+from edge_effdet.artifacts import (
+    FUSIONS,
+    Checkpoint,
+    ModelSpec,
+    Size,
+    atomic_output,
+    file_sha256,
+    refuse_overwrite,
+    require_writable_file,
+)
+from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
+from edge_effdet.errors import CheckpointError, InputError, UsageError
+from edge_effdet.models.foreign import COUNTER, file_format, read_foreign_weights
+from edge_effdet.models.zoo import create_network, model_spec
+from edge_effdet.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +62,7 @@ def save_checkpoint(
     tensors = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for name, tensor in weights.items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith(COUNTER)
     }
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise CheckpointError(
@@ -80,27 +92,80 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Which model a checkpoint of another program holds, which does not say so itself."""
+
+    model: str | None = option(None, help="the architecture of a checkpoint that does not say it, as effdet's .pth")
+    classes: str | None = option(
+        None, help="the class names of such a checkpoint, separated by commas (default: COCO's)"
+    )
+    image_size: Size | None = option(None, help="with --model: N or HxW, multiples of 32")
+    fusion: str | None = option(
+        None, help="with --model: the BiFPN's fusion (default: the model's own)", choices=FUSIONS
+    )
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return tuple(name.strip() for name in self.classes.split(",")) if self.classes else None
+
+    def spec(self) -> ModelSpec:
+        """The spec of ``model``, which must be there. Raises UsageError as ``zoo.model_spec``."""
+        assert self.model is not None
+        return model_spec(self.model, self.class_names, image_size=self.image_size, fusion=self.fusion)
+
+
+def open_checkpoint(path: Path, told: SourceOptions | None = None) -> Checkpoint:
     """Read a checkpoint's description; its weights are not checked.
 
+    Args:
+        path: a file of ``save_checkpoint``, or one of another program, which is recognised by its content (``foreign``).
+        told: what a file of another program does not say. What a file of ``save_checkpoint`` says must not contradict it.
+
     Raises:
-        CheckpointError: the file is missing or truncated, or ``save_checkpoint`` did not write it.
+        CheckpointError: the file is missing, damaged or no checkpoint.
+        UsageError: ``told`` contradicts the file, or it is of another program and ``told`` names no model.
     """
-    path = Path(path)
+    path, told = Path(path), told or SourceOptions()
     content = _read_description(path)
+    if content is None:
+        if told.model is None:
+            raise UsageError(
+                f"{path} does not say which model it is, as only the files of python -m edge_effdet.train do; give `model` NAME "
+                "too, and its class names where they are not COCO's."
+            )
+        return Checkpoint(path, told.spec(), {}, file_sha256(path))
     try:
         spec = ModelSpec.from_dict(content["spec"])
     except (ValueError, KeyError, TypeError, InputError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
+    _refuse_contradiction(path, spec, told)
     return Checkpoint(path, spec, content.get("provenance", {}), file_sha256(path))
 
 
-def _read_description(path: Path) -> Any:
-    """The JSON that ``save_checkpoint`` put into the metadata, not yet checked. Raises CheckpointError."""
+def describes_itself(path: Path) -> bool:
+    """Whether ``save_checkpoint`` wrote a file, which then says what model it holds. Raises CheckpointError for what is no checkpoint."""
+    return _read_description(path) is not None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of any program, by its content, or has the suffix of those of ``save_checkpoint``."""
+    try:
+        return path.suffix == ".safetensors" or bool(file_format(path))
+    except CheckpointError:
+        return False
+
+
+def _read_description(path: Path) -> Any | None:
+    """The JSON that ``save_checkpoint`` put into the metadata, not yet checked; None for a file of another program.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no checkpoint.
+    """
+    if file_format(path) != "safetensors":
+        return None
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path}; train one with python -m edge_effdet.train.")
     try:
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
@@ -108,28 +173,46 @@ def _read_description(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}); copy it again, or train it again."
         ) from error
-    if _METADATA_KEY not in metadata:
+    if f"{_METADATA_KEY}_resume" in metadata:
         raise CheckpointError(
-            f"{path} is a safetensors file of another program: it carries no edge_effdet model description; "
-            "give one that python -m edge_effdet.train wrote; export, build_engine and train also take effdet's .pth, with `model`."
+            f"{path} is the state of a run that `resume` goes on with; give best.safetensors beside it."
         )
+    if _METADATA_KEY not in metadata:
+        return None
     try:
         return json.loads(metadata[_METADATA_KEY])
     except ValueError as error:
         raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
 
 
+def _refuse_contradiction(path: Path, spec: ModelSpec, told: SourceOptions) -> None:
+    """Raise UsageError if something was told that the file says otherwise."""
+    if told.model not in (None, spec.name):
+        raise UsageError(f"{path} is a {spec.name}, not a {told.model}; leave `model` out.")
+    if told.class_names not in (None, spec.class_names):
+        raise UsageError(
+            f"{path} has {spec.num_classes} classes ({', '.join(spec.class_names[:5])}…) and `classes` names "
+            f"{len(told.class_names or ())}; leave `classes` out."
+        )
+    if told.image_size not in (None, spec.image_size):
+        raise UsageError(f"{path} was trained at {'x'.join(map(str, spec.image_size))}; leave `image_size` out.")
+    if told.fusion not in (None, spec.fusion):
+        raise UsageError(f"{path} sums its BiFPN's inputs by {spec.fusion}; leave `fusion` out.")
+
+
 def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The checkpoint's network in evaluation mode, FP32, on the CPU.
+    """The checkpoint's network in evaluation mode, FP32, on the CPU. The file may be of another program than ``save_checkpoint``.
 
     Raises:
         CheckpointError: the weights do not match the hash in the metadata, which older files lack, or do not fit the
-            checkpoint's spec.
+            checkpoint's spec; or the file is damaged or contains code.
     """
+    content = _read_description(checkpoint.path)
+    if content is None:
+        return load_foreign(checkpoint.path, checkpoint.spec)
     from safetensors.torch import load_file
 
-    expected = _read_description(checkpoint.path).get("tensors_sha256")
-    weights = load_file(str(checkpoint.path))
+    weights, expected = load_file(str(checkpoint.path)), content.get("tensors_sha256")
     if expected is not None and tensors_sha256(weights) != expected:
         raise CheckpointError(
             f"{checkpoint.path} is damaged: its weights do not match the hash written with them; copy it again."
@@ -137,46 +220,14 @@ def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
     return load_weights(checkpoint.spec, weights, checkpoint.path)
 
 
-def is_effdet_file(path: Path) -> bool:
-    """Whether a file's suffix is that of effdet's own weights, which tell neither their model nor their classes."""
-    return path.suffix in (".pth", ".pt")
-
-
-def load_effdet_pth(path: Path, spec: ModelSpec) -> torch.nn.Module:
-    """Load effdet's own ``.pth`` into the network that ``spec`` describes.
-
-    The file is read with ``weights_only=True``: pickled code in it is refused and not run.
+def load_foreign(path: Path, spec: ModelSpec) -> torch.nn.Module:
+    """Load the weights that another program wrote into the network that ``spec`` describes, as ``load_network`` does.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds code, or belongs to another architecture or number of classes.
+        CheckpointError: the file is missing or damaged, contains code, or belongs to another architecture or number of classes.
     """
-    import pickle
-
-    import torch
-
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path}; correct `checkpoint`.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds pickled Python objects or is not a PyTorch file, and is not opened for safety; "
-            "save only model.state_dict() and give that file."
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or not a PyTorch file ({first_line(error)}); copy it again."
-        ) from error
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:
-        raise CheckpointError(f"{path} holds no dictionary of weights; save model.state_dict() and give that file.")
-    weights = {key.removeprefix("module.").removeprefix("model."): value for key, value in state.items()}
-    # effdet's DetBench modules store their anchors too, which follow from the spec.
-    weights.pop("anchors.boxes", None)
-    return load_weights(spec, weights, path)
+    network = create_network(spec)
+    return _fill(network, spec, read_foreign_weights(path, _names(network)), path)
 
 
 def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: Path | str) -> torch.nn.Module:
@@ -185,17 +236,24 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
     Fusion weights have the same names and shapes in ``fast``, ``softmax`` and ``unbounded``: weights that were trained with
     another of these kinds than the spec's are not noticed.
 
+    Returns:
+        The network in evaluation mode, FP32, on the CPU.
+
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape. A wrong number of classes or kind of fusion is named
             as such.
     """
+    return _fill(create_network(spec), spec, weights, source)
+
+
+def _fill(
+    network: torch.nn.Module, spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: Path | str
+) -> torch.nn.Module:
     from edge_effdet.models.bifpn import is_edge_weight
 
-    network = create_network(spec)
-    expected = {
-        name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")
-    }
-    given = {name: tensor.float() for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+    state = network.state_dict()
+    expected = {name: state[name] for name in _names(network)}
+    given = {name: tensor.float() for name, tensor in weights.items() if not name.endswith(COUNTER)}
     if (
         _PREDICT_WEIGHT in given
         and given[_PREDICT_WEIGHT].shape[1:] == expected[_PREDICT_WEIGHT].shape[1:]
@@ -208,7 +266,7 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
         )
     missing = expected.keys() - given.keys()
     surplus = given.keys() - expected.keys()
-    misfit = [name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape]
+    misfit = sorted(name for name in expected.keys() & given.keys() if expected[name].shape != given[name].shape)
     if (missing or surplus) and not misfit and all(is_edge_weight(name) for name in missing | surplus):
         found = (
             "sum, which has no fusion weights" if missing else "fast, softmax or unbounded, which have fusion weights"
@@ -218,23 +276,39 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
             "was trained with."
         )
     if missing or surplus or misfit:
-        example = min(missing or surplus or misfit)
+        examples = [f"{kind} {min(names)}" for kind, names in (("missing", missing), ("unknown", surplus)) if names]
+        examples += [f"{name} is {list(given[name].shape)} and not {list(expected[name].shape)}" for name in misfit[:2]]
         raise CheckpointError(
-            f"{source} is not a {spec.name}: {len(missing)} tensors are missing, {len(surplus)} are unknown and "
-            f"{len(misfit)} have another shape (first: {example}); give the `model` that it was trained as."
+            f"{source} is not a {spec.name}: of {len(expected)} tensors {len(missing)} are missing and {len(misfit)} have another "
+            f"shape, and {len(surplus)} are unknown ({'; '.join(examples)}); give the `model` that it was trained as."
         )
     network.load_state_dict(given, strict=False)
     return network.eval()
 
 
+def _names(network: torch.nn.Module) -> list[str]:
+    """The names of a network's tensors, without the counters of its batch norms."""
+    return [name for name in network.state_dict() if not name.endswith(COUNTER)]
+
+
 def halve_checkpoint(source: Checkpoint, output: Path) -> Checkpoint:
-    """Write a copy of a checkpoint with its weights in FP16. The copy's metadata add the hash of the original."""
+    """Write a copy of a checkpoint with its weights in FP16. The copy's metadata add the hash of the original.
+
+    Raises:
+        UsageError: the copy would overwrite the original.
+        InputError: the folder of ``output`` cannot be written.
+        CheckpointError: the original is damaged.
+    """
+    refuse_overwrite([output], [source.path])
+    require_writable_file(output)
     provenance = {**source.provenance, "stored_as": "fp16", "parent_sha256": source.sha256}
     return save_checkpoint(output, load_network(source).state_dict(), source.spec, provenance, half=True)
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    written = halve_checkpoint(open_checkpoint(arguments.source), arguments.output)
+    written = halve_checkpoint(
+        open_checkpoint(arguments.source, options_from(SourceOptions, arguments)), arguments.output
+    )
     return Result(
         f"{written.path}: {written.spec.name}, FP16, {written.path.stat().st_size / 1e6:.1f} MB",
         {"checkpoint": str(written.path), "sha256": written.sha256},
@@ -244,11 +318,12 @@ def _run(arguments: argparse.Namespace) -> Result:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "models.checkpoint",
-        "Store a checkpoint in FP16, half the size.",
+        "Store a checkpoint in FP16, half the size. The copy of another program's file says which model it holds.",
         "python -m edge_effdet.models.checkpoint runs/bccd/best.safetensors bccd.safetensors",
     )
-    parser.add_argument("source", type=Path, help="a checkpoint that train wrote")
+    parser.add_argument("source", type=Path, help="a checkpoint of train, or with --model of another program")
     parser.add_argument("output", type=Path, help="the file to write")
+    add_options(parser, SourceOptions)
     return run_verb(parser, _run, argv)
 
 

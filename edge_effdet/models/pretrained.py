@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_effdet.artifacts import ModelSpec, PreprocessSpec
 from edge_effdet.errors import CheckpointError, MissingDependency, UsageError
-from edge_effdet.models.checkpoint import load_effdet_pth
+from edge_effdet.models.checkpoint import load_foreign
 from edge_effdet.models.zoo import create_network, effdet_config, model_spec, preprocess_of_config
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def load_coco_detector(spec: ModelSpec) -> torch.nn.Module:
                 f"then give the file as `checkpoint` and {spec.name} as `model`, or put the file at {cached}."
             ) from error
     published = replace(spec, fusion=model_spec(spec.name).fusion)
-    network = load_effdet_pth(cached, published)
+    network = load_foreign(cached, published)
     if spec.fusion == published.fusion:
         return network
     state = convert_edge_weights(network.state_dict(), published.fusion, spec.fusion)

@@ -112,9 +112,7 @@ class Detector:
             )
         self._fixed = fixed > 0
         self.batch_size = fixed if fixed > 0 else batch_size or 1
-        self._one_run: AbstractContextManager[object] = (
-            nullcontext() if runner.concurrent else threading.Lock()
-        )
+        self._one_run: AbstractContextManager[object] = nullcontext() if runner.concurrent else threading.Lock()
         self._spare: list[np.ndarray] = []
 
     @classmethod

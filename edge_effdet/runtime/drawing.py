@@ -28,17 +28,38 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 
 def draw_detections(image: np.ndarray, detections: Detections, spec: ModelSpec) -> np.ndarray:
     """A copy of a picture, uint8 [height, width, 3], with boxes, class names and scores; the best box is drawn last."""
+    order = np.argsort(detections.scores, kind="stable")
+    class_ids = [int(detections.class_ids[index]) for index in order]
+    labels = [
+        f"{spec.class_names[class_id]} {detections.scores[index]:.2f}"
+        for class_id, index in zip(class_ids, order, strict=True)
+    ]
+    return draw_boxes(
+        image, detections.boxes[order].tolist(), labels, [class_color(class_id) for class_id in class_ids]
+    )
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+) -> np.ndarray:
+    """A copy of a picture with boxes, each with a label, in the order given.
+
+    Args:
+        image: uint8 [height, width, 3].
+        boxes: x_min, y_min, x_max, y_max in pixels; the maximum not below the minimum.
+        labels: the text at the upper left corner of each box.
+        colors: RGB 0 to 255 of each box and of the ground of its label.
+    """
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     height, width = image.shape[:2]
     line = max(1, round(min(height, width) / 240))
     font = ImageFont.load_default(max(10, round(min(height, width) / 32)))
-    for index in np.argsort(detections.scores, kind="stable"):
-        box = detections.boxes[index].tolist()
-        class_id = int(detections.class_ids[index])
-        color = class_color(class_id)
-        draw.rectangle(box, outline=color, width=line)
-        label = f"{spec.class_names[class_id]} {detections.scores[index]:.2f}"
+    for box, label, color in zip(boxes, labels, colors, strict=True):
+        draw.rectangle(tuple(box), outline=color, width=line)
         left, _, right, bottom = draw.textbbox((0, 0), label, font=font)
         x = max(0.0, min(box[0], width - (right - left) - 4))
         # Above the box, or inside it where there is no room above.

@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import logging
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
 
 from edge_effdet.artifacts import Size
-from edge_effdet.errors import DataError
+from edge_effdet.errors import DataError, MissingDependency
+from edge_effdet.runtime.bit_depth import stored_depth, to_rgb, warn_once
 from edge_effdet.runtime.dicom import DICOM_SUFFIXES, dicom_size, read_dicom
 from edge_effdet.runtime.limits import refuse_huge
 
 logger = logging.getLogger("edge_effdet.runtime.images")
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}) | DICOM_SUFFIXES
+_HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+_PILLOW_TURNS_TIFF = int(PIL.__version__.partition(".")[0]) >= 11
+_INSTALL_HEIC = "run pip install 'edge-effdet[heic]'"
+# Pillow before 11.3 does not know the name of this feature, and warns.
+_READS_AVIF = "avif" in features.modules and features.check_module("avif")
+try:
+    _READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+# A program may have its own finder, which refuses packages.
+except ModuleNotFoundError:
+    _READS_HEIC = False
+
+IMAGE_SUFFIXES = (
+    frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff"})
+    | {".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | ({".jp2", ".j2k", ".jpx"} if features.check_codec("jpg_2000") else set())
+    | ({".avif"} if _READS_AVIF else set())
+    | (_HEIC_SUFFIXES if _READS_HEIC else set())
+    | DICOM_SUFFIXES
+)
+"""Suffixes, in lower case, of the files that count as pictures in a folder. A file that is named by itself may have any suffix."""
+
+UNREADABLE_SUFFIXES: Mapping[str, str] = {
+    suffix: cure
+    for cure, suffixes in (
+        (_INSTALL_HEIC, _HEIC_SUFFIXES),
+        ("install Pillow 11.3 or newer", (".avif",)),
+        ("install a Pillow that was built with OpenJPEG", (".jp2", ".j2k", ".jpx")),
+        ("convert them to JPEG or PNG", (".jxl", ".psd", ".svg", ".exr")),
+        ("develop them to JPEG or PNG", (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")),
+    )
+    for suffix in suffixes
+    if suffix not in IMAGE_SUFFIXES
+}
+"""Suffixes, in lower case, of pictures that cannot be read here, each with what to do about it."""
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
@@ -32,17 +73,32 @@ _TURNS = {
 }
 """The operation that turns a picture upright, by its EXIF orientation."""
 
-_ANIMATED = frozenset({"GIF", "PNG", "WEBP"})
+_LATE_EXIF = (b"eXIf", b"iTXtXML:com.adobe.xmp", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif")
+"""How the chunks of a PNG begin in which Pillow finds an orientation."""
+
+_PNG_START, _PNG_TAIL = 8, 1 << 16
+"""Where the first chunk of a PNG starts, and how many bytes at its end are searched for its last pixels."""
+
+_SEVERAL = {
+    **dict.fromkeys(("GIF", "PNG", "WEBP", "AVIF"), "is animated; only its first frame is used"),
+    # The further pictures of an MPO, as phones write it, are previews and depth maps.
+    "TIFF": "has several pages; only its first page is used",
+    "HEIF": "holds several pictures; only its main picture is used",
+}
+"""What is said of a file with more than one picture, by Pillow's name of its format."""
+
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
 def read_image(path: Path) -> np.ndarray:
     """Decode a picture to uint8 [height, width, 3], RGB, turned upright by its EXIF orientation.
 
-    A DICOM file is windowed to 8 bits: see ``dicom.read_dicom``.
+    Transparency is dropped. ``bit_depth`` says what becomes of values that do not have 8 bits; a DICOM file is windowed to 8 bits
+    (``dicom.read_dicom``).
 
     Raises:
         DataError: the file is missing, empty, truncated, too large, or not a picture.
-        MissingDependency: the file is DICOM, and pydicom is not installed.
+        MissingDependency: the file is DICOM and pydicom is not installed, or it is HEIC and pillow-heif is not.
     """
     if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return read_dicom(path)
@@ -68,23 +124,25 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
         pixels = read_dicom(source)
         return Image.fromarray(pixels), (pixels.shape[0], pixels.shape[1])
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+        with _open(source) as image:
             refuse_huge((image.height, image.width), name)
-            if image.format in _ANIMATED and getattr(image, "is_animated", False):
-                logger.warning("%s is animated; only its first frame is used", name)
+            if image.format in _SEVERAL and getattr(image, "is_animated", False):
+                warn_once(f"several pictures: {image.format}", f"{name} {_SEVERAL[image.format]}")
+            stored, depth = image.format, stored_depth(image)
             width, height = image.size
-            sideways = image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-            size = (width, height) if sideways else (height, width)
-            if reduce_to is not None and image.format == "JPEG":
-                scale = min(reduce_to[0] / size[0], reduce_to[1] / size[1])
-                image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
+            size = (height, width)
+            if stored == "JPEG":
+                if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+                    size = (width, height)
+                if reduce_to is not None:
+                    scale = min(reduce_to[0] / size[0], reduce_to[1] / size[1])
+                    image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
             upright = _upright(image)
-            if upright.mode.startswith("I;16"):
-                # Pillow's own conversion clips 16-bit grey to 255.
-                upright = Image.fromarray((np.asarray(upright, np.uint16) >> 8).astype(np.uint8))
-            # convert would copy a picture that is RGB already.
-            return (upright if upright.mode == "RGB" else upright.convert("RGB")), size
-    except DataError:
+            if stored != "JPEG":
+                # Only a JPEG may have been reduced; what others are when they are decoded is what they are.
+                size = (upright.height, upright.width)
+            return to_rgb(upright, depth, name), size
+    except (DataError, MissingDependency):
         raise
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {name}; check the path.") from error
@@ -97,27 +155,151 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
         raise DataError(f"{name} cannot be decoded ({error}); remove it or copy it again.") from error
 
 
+@dataclass(frozen=True, slots=True)
+class PictureFrame:
+    """How a picture lies in its file.
+
+    Attributes:
+        upright: height and width of the picture as ``read_image`` returns it.
+        raw: height and width as the pixels are stored, before the EXIF orientation turns them.
+        orientation: the EXIF orientation, 1 to 8; 1 for a picture that is stored upright.
+    """
+
+    upright: Size
+    raw: Size
+    orientation: int = 1
+
+
 def image_size(path: Path) -> Size:
-    """Height and width of a picture as ``read_image`` would return it, from its header alone.
+    """Height and width of a picture as ``read_image`` would return it, from its header alone. Raises as ``picture_frame``."""
+    return picture_frame(path).upright
+
+
+def picture_frame(path: Path) -> PictureFrame:
+    """How a picture lies in its file, from its header alone.
 
     Raises:
-        DataError: the file is missing, or not a picture.
-        MissingDependency: the file is DICOM, and pydicom is not installed.
+        DataError: the file is missing, too large, or not a picture.
+        MissingDependency: as in ``read_image``.
     """
-    if Path(path).suffix.lower() in DICOM_SUFFIXES:
-        return dicom_size(path)
+    path = Path(path)
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        size = dicom_size(path)
+        return PictureFrame(size, size)
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            # PngImageFile.getexif would decode the picture; the method of the base class reads the header alone.
-            sideways = Image.Image.getexif(image).get(_EXIF_ORIENTATION) in _SIDEWAYS
+        with _open(path) as image:
+            refuse_huge((image.height, image.width), path)
+            # PngImageFile.getexif decodes the picture to find what stands after its pixels; the base class's reads the header alone.
+            late = image.format == "PNG" and "exif" not in image.info and _has_late_exif(path)
+            exif = image.getexif() if late else Image.Image.getexif(image)
+            orientation = exif.get(_EXIF_ORIENTATION)
+            return _frame(image, orientation if orientation in _TURNS else 1)
+    except (DataError, MissingDependency):
+        raise
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
     except UnidentifiedImageError as error:
-        raise _no_image(Path(path)) from error
+        raise _no_image(path) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path} is too large ({error}); scale it down.") from error
     except Exception as error:
         raise DataError(f"{path} is not an image ({error}); remove it or copy it again.") from error
-    return (width, height) if sideways else (height, width)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The picture files directly in a folder, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def describe_unreadable(files: Iterable[Path]) -> str:
+    """Count the pictures among files that cannot be read here, by ``UNREADABLE_SUFFIXES``.
+
+    Returns:
+        A clause such as "2 .heic (run pip install 'edge-effdet[heic]'), 1 .nef (develop them to JPEG or PNG)", or "" if there are none.
+    """
+    counts = Counter(path.suffix.lower() for path in files)
+    return ", ".join(
+        f"{count} {suffix} ({UNREADABLE_SUFFIXES[suffix]})"
+        for suffix, count in sorted(counts.items())
+        if suffix in UNREADABLE_SUFFIXES
+    )
+
+
+def _open(source: Path | bytes) -> Image.Image:
+    """Open a picture by its content. What HEIC needs is loaded when the first such picture comes, whatever suffix it has."""
+    try:
+        return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+    except UnidentifiedImageError:
+        if not _is_heif(source):
+            raise
+    if not _READS_HEIC and isinstance(source, Path) and source.suffix.lower() not in _HEIC_SUFFIXES:
+        # In a folder of JPEGs it is one picture that cannot be read, and no reason to end.
+        raise DataError(f"{source} is a HEIC picture in spite of its suffix; {_INSTALL_HEIC}, or convert it to JPEG.")
+    _register_heif()
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+
+
+def _is_heif(source: Path | bytes) -> bool:
+    if isinstance(source, bytes):
+        start = source[:12]
+    else:
+        with source.open("rb") as file:
+            start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS
+
+
+@functools.cache
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ModuleNotFoundError as error:
+        raise MissingDependency("pillow-heif", "heic", "to read HEIC pictures") from error
+    pillow_heif.register_heif_opener()
+
+
+def _has_late_exif(path: Path) -> bool:
+    """Whether EXIF or XMP data stand after the pixels of a PNG, where exiftool writes them."""
+    with path.open("rb", buffering=0) as file:
+        # libpng writes pixels in chunks of 8 KiB: to begin with the last one spares a walk over hundreds of them.
+        start = max(_PNG_START, file.seek(0, io.SEEK_END) - _PNG_TAIL)
+        file.seek(start)
+        last = start + file.read(_PNG_TAIL).rfind(b"IDAT") - 4
+        # These four bytes may also stand by chance among the pixels; then no walk from there ends where the file does.
+        found = _walk_chunks(file, last) if last >= start else None
+        return bool(_walk_chunks(file, _PNG_START) if found is None else found)
+
+
+def _walk_chunks(file: BinaryIO, start: int) -> bool | None:
+    """Whether a chunk after the pixels is one of ``_LATE_EXIF``; None if there is no end of a PNG after the chunks from ``start`` on."""
+    file.seek(start)
+    pixels_seen = found = False
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IEND":
+            return found
+        if kind == b"IDAT":
+            pixels_seen = True
+        elif pixels_seen:
+            begin = file.read(min(length, 21))
+            found = found or (kind + begin).startswith(_LATE_EXIF)
+            length -= len(begin)
+        # Each chunk ends with a checksum of 4 bytes.
+        file.seek(length + 4, io.SEEK_CUR)
+    return None
+
+
+def _frame(image: Image.Image, orientation: int) -> PictureFrame:
+    """The frame of a picture that was opened and not yet decoded."""
+    told = (image.height, image.width)
+    if orientation not in _SIDEWAYS:
+        return PictureFrame(told, told, orientation)
+    other = (image.width, image.height)
+    # Pillow turns a TIFF by itself when it decodes it. From 11.0 on it tells the size after that at once, unless the orientation is not
+    # in TIFF's own tag but in XMP data.
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and _PILLOW_TURNS_TIFF and tags.get(_EXIF_ORIENTATION) in _SIDEWAYS:
+        return PictureFrame(told, other, orientation)
+    return PictureFrame(other, told, orientation)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -132,8 +314,3 @@ def _no_image(source: Path | bytes) -> DataError:
         return DataError(f"The picture is {'not an image' if source else 'empty'}; give the content of an image file.")
     empty = source.stat().st_size == 0
     return DataError(f"{source} is {'empty' if empty else 'not an image'}; remove it or copy it again.")
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The picture files directly in a folder, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

@@ -54,9 +54,7 @@ def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[Latenc
         calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
         times = [1000 * np.concatenate(own) for own in time_in_turns(calls, Turns())]
     return [
-        Latency(
-            float(np.median(own)), float(np.percentile(own, 90)), len(own), len(feed["images"]), runner.arithmetic
-        )
+        Latency(float(np.median(own)), float(np.percentile(own, 90)), len(own), len(feed["images"]), runner.arithmetic)
         for own, feed, runner in zip(times, feeds, runners, strict=True)
     ]
 

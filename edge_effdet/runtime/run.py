@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import Engine
+from edge_effdet.artifacts import Engine, refuse_overwrite, require_writable
 from edge_effdet.cli import table
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.options import option
@@ -26,6 +26,8 @@ from edge_effdet.runtime.sinks import (
     JsonObject,
     Sink,
     picture_names,
+    refuse_other_results,
+    results_name,
     video_name,
 )
 from edge_effdet.runtime.sources import ImageFiles, Source
@@ -35,6 +37,9 @@ logger = logging.getLogger("edge_effdet.detect")
 
 SHOWN_EVERY = 0.2
 """Seconds between two looks at the rate."""
+
+_SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "coco": ".coco.json"}
+"""How the file of results ends, by its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +82,54 @@ def results_table(results: Sequence[dict[str, Any]]) -> str:
     return table(rows)
 
 
-def refuse_own_folder(output: Path | None, sources: Sequence[Path]) -> None:
-    """Raises UsageError for an output folder whose pictures would be overwritten."""
-    if output and output.resolve() == sources[0].resolve().parent:
+def output_files(source: Source, options: RunOptions, output: Path) -> list[Path]:
+    """The files that a run writes into the folder ``output``."""
+    kind = _results_kind(source, options)
+    files = [] if kind == "none" else [output / f"{results_name(source)}{_SUFFIXES[kind]}"]
+    if not options.draw:
+        return files
+    if isinstance(source, ImageFiles):
+        return [*files, *(output / name for name in picture_names(source.paths).values())]
+    return [*files, output / video_name(source)]
+
+
+def prepare_output(output: Path, files: Sequence[Path], source: Source, models: Sequence[Path]) -> None:
+    """See before the work that its results can be written, and that they take the place of nothing else.
+
+    Args:
+        output: a folder.
+        files: what will be written into it.
+        source: what is looked at.
+        models: the files of what looks at it.
+
+    Raises:
+        UsageError: an input would be overwritten, annotated pictures would lie among those that are read, or the folder holds results of
+            another source.
+        InputError: the folder cannot be made or written.
+    """
+    read = source.paths if isinstance(source, ImageFiles) else [Path(source.name)]
+    if isinstance(source, ImageFiles) and output.resolve() == source.paths[0].resolve().parent:
         raise UsageError(
             f"`output` {output} is the folder of the images themselves, which the annotated ones would overwrite; give "
             "another folder."
         )
+    refuse_overwrite(files, [*read, *models])
+    drawn = any(file.suffix.lower() in (".jpg", ".mp4") for file in files)
+    for record in (output / f"{results_name(source)}{suffix}" for suffix in (".json", ".jsonl")):
+        # Annotated pictures do not tell where they are from, but the results beside them do, in whatever form.
+        if drawn or record in files:
+            refuse_other_results(record, source)
+    require_writable(output, keep=False)
 
 
 def make_sinks(source: Source, engine: Engine, options: RunOptions, output: Path | None, as_json: bool) -> list[Sink]:
     """What the results go to. Where they are held in memory, a ``JsonObject`` comes first."""
-    spec, pictures = engine.spec, isinstance(source, ImageFiles)
-    kind = options.results if options.results != "auto" else "json" if pictures else "jsonl"
-    name = "detections" if pictures else video_name(source)
+    spec, kind = engine.spec, _results_kind(source, options)
+    path = output / f"{results_name(source)}{_SUFFIXES[kind]}" if output and kind != "none" else None
     sinks: list[Sink] = []
     if kind == "json":
-        head = {"engine": str(engine.path), "engine_sha256": engine.sha256}
-        sinks.append(JsonObject(output / f"{name}.json" if output else None, spec, head))
-    elif output and kind != "none":
-        path = output / f"{name}.{'jsonl' if kind == 'jsonl' else 'coco.json'}"
+        sinks.append(JsonObject(path, spec, {"engine": str(engine.path), "engine_sha256": engine.sha256}))
+    elif path is not None:
         sinks.append(JsonLines(path, spec) if kind == "jsonl" else CocoResults(path, spec))
     if as_json and kind != "json":
         sinks.append(JsonLines(None, spec))
@@ -105,8 +138,14 @@ def make_sinks(source: Source, engine: Engine, options: RunOptions, output: Path
             names = {str(path): name for path, name in picture_names(source.paths).items()}
             sinks.append(AnnotatedPictures(output, names, spec))
         else:
-            sinks.append(AnnotatedVideo(output / f"{name}.mp4", spec, source.rate))
+            sinks.append(AnnotatedVideo(output / video_name(source), spec, source.rate))
     return sinks
+
+
+def _results_kind(source: Source, options: RunOptions) -> str:
+    if options.results != "auto":
+        return options.results
+    return "json" if isinstance(source, ImageFiles) else "jsonl"
 
 
 def run_through(

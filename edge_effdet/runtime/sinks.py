@@ -10,17 +10,18 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
-from edge_effdet.artifacts import Detections, ModelSpec, atomic_output, write_json
-from edge_effdet.errors import InputError, MissingDependency, first_line
+from edge_effdet.artifacts import Detections, ModelSpec, atomic_output, json_text, printable, write_json
+from edge_effdet.artifacts.files import file_identity, folded
+from edge_effdet.errors import InputError, MissingDependency, UsageError, first_line
 from edge_effdet.runtime.pipeline import FrameResult
-from edge_effdet.runtime.sources import Source
+from edge_effdet.runtime.sources import ImageFiles, Source
 
 logger = logging.getLogger("edge_effdet.runtime.sinks")
 
@@ -148,7 +149,7 @@ class JsonLines:
         )
         if found.frame.seconds is not None:
             row["seconds"] = round(found.frame.seconds, 3)
-        line = json.dumps(row, ensure_ascii=False) + "\n"
+        line = json_text(row, ascii_only=self._path is None) + "\n"
         if self._path is None:
             print(line, end="", flush=True)
         else:
@@ -181,7 +182,7 @@ class CocoResults:
                 "bbox": [round(value, 3) for value in (x_min, y_min, x_max - x_min, y_max - y_min)],
                 "score": round(score, 6),
             }
-            _write_text(self._stream, f"{self._before}\n{json.dumps(row)}", self._path)
+            _write_text(self._stream, f"{self._before}\n{json_text(row)}", self._path)
             self._before = ","
 
     def close(self) -> None:
@@ -231,15 +232,76 @@ def detections_to_json(image: Path | str, detections: Detections, spec: ModelSpe
 
 
 def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
-    """A unique file name for each annotated picture, also if two pictures differ only in their suffix."""
-    stems = Counter(path.stem for path in sources)
-    return {path: f"{path.stem if stems[path.stem] == 1 else path.name}.jpg" for path in sources}
+    """A file name for each annotated picture, unique also where case is ignored: the picture's name with the suffix .jpg in place of its
+    own, or after it where two pictures differ in nothing else."""
+    full: set[Path] = set()
+    while True:
+        names = {path: path.name if path in full else path.stem for path in sources}
+        counts = Counter(map(folded, names.values()))
+        alike = {path for path, name in names.items() if counts[folded(name)] > 1} - full
+        if not alike:
+            return {path: f"{name}.jpg" for path, name in names.items()}
+        full |= alike
+
+
+def results_name(source: Source) -> str:
+    """The name of the file of results, without the suffix that tells its form: for pictures ``detections``, for a video its file name with
+    its suffix, since videos may differ in nothing else, and for a camera its name."""
+    if isinstance(source, ImageFiles):
+        return "detections"
+    name = Path(source.name).name if "://" not in source.name else source.name.split("://", 1)[1]
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name).strip("_.") or "camera"
 
 
 def video_name(source: Source) -> str:
-    """A file name, without suffix, for the results of a video or a camera."""
-    stem = Path(source.name).stem if "://" not in source.name else source.name.split("://", 1)[1]
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem).strip("_.") or "camera"
+    """The name of the annotated video."""
+    name = results_name(source)
+    return name if name.lower().endswith(".mp4") else f"{name}.mp4"
+
+
+def refuse_other_results(path: Path, source: Source) -> None:
+    """Refuse to overwrite results of pictures or of a video that this run does not read.
+
+    Pictures that are gone do not count where this run reads the same folder: programs empty and fill it.
+
+    Args:
+        path: a file of results, JSON or JSON lines, which may be there from an earlier run.
+        source: what this run reads.
+
+    Raises:
+        UsageError: names a picture, or the video, whose results would be lost.
+    """
+    read = source.paths if isinstance(source, ImageFiles) else [Path(source.name)]
+    names = {printable(str(each)) for each in (*read, source.name)}
+    earlier = [name for name in _named_in(path, isinstance(source, ImageFiles)) if name not in names]
+    if not earlier:
+        return
+    files, folders = {file_identity(each) for each in read}, {file_identity(each.parent) for each in read}
+    for name in earlier:
+        there, above = file_identity(Path(name)), file_identity(Path(name).parent)
+        if there in files if there else above is not None and above in folders:
+            continue
+        raise UsageError(
+            f"{path} holds the results of {name}, which this run would overwrite and does not read; give another `output`, or "
+            "delete the file."
+        )
+
+
+def _named_in(path: Path, pictures: bool) -> Iterator[str]:
+    """The pictures that a file of results names, or the video; nothing where it is no such file."""
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
+        path.open(encoding="utf-8") as stream,
+    ):
+        rows = json.load(stream) if path.suffix == ".json" else None
+        entries = (*rows["images"], *rows.get("skipped", ())) if rows is not None else map(json.loads, stream)
+        for entry in entries:
+            name = str(entry["image"])
+            if not pictures:
+                # All frames are of one video.
+                yield name.rpartition("#")[0]
+                return
+            yield name
 
 
 def _open_text(closing: contextlib.ExitStack, path: Path) -> IO[str]:

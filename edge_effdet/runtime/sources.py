@@ -7,6 +7,7 @@ GStreamer pipeline, as a Jetson's CSI camera needs it, runs in ``gst-launch-1.0`
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import stat
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, first_line
-from edge_effdet.runtime.images import IMAGE_SUFFIXES, list_images
+from edge_effdet.runtime.images import IMAGE_SUFFIXES, describe_unreadable, list_images
 
 logger = logging.getLogger("edge_effdet.runtime.sources")
 
@@ -48,6 +50,14 @@ VIDEO_SUFFIXES = frozenset(
         ".y4m",
     }
 )
+
+_LISTS = frozenset({".csv", ".json", ".jsonl", ".lst", ".txt", ".xml", ".yaml", ".yml"})
+"""Suffixes of files that list images or describe them."""
+
+_ONE_PATH = "give the path of an image or of a folder with images"
+
+_LOOKED_AT = 20_000
+"""So many files are looked at below a folder of images; more may lie in a whole disk."""
 
 _GSTREAMER = "gst-launch-1.0"
 
@@ -263,19 +273,68 @@ def open_source(text: str) -> Source:
 
 
 def find_images(source: Path) -> list[Path]:
-    """The picture files that a path names: the file itself, or all in a folder.
+    """The picture files that a path names: the file itself, or all in a folder. What is left out of a folder is logged.
 
     Raises:
-        DataError: there is nothing at the path, or the folder holds no pictures.
+        DataError: there is nothing at the path, it is a list or a pattern of names, or the folder holds no pictures.
     """
     if source.is_file():
+        if source.suffix.lower() in _LISTS:
+            raise DataError(f"{source} is no image, and lists of images are not read; {_ONE_PATH}.")
         return [source]
     if not source.is_dir():
+        if set("*?[") & set(str(source)):
+            raise DataError(f"There is no image or folder at {source}, and patterns are not read; {_ONE_PATH}.")
         raise DataError(f"There is no image or folder at {source}; correct `source`.")
     images = list_images(source)
-    if not images:
-        raise DataError(f"{source} holds no images (.jpg, .png, …); give another folder.")
-    return images
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    unreadable = describe_unreadable(files)
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES - IMAGE_SUFFIXES]
+    below, first = _images_below(source)
+    others = [_counted(below, "image") + " in sub-folders"] if below else []
+    others += [_counted(len(videos), "video")] if videos else []
+    if images:
+        if unreadable:
+            logger.warning("%s holds pictures that cannot be read here and are left out: %s", source, unreadable)
+        if others:
+            logger.info("%s: left out %s", source, " and ".join(others))
+        return images
+    if below:
+        cure = f"; give the folder that holds them, such as {first}"
+    elif videos:
+        cure = f"; give a video by its name to detect, such as {videos[0]}"
+    else:
+        # What cannot be read comes with its own cure.
+        cure = "" if unreadable else f"; {_ONE_PATH}"
+    held = [unreadable, *others] if unreadable else others
+    if not held:
+        suffixes = Counter(path.suffix.lower() or "without suffix" for path in files)
+        held = [f"{count} {suffix}" for suffix, count in suffixes.most_common(3)]
+    raise DataError(f"{source} holds no images (.jpg, .png, …){' but ' if held else ''}{', '.join(held)}{cure}.")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _images_below(folder: Path) -> tuple[int, str]:
+    """How many images the folders below a folder hold, as far as is looked, and the first that has some."""
+    count, first, looked = 0, "", 0
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files)  # noqa: PTH122
+        if here and place != str(folder):
+            count, first = count + here, first or place
+        looked += len(files) + len(folders)
+        if looked > _LOOKED_AT:
+            break
+    return count, first
 
 
 def _stream_opener(address: str, format: str | None = None) -> Callable[[], Iterator[np.ndarray]]:  # noqa: A002 - PyAV's
@@ -320,10 +379,20 @@ def _decode(container: Any) -> Iterator[np.ndarray]:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """A PyAV frame as uint8 [height, width, 3], RGB, rotated as the video's metadata say."""
-    turns = round(getattr(image, "rotation", 0) / 90) % 4
+    """A PyAV frame as uint8 [height, width, 3], RGB, turned and mirrored as the video's display matrix says."""
     pixels = image.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+    matrix = image.side_data.get("DISPLAYMATRIX")
+    # PyAV's own ``rotation`` takes a mirrored picture for one that is turned.
+    return pixels if matrix is None else _displayed(pixels, np.frombuffer(matrix, np.int32))
+
+
+def _displayed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Apply FFmpeg's display matrix, of which the first two columns of [[a, b, u], [c, d, v], [x, y, w]] matter: a pixel at (x, y) is
+    shown at (a x + c y, b x + d y)."""
+    a, b, c, d = matrix[[0, 1, 3, 4]]
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ import pytest
 from edge_effdet.backends.cores import usable_cores
 from tests.emulation.engines import write_engine
 from tests.emulation.small_detector import ExactRunner, make_pictures, write_small_detector
+from tests.once import make_once, worker_number
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,22 +120,34 @@ def visit(emulators: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
 @pytest.fixture(scope="session")
 def small_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines of the small detector for each backend, with weights of 7 and of 8 bits, and an image."""
-    folder = tmp_path_factory.mktemp("small")
-    pictures = make_pictures()
-    np.save(folder / "images.npy", pictures[0].transpose(2, 0, 1)[None])
     graphs = tmp_path_factory.mktemp("graphs")
-    for bits, biased in ((7, True), (8, True), (8, False)):
-        name = f"{bits}-bits{'' if biased else '-no-bias'}"
-        graph = write_small_detector(graphs / f"{name}.onnx", bits, biased)
-        for backend in ("onnxruntime", "openvino"):
-            if biased or backend == "onnxruntime":
-                write_engine(graph, backend, folder / f"{backend}-{name}.onnx", ExactRunner(biased), pictures)
-    return folder
+
+    def make(folder: Path) -> None:
+        pictures = make_pictures()
+        np.save(folder / "images.npy", pictures[0].transpose(2, 0, 1)[None])
+        for bits, biased in ((7, True), (8, True), (8, False)):
+            name = f"{bits}-bits{'' if biased else '-no-bias'}"
+            graph = write_small_detector(graphs / f"{name}.onnx", bits, biased)
+            for backend in ("onnxruntime", "openvino"):
+                if biased or backend == "onnxruntime":
+                    write_engine(graph, backend, folder / f"{backend}-{name}.onnx", ExactRunner(biased), pictures)
+
+    return make_once(tmp_path_factory, "small_engines", make)
 
 
 @pytest.fixture(scope="session")
-def small_answers(visit: Visit, small_engines: Path) -> dict[str, dict[str, Any]]:
-    """What the small engines compute on each processor. All are asked at once, as many at a time as there are cores."""
+def small_answers(
+    visit: Visit, small_engines: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What the small engines compute on each processor. As many processors are asked at a time as there are cores."""
+
+    def ask(name: str) -> dict[str, Any]:
+        def make(folder: Path) -> None:
+            (folder / "answers.json").write_text(json.dumps(visit(name, small_engines, "plain")))
+
+        return json.loads((make_once(tmp_path_factory, f"small-{name}", make) / "answers.json").read_text())
+
+    # Two workers start at the two ends and meet in the middle, so that neither waits for long.
+    names = list(PROCESSORS)[:: -1 if worker_number() % 2 else 1]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        answers = pool.map(lambda name: visit(name, small_engines, "plain"), PROCESSORS)
-        return dict(zip(PROCESSORS, answers, strict=True))
+        return dict(zip(names, pool.map(ask, names), strict=True))

@@ -32,7 +32,10 @@ def visit(folder: Path, plain: bool) -> dict[str, Any]:
     return {
         "flags": sorted(cpu_flags()),
         "backends": {
-            name: {"fingerprint": describe_machine(machine_fingerprint(name)), "saturates": int8_arithmetic(name).saturates}
+            name: {
+                "fingerprint": describe_machine(machine_fingerprint(name)),
+                "saturates": int8_arithmetic(name).saturates,
+            }
             for name in sorted({engine.backend for engine in engines})
         },
         "engines": {engine.path.stem: _ask(engine, images, plain) for engine in engines},

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edge_effdet import build_engine, detect, evaluate, export, quantize
-from edge_effdet.artifacts import Graph
+from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.data.synthetic import SceneOptions, write_scenes
 from tests.integration.conftest import BCCD_CHECKPOINT
 
@@ -85,7 +85,7 @@ def test_int8_without_images(bccd_graph: Graph, tmp_path: Path, capsys: pytest.C
     fails(quantize.main, f"--onnx {bccd_graph.path} --int8 --output {output}", 2, "INT8 needs real images", capsys)
     fails(
         build_engine.main,
-        f"--checkpoint {BCCD_CHECKPOINT} --int8 --backend onnxruntime --output {tmp_path / 'engines'}",
+        f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --output {tmp_path / 'engines'}",
         2,
         "INT8 needs real images",
         capsys,
@@ -102,10 +102,12 @@ def test_int8_with_too_few_images(bccd_graph: Graph, scenes: Path, tmp_path: Pat
 
 
 @pytest.mark.data
-def test_calibration_images_that_are_evaluation_images(bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_calibration_images_that_are_evaluation_images(
+    bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     arguments = (
-        f"--checkpoint {BCCD_CHECKPOINT} --int8 --backend onnxruntime --output {tmp_path / 'engines'} "
-        f"--calibration-data {bccd} --calibration-split val --calibration-images 8 --eval-data {bccd} --split val"
+        f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --output {tmp_path / 'engines'} --eval-data {bccd_part} "
+        f"--split val --calibration-data {bccd_part} --calibration-split val --calibration-images 8"
     )
     fails(build_engine.main, arguments, 2, "8 calibration images are also evaluation images", capsys)
 
@@ -159,11 +161,9 @@ def test_an_output_folder_that_cannot_be_made(damaged: Path, capsys: pytest.Capt
     ],
 )
 def test_sources(
-    source: str, said: str, bccd_graph: Graph, damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: str, said: str, bccd_engine: Engine, damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    arguments = f"--onnx {bccd_graph.path} --fp32 --backend onnxruntime --name x --output {tmp_path}"
-    assert build_engine.main(arguments.split()) == 0
-    engine = tmp_path / "x.fp32.onnx"
+    engine = bccd_engine.path
     fails(detect.main, f"--engine {engine} --source {damaged / source} --output {tmp_path / 'found'}", 2, said, capsys)
     assert not (tmp_path / "found").exists()
     fails(detect.main, f"--engine {damaged / 'empty.onnx'} --source {damaged}", 2, "has no empty.onnx.json", capsys)

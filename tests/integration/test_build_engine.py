@@ -1,4 +1,4 @@
-"""The main job on real images, from checkpoint to a proven engine."""
+"""The main job on real images, from the graph of a checkpoint to a proven engine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
 from edge_effdet.data.base import Dataset
 from edge_effdet.evaluation.accuracy import graph_as_engine
 from edge_effdet.evaluation.run import evaluate_engine
-from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.runtime.images import image_size
 from tests import tolerances
-from tests.integration.conftest import BCCD_CHECKPOINT
+from tests.integration.conftest import BCCD_CHECKPOINT, PART, quantize_quickly
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, bccd: Path) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, bccd_graph: Graph, bccd: Path) -> Path:
     """An INT8 engine of the BCCD checkpoint, judged on all 72 test images."""
     output = tmp_path_factory.mktemp("engines")
     arguments = (
-        f"--checkpoint {BCCD_CHECKPOINT} --int8 --backend onnxruntime --name bccd --output {output} "
+        f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --name bccd --output {output} "
         f"--calibration-data {bccd} --calibration-images 32 --eval-data {bccd} --split test --max-ap-drop 1.5"
     )
     assert build_engine.main(arguments.split()) == 0
@@ -61,8 +60,8 @@ def test_evaluate_reads_the_same_ap_from_the_engine_file(built: Path, bccd: Path
     assert evaluate.main(["--engine", str(built), "--data", str(bccd), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     record = load_engine(built).record
-    assert printed["AP"] == pytest.approx(record["accuracy"]["AP"])
-    assert printed["engine_sha256"] == record["engine_sha256"]
+    assert printed["AP"] == pytest.approx(record.accuracy.AP)
+    assert printed["engine_sha256"] == record.engine_sha256
     assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "images"} <= printed.keys()
     assert (printed["images"], printed["split"]) == (72, "test")
 
@@ -102,12 +101,12 @@ def test_a_changed_engine_is_refused(built: Path, bccd: Path, tmp_path: Path, ca
 
 @pytest.mark.data
 def test_too_large_a_drop_ends_with_4_and_keeps_the_engine(
-    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     # FP32 is its own reference, so its drop is 0: more than the -1 that is allowed here.
     arguments = (
         f"--onnx {bccd_graph.path} --fp32 --backend onnxruntime --name x --output {tmp_path} "
-        f"--eval-data {bccd} --max-ap-drop=-1"
+        f"--eval-data {bccd_part} --max-ap-drop=-1"
     )
     assert build_engine.main(arguments.split()) == 4
     assert "x.fp32.onnx was built and is kept" in capsys.readouterr().err
@@ -116,12 +115,12 @@ def test_too_large_a_drop_ends_with_4_and_keeps_the_engine(
 
 @pytest.mark.data
 def test_a_search_judges_by_another_split_and_keeps_its_steps(
-    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     table = tmp_path / "table.json"
     arguments = (
-        f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --calibration-data {bccd} "
-        f"--calibration-images 16 --calibration-table {table} --rounding nearest --eval-data {bccd} --split test --search"
+        f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --calibration-data {bccd_part} "
+        f"--calibration-images 8 --calibration-table {table} --rounding nearest --eval-data {bccd_part} --split test --search"
     )
     assert build_engine.main(f"{arguments} --max-ap-drop none".split()) == 2
     assert "--search needs a budget" in capsys.readouterr().err
@@ -130,7 +129,7 @@ def test_a_search_judges_by_another_split_and_keeps_its_steps(
     assert not list(tmp_path.iterdir())
     assert build_engine.main(f"{arguments} --max-ap-drop 20".split()) == 0
     said = capsys.readouterr()
-    assert "searching on 87 images (split val)" in said.err and "all convolutions can be INT8" in said.err
+    assert f"searching on {PART} images (split val)" in said.err and "all convolutions can be INT8" in said.err
     steps = json.loads((tmp_path / "graphs" / "x.int8.onnx.search.json").read_text())
     assert steps["identity"]["evaluation_sha256"] and list(steps["judged"]) == ["0"]
     assert json.loads(table.read_text())["identity"]["graph_sha256"] == bccd_graph.sha256
@@ -140,15 +139,15 @@ def test_a_search_judges_by_another_split_and_keeps_its_steps(
 
 @pytest.mark.data
 def test_a_graph_that_is_int8_already_is_no_reference_for_itself(
-    bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_int8_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --json"
-    assert build_engine.main(f"{arguments} --eval-data {bccd} --max-ap-drop 1".split()) == 2
+    assert build_engine.main(f"{arguments} --eval-data {bccd_part} --max-ap-drop 1".split()) == 2
     assert "no FP32 graph here to lose AP against" in capsys.readouterr().err
-    assert build_engine.main(f"{arguments} --eval-data {bccd} --split train".split()) == 2
+    assert build_engine.main(f"{arguments} --eval-data {bccd_part} --split train".split()) == 2
     assert "are also evaluation images" in capsys.readouterr().err
     assert not list(tmp_path.glob("x.*"))
-    assert build_engine.main(f"{arguments} --eval-data {bccd}".split()) == 0
+    assert build_engine.main(f"{arguments} --eval-data {bccd_part}".split()) == 0
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
     assert accuracy["AP"] > 0.3 and accuracy["reference_AP"] is None and accuracy["drop"] is None
 
@@ -220,13 +219,13 @@ def test_tensorrt_rtx_builds_without_a_gpu(
 
 @pytest.mark.data
 def test_an_engine_that_cannot_run_here_says_so(
-    bccd_half_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_half_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     if tensorrt_rtx.probe().runs_here:  # type: ignore[union-attr]
         pytest.skip("a GPU is here, so the engine runs")
     arguments = (
         f"--onnx {bccd_half_graph.path} --fp16 --backend tensorrt-rtx --target 89 --name ahead --output {tmp_path} "
-        f"--eval-data {bccd} --split test --json"
+        f"--eval-data {bccd_part} --split test --json"
     )
     assert build_engine.main(arguments.split()) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -234,19 +233,17 @@ def test_an_engine_that_cannot_run_here_says_so(
     assert printed["engine_verified"] is False and printed["latency"] is None
     assert printed["target"] == "89" and printed["backend"] == "tensorrt-rtx"
     assert printed["proof"]["fp16_mac_fraction"] == 1.0
-    assert detect.main(["--engine", str(tmp_path / "ahead.fp16.engine"), "--source", str(bccd / "JPEGImages")]) == 3
+    assert (
+        detect.main(["--engine", str(tmp_path / "ahead.fp16.engine"), "--source", str(bccd_part / "JPEGImages")]) == 3
+    )
     assert "error: " in capsys.readouterr().err
 
 
 @pytest.mark.data
 def test_int8_graph_with_fp16_around_it_builds_and_detects_the_same(
-    bccd_graph: Graph, bccd_int8_graph: Graph, bccd_dataset: Dataset, tmp_path: Path
+    bccd_graph: Graph, bccd_int8_graph: Graph, bccd_dataset: Dataset, bccd_part: Path, tmp_path: Path
 ):
-    from edge_effdet.quant.choose import load_calibration_images
-    from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
-
-    images: CalibrationImages = load_calibration_images(bccd_dataset.splits["train"], bccd_graph.spec, 32, seed=0)
-    mixed = quantize_graph(bccd_graph, images, QuantizeOptions(high_precision="fp16"), tmp_path / "mixed.onnx")
+    mixed = quantize_quickly(bccd_graph, bccd_part, tmp_path / "mixed.onnx", high_precision="fp16")
     samples = bccd_dataset.splits["test"][:24]
     one = evaluate_engine(graph_as_engine(bccd_int8_graph), samples)
     two = evaluate_engine(graph_as_engine(mixed), samples)

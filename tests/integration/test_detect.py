@@ -154,9 +154,9 @@ def test_a_video_is_annotated_frame_by_frame(bccd_engine: Engine, tmp_path: Path
     assert detect.main(f"--engine {bccd_engine.path} --source {clip} --output {output} --json".split()) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["images"], summary["skipped"], summary["dropped"]) == (12, 0, 0)
-    rows = [json.loads(line) for line in (output / "clip.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (output / "clip.avi.jsonl").read_text().splitlines()]
     assert [row["seconds"] for row in rows] == [round(number / 10, 3) for number in range(12)]
-    with av.open(str(output / "clip.mp4")) as container:
+    with av.open(str(output / "clip.avi.mp4")) as container:
         frames = list(container.decode(video=0))
     assert [round(frame.time, 2) for frame in frames] == [round(number / 10, 2) for number in range(12)]
     assert (frames[0].height, frames[0].width) == (98, 132)

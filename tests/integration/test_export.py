@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from edge_effdet import export
+from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.graph.model import load_graph
 from edge_effdet.graph.targets import TARGETS
 from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.proof import prove_precision
-from edge_effdet.quant.stage import QuantizeOptions, quantize_graph
+from edge_effdet.quant.stage import QuantizeOptions, quantize_on_images
 from tests import tolerances
 
 MODEL = "--model tf_efficientdet_lite0 --image-size 128x160 --classes disc --raw"
@@ -72,10 +73,10 @@ def test_fused_graphs_compute_the_same(kept: tuple[Path, str], dense: Path, chos
     counts = [count_convolutions(path) for path in (kept[0], dense, chosen[0])]
     assert counts[:2] == [182, 182 - 64]
     images = np.random.default_rng(0).integers(0, 256, (1, 3, 128, 160), np.uint8)
-    with OnnxRuntimeRunner(kept[0]) as runner:
+    with OnnxRuntimeRunner(kept[0], LoadOptions()) as runner:
         expected = runner.run({"images": images})
     for path, convolutions in zip((dense, chosen[0]), counts[1:], strict=True):
-        with OnnxRuntimeRunner(path) as runner:
+        with OnnxRuntimeRunner(path, LoadOptions()) as runner:
             found = runner.run({"images": images})
         for name, tensor in expected.items():
             assert np.abs(found[name] - tensor).max() <= tolerances.HEAD_TENSOR * np.abs(tensor).max()
@@ -116,6 +117,8 @@ def test_the_share_of_int8_is_counted_as_before_fusion(
 ):
     graph = load_graph(dense)
     images = load_calibration_images(read_dataset(tiny_voc).all_samples(), graph.spec, 8, seed=0)
-    quantized = quantize_graph(graph, images, QuantizeOptions(method="max", rounding="nearest"), tmp_path / "int8.onnx")
+    quantized = quantize_on_images(
+        graph, images, QuantizeOptions(method="max", rounding="nearest"), tmp_path / "int8.onnx"
+    )
     before, after = (prove_precision(ir.load(str(path))) for path in (kept[0], quantized.path))
     assert after.macs["int8"] == before.macs["fp32"] > 0

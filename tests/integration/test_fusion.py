@@ -12,7 +12,7 @@ import torch
 
 from edge_effdet.graph.export import ExportOptions
 from edge_effdet.models.bifpn import is_edge_weight
-from edge_effdet.models.detector import Detector
+from edge_effdet.models.detector import DetectionModule
 from edge_effdet.models.zoo import model_spec
 from tests import tolerances
 from tests.networks import export_and_compare, random_network
@@ -36,7 +36,7 @@ def test_fusion_is_constant_in_the_graph_and_computes_what_torch_does(tmp_path: 
     # A factor below 0 does not go through a MaxPool, and unbounded fusion has some; fast fusion makes zeros of weights below 0, and
     # where all of a node's are, one edge stays at 0, which nothing can be divided by.
     refusals = [why for report in export.report.rules for _, why in report.refused]
-    allowed = "no factor of its edges can be divided by, or goes through the maximum of a pooling"
+    allowed = "none of its factors is one that others can be divided by and that commutes with a pooling's maximum"
     assert all(fusion in ("unbounded", "fast") and why == allowed for why in refusals), refusals
     kinds = Counter(node.op_type for node in onnx.load(export.graph.path).graph.node)
     assert not FUSION_KINDS & set(kinds), kinds
@@ -50,7 +50,7 @@ def test_the_comparison_sees_another_weight():
     weights = [parameter for key, parameter in network.named_parameters() if is_edge_weight(key)]
     assert 0.1 < np.mean(torch.cat([weight.data for weight in weights]).numpy() < 0) < 0.9
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), dtype=np.uint8))
-    detector = Detector(network, spec, raw=True).eval()
+    detector = DetectionModule(network, spec, raw=True).eval()
     with torch.inference_mode():
         expected = detector(images)
         weights[12].data[0] += 0.5

@@ -8,6 +8,7 @@ import torch
 from effdet import DetBenchPredict
 
 from edge_effdet.artifacts import Detections, Graph, ModelSpec
+from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
 from edge_effdet.data.base import Dataset, readable_images
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
@@ -41,7 +42,7 @@ def test_detections_equal_those_of_effdet(bccd_graph: Graph, bccd_dataset: Datas
     spec = bccd_graph.spec
     bench = DetBenchPredict(load_network(open_checkpoint(BCCD_CHECKPOINT))).eval()
     compared = 0
-    with OnnxRuntimeRunner(bccd_graph.path) as runner:
+    with OnnxRuntimeRunner(bccd_graph.path, LoadOptions()) as runner:
         for sample, image in readable_images(bccd_dataset.splits["test"][:30]):
             expected = predict_with_effdet(bench, image, spec)
             # A score at the threshold may fall on either side of it; whatever is expected must be there just below.

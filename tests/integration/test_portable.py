@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,24 +17,19 @@ import pytest
 
 from benchmarks.peers.plain_onnxruntime import PlainRunner
 from edge_effdet import build_engine, detect, evaluate, verify
-from edge_effdet.artifacts import Engine, Graph, file_sha256, load_engine, write_json
+from edge_effdet.artifacts import Engine, Graph, load_engine, write_record
+from edge_effdet.artifacts.record import Fingerprint
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
-from edge_effdet.backends.base import load_runner
-from edge_effdet.backends.fingerprint import Fingerprint
-from edge_effdet.building.engine import CANDIDATES
+from edge_effdet.backends.base import CompileOptions, load_runner
+from edge_effdet.building.engine import CANDIDATES, compile_engine
 from edge_effdet.data.base import Dataset, readable_images
 from edge_effdet.errors import EngineError
 from edge_effdet.evaluation.accuracy import find_in_graph
+from edge_effdet.runtime.agreement import TOLERANCES, detection_distance, find_best
 from edge_effdet.runtime.detector import Detector
-from edge_effdet.runtime.golden import (
-    TOLERANCES,
-    detection_distance,
-    draw_pictures,
-    encode_picture,
-    find_best,
-    make_golden,
-)
+from edge_effdet.runtime.golden import draw_pictures, encode_picture, make_golden
 from edge_effdet.runtime.preprocess import letterbox
+from tests.integration.conftest import QUICK
 
 SATURATES = int8_arithmetic("openvino").saturates
 WITH_VNNI = Fingerprint("openvino", "2026.4.1", "x86", ("avx2", "avx512_vnni", "avx512f"))
@@ -50,22 +44,11 @@ def photographs(bccd_graph: Graph, bccd_dataset: Dataset) -> list[np.ndarray]:
 
 def as_built_with_vnni(graph: Graph, photographs: list[np.ndarray], folder: Path) -> Engine:
     """The engine as a machine with VNNI builds it for OpenVINO: its golden detections are those of exact arithmetic."""
-    path = folder / "moved.int8.onnx"
-    shutil.copy(graph.path, path)
-    engine = Engine(path, graph.spec, "openvino", "int8", {})
+    engine = compile_engine(graph, "openvino", CompileOptions(), folder / "moved.int8.onnx")
     with load_runner(replace(engine, backend="onnxruntime")) as runner:
         golden = make_golden(runner, graph.spec, photographs, "pictures", "int8", WITH_VNNI)
-    record = {
-        "spec": graph.spec.to_dict(),
-        "engine_sha256": file_sha256(path),
-        "backend": "openvino",
-        "precision": "int8",
-        "accuracy": None,
-        "parents": {**graph.parents, "compiled_graph": graph.sha256},
-        "golden": golden,
-    }
-    write_json(engine.json_path, record)
-    return load_engine(path)
+    write_record(replace(engine, record=replace(engine.require_record(), golden=golden)))
+    return load_engine(engine.path)
 
 
 def largest_code(path: Path) -> int:
@@ -117,30 +100,30 @@ def test_an_engine_that_saturates_where_it_is_taken_is_refused(
 def test_evaluation_goes_through_the_check_too(
     bccd_full_range_graph: Graph,
     photographs: list[np.ndarray],
-    bccd: Path,
+    bccd_part: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
     if not SATURATES:
         pytest.skip("OpenVINO's INT8 is exact on this processor")
     engine = as_built_with_vnni(bccd_full_range_graph, photographs, tmp_path)
-    assert evaluate.main(["--engine", str(engine.path), "--data", str(bccd)]) == 2
+    assert evaluate.main(["--engine", str(engine.path), "--data", str(bccd_part)]) == 2
     assert "finds other objects" in capsys.readouterr().err
 
 
 @pytest.mark.data
 def test_a_wrong_backend_does_not_win_the_race(
-    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = (
         f"--onnx {bccd_graph.path} --int8 --backend fastest --name x --output {tmp_path} --json --weight-codes 127 "
-        f"--calibration-data {bccd} --calibration-images 8 --method max --rounding nearest"
+        f"--calibration-data {bccd_part} {QUICK}"
     )
     assert build_engine.main(arguments.split()) == 0
     said = capsys.readouterr()
     record = json.loads(said.out)
     (row,) = (row for row in record["race"]["backends"] if row["backend"] == "openvino")
-    assert ("skipped" in row) == SATURATES
+    assert (row["skipped"] is not None) == SATURATES
     if SATURATES:
         assert (
             "computes something else here: on 8 pictures its scores differ" in row["skipped"]
@@ -153,11 +136,11 @@ def test_a_wrong_backend_does_not_win_the_race(
 
 @pytest.mark.data
 def test_a_wrong_engine_ends_the_build_with_4(
-    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     arguments = (
         f"--onnx {bccd_graph.path} --int8 --backend openvino --name x --output {tmp_path} --weight-codes 127 "
-        f"--calibration-data {bccd} --calibration-images 8 --method max --rounding nearest"
+        f"--calibration-data {bccd_part} {QUICK}"
     )
     # Without labels, by what it finds in calibration pictures.
     code = build_engine.main(arguments.split())
@@ -171,7 +154,7 @@ def test_a_wrong_engine_ends_the_build_with_4(
     assert record["agreement"]["right"] != SATURATES
     # What is wrong here must not become what other machines are measured by.
     assert record["golden"]["kind"] == ("none" if SATURATES else "pictures")
-    assert "--max-ap-drop none lets any engine pass" in said.out
+    assert "a budget of none lets any engine pass" in said.out
 
 
 @pytest.mark.data
@@ -186,20 +169,20 @@ def test_other_programs_compute_our_graph_right(bccd_int8_graph: Graph, photogra
 @pytest.mark.data
 @pytest.mark.parametrize("kind", ["drawn", "none"])
 def test_private_pictures_stay_at_home(
-    bccd_int8_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    bccd_int8_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ):
     arguments = (
         f"--onnx {bccd_int8_graph.path} --int8 --backend onnxruntime --name x --output {tmp_path} --golden {kind} "
-        f"--eval-data {bccd} --split val"
+        f"--eval-data {bccd_part} --split val"
     )
     assert build_engine.main(arguments.split()) == 0
     said = capsys.readouterr().out
     assert ("drawn pictures are in the JSON" in said) == (kind == "drawn") and "pictures given" not in said
     engine = load_engine(tmp_path / "x.int8.onnx")
-    assert engine.record["golden"]["kind"] == kind
-    assert ("pictures" in engine.record["golden"]) == (kind == "drawn")
+    assert engine.record.golden.kind == kind
+    assert bool(engine.record.golden.pictures) == (kind == "drawn")
     drawn = {encode_picture(picture) for picture in draw_pictures(engine.spec.image_size, CANDIDATES)}
-    assert {base64.b64decode(each["jpeg"]) for each in engine.record["golden"].get("pictures", [])} <= drawn
+    assert {base64.b64decode(each.jpeg) for each in engine.record.golden.pictures} <= drawn
     assert verify.main(["--engine", str(engine.path), "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)["golden"]
     assert checked is None if kind == "none" else checked["passed"]
@@ -207,27 +190,27 @@ def test_private_pictures_stay_at_home(
 
 @pytest.mark.data
 def test_verify_measures_and_rewrites_nothing(
-    bccd_graph: Graph, bccd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    arguments = f"--onnx {bccd_graph.path} --fp32 --backend onnxruntime --name x --output {tmp_path} --eval-data {bccd} --split test"
+    arguments = f"--onnx {bccd_graph.path} --fp32 --backend onnxruntime --name x --output {tmp_path} --eval-data {bccd_part} --split test"
     assert build_engine.main(arguments.split()) == 0
     engine = tmp_path / "x.fp32.onnx"
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert verify.main(["--engine", str(engine), "--data", str(bccd), "--json"]) == 0
+    assert verify.main(["--engine", str(engine), "--data", str(bccd_part), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     record = load_engine(engine).record
-    assert said["accuracy"]["AP"] == pytest.approx(record["accuracy"]["AP"]) and said["accuracy"]["passed"] is True
+    assert said["accuracy"]["AP"] == pytest.approx(record.accuracy.AP) and said["accuracy"]["passed"] is True
     assert said["accuracy"]["split"] == "test" and said["golden"]["distance"] < 1e-3, "rounding in the record shows"
-    assert record["accuracy"]["machine"]["backend"] == "onnxruntime"
-    assert verify.main(["--engine", str(engine), "--data", str(bccd), "--split", "val"]) == 0
+    assert record.accuracy.machine.backend == "onnxruntime"
+    assert verify.main(["--engine", str(engine), "--data", str(bccd_part), "--split", "val"]) == 0
     assert "other images" in capsys.readouterr().out
     # An engine that was proven to be better than it is here.
     path = engine.with_name(engine.name + ".json")
     record = json.loads(path.read_text())
     record["accuracy"]["AP"] += 0.02
     path.write_text(json.dumps(record))
-    assert verify.main(["--engine", str(engine), "--data", str(bccd)]) == 4
+    assert verify.main(["--engine", str(engine), "--data", str(bccd_part)]) == 4
     assert "AP here and had" in capsys.readouterr().err
     path.write_bytes(before[path])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

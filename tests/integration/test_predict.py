@@ -15,7 +15,7 @@ from edge_effdet import evaluate, predict
 from edge_effdet.artifacts import Checkpoint
 from edge_effdet.evaluation.members import InferenceOptions, load_members, predict_image, predict_images
 from edge_effdet.models.checkpoint import load_network, open_checkpoint, save_checkpoint
-from edge_effdet.models.detector import Detector
+from edge_effdet.models.detector import DetectionModule
 from edge_effdet.models.runner import TorchRunner
 from edge_effdet.runtime.detector import detect_image
 from edge_effdet.runtime.images import read_image
@@ -83,7 +83,7 @@ def test_a_checkpoint_fused_with_itself_finds_the_same(images: list[np.ndarray])
 @torch.inference_mode()
 def test_head_tensors_that_someone_has_already_are_decoded_as_the_whole_detector_would():
     checkpoint = open_checkpoint(BCCD_CHECKPOINT)
-    detector = Detector(load_network(checkpoint), checkpoint.spec).eval()
+    detector = DetectionModule(load_network(checkpoint), checkpoint.spec).eval()
     pixels = torch.randint(0, 256, (2, 3, *checkpoint.spec.image_size), dtype=torch.uint8)
     class_levels, box_levels = detector.network(detector.normalise(pixels))
     for ours, whole in zip(detector.decode(class_levels, box_levels), detector(pixels), strict=True):

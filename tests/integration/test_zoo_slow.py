@@ -17,7 +17,7 @@ from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.graph.model import load_model
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.quant.choose import load_calibration_images
-from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_graph
+from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_on_images
 from tests import tolerances
 from tests.integration.conftest import ASSETS
 from tests.networks import export_and_compare, random_network
@@ -82,7 +82,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(precision: str, graph: Graph, data_ro
     elif precision == "int8":
         photos = read_dataset(data_root / "coco_val_open").all_samples()
         images = load_calibration_images(photos, graph.spec, 8, seed=0)
-        built = quantize_graph(
+        built = quantize_on_images(
             graph, images, QuantizeOptions(method="max", high_precision="fp16"), tmp_path / "int8.onnx"
         )
     for target in ("86+89+120", "75") if graph.spec.name == f"{D}0" else ("89",):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from edge_effdet import __main__ as program
 from edge_effdet.artifacts import AnchorSpec
 from edge_effdet.data.__main__ import main, make_argument_parser
 from edge_effdet.data.anchors import anchor_bases, best_levels, mean_best_iou, suggest_anchors
-from edge_effdet.data.base import Dataset, Problem, make_sample
+from edge_effdet.data.base import PROBLEM_KINDS, Dataset, Problem, make_sample
 from edge_effdet.data.check import check_dataset, report_text
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError
@@ -179,6 +180,11 @@ def test_many_problems_are_cut_in_the_text_only():
     assert len(report.to_dict()["problems"]) == 26
 
 
+def test_the_kinds_of_problems_are_those_of_the_documentation():
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+: .+) \|$", text, re.MULTILINE)) == PROBLEM_KINDS
+
+
 def test_decoding_finds_what_the_header_hides(tiny_voc, tmp_path):
     dataset = read_dataset(tiny_voc)
     cut = tmp_path / "cut.jpg"
@@ -209,6 +215,26 @@ def test_the_command_gives_one_json_object(tiny_voc, capsys):
     assert (data["format"], data["image_size"], list(data["splits"])) == ("voc", [64, 96], ["val"])
     assert data["boxes_below_smallest_anchor"] == 4
     assert {"classes", "levels", "duplicates", "problems", "notes", "anchors", "decoded"} <= data.keys()
+    assert data["exporter"] is None
+
+
+def test_the_exporter_and_what_is_wrong_with_the_whole_set_are_named(tmp_path, draw, write, capsys):
+    for number in range(3):
+        draw(tmp_path / "train" / f"{number}.jpg", size=(64, 96))
+    rows = "".join(f"{number}.jpg,48,32,bird,5,5,25,25\n" for number in range(3))
+    write(tmp_path / "train" / "_annotations.csv", f"filename,width,height,class,xmin,ymin,xmax,ymax\n{rows}")
+    assert main(["check", str(tmp_path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["format"], data["exporter"]) == ("csv", "Roboflow")
+    assert [problem["kind"] for problem in data["problems"]] == ["declared_size"]
+    assert main(["check", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f"{tmp_path}: CSV, 1 class, 3 images, 3 boxes" in text
+    assert f"note: {tmp_path} looks like an export of Roboflow." in text
+    assert "3 of 3 pictures have another size than the one that they were annotated in" in text
+    assert "; --boxes-in declared scales the boxes to the pictures" in text
+    assert main(["check", str(tmp_path), "--boxes-in", "declared"]) == 0
+    assert capsys.readouterr().out.endswith("no problems\n")
 
 
 def test_findings_are_no_error_and_are_not_printed_twice(tmp_path, draw, write, capsys):
@@ -223,18 +249,21 @@ def test_findings_are_no_error_and_are_not_printed_twice(tmp_path, draw, write, 
 def test_data_that_cannot_be_read_is_exit_code_2(tmp_path, capsys):
     assert main(["check", str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.startswith("error: There is no data at ")
-    assert main(["check", str(tmp_path)]) == 2
-    assert "known format" in capsys.readouterr().err
+    assert main(["check", str(tmp_path), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "known format" in captured.err
 
 
-def test_help_ends_with_an_example_that_can_be_parsed(capsys):
+@pytest.mark.parametrize("action", ["check", "convert", "view"])
+def test_the_help_of_each_action_ends_with_an_example_that_can_be_parsed(capsys, action):
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        main([action, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "usage: python -m edge_effdet.data" in text
     example = text.split("example:\n")[1]
-    make_argument_parser().parse_args(shlex.split(example)[3:])
+    assert make_argument_parser(action).parse_args(shlex.split(example)[3:]).action == action
 
 
 @pytest.mark.data

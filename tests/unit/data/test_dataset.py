@@ -159,7 +159,7 @@ def test_boxes_are_inside_and_each_that_is_missing_is_a_problem(boxes, height, w
     rows = [(box, 0, False) for box in boxes]
     sample = make_sample("a", Path("a.jpg"), height, width, rows, "here", problems)
     assert {problem.kind for problem in problems} <= PROBLEM_KINDS.keys()
-    assert len(sample.boxes) + sum(problem.kind == "degenerate" for problem in problems) == len(boxes)
+    assert len(sample.boxes) + sum(problem.kind in ("degenerate", "swapped") for problem in problems) == len(boxes)
     assert (sample.boxes >= 0).all()
     assert (sample.boxes <= (width, height, width, height)).all()
     assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
@@ -234,8 +234,14 @@ def test_the_split_is_read_from_words(names, split):
     assert split_in_name(*names) == split
 
 
-def test_an_unknown_format_names_all_four(tmp_path):
-    with pytest.raises(DataError, match=r"COCO.*Pascal VOC.*YOLO.*data\.yaml.*CSV.*image_id,x_min"):
+def test_an_unknown_format_names_all_and_what_is_there(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.heic", "b.heic", "notes.docx"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        DataError,
+        match=r"it holds 2 \.heic, 1 \.docx, the folder photos\. .* COCO.*Pascal VOC.*YOLO.*CSV.*docs/data\.md",
+    ):
         read_dataset(tmp_path)
 
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 
 import pytest
 import torch
-from effdet import DetBenchPredict
-from effdet import create_model_from_config as create_effdet
 from safetensors.torch import load_file, save_file
 
 from edge_effdet.artifacts import ModelSpec, file_sha256
-from edge_effdet.errors import CheckpointError
+from edge_effdet.errors import CheckpointError, UsageError
 from edge_effdet.models.checkpoint import (
-    load_effdet_pth,
+    SourceOptions,
+    describes_itself,
+    is_checkpoint,
+    load_foreign,
     load_network,
     load_weights,
+    main,
     open_checkpoint,
     save_checkpoint,
     tensors_sha256,
 )
-from edge_effdet.models.zoo import create_network, effdet_config, model_spec
+from edge_effdet.models.zoo import create_network, model_spec
 
 SPEC = model_spec("tf_efficientdet_lite0", ("disc", "bar"), (3, 7), (64, 64))
 PROVENANCE = {"command": "train", "val": {"AP": 0.5, "AP_small": None}}
@@ -91,7 +92,7 @@ def test_weights_that_are_not_finite_are_not_written(network, tmp_path, value, h
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    for load in (open_checkpoint, lambda path: load_effdet_pth(path, SPEC)):
+    for load in (open_checkpoint, lambda path: load_foreign(path, SPEC)):
         with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent"):
             load(tmp_path / "absent")
 
@@ -162,10 +163,63 @@ def test_a_file_of_another_kind_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_safetensors_of_another_program_are_told(tmp_path, metadata):
-    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors", metadata)
-    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is a safetensors file of another program"):
-        open_checkpoint(tmp_path / "foreign.safetensors")
+def test_safetensors_of_another_program_need_a_model(network, tmp_path, metadata):
+    path = tmp_path / "foreign.safetensors"
+    save_file(weights_of(network), path, metadata)
+    assert not describes_itself(path)
+    with pytest.raises(UsageError, match=r"foreign\.safetensors does not say which model it is.*give `model` NAME"):
+        open_checkpoint(path)
+    opened = open_checkpoint(path, SourceOptions(model=SPEC.name, classes="disc, bar", image_size=(64, 64)))
+    assert (opened.spec.name, opened.spec.class_names, opened.spec.image_size) == (SPEC.name, ("disc", "bar"), (64, 64))
+    assert (opened.sha256, opened.provenance) == (file_sha256(path), {})
+    for name, tensor in weights_of(load_network(opened)).items():
+        assert torch.equal(tensor, network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"model": "tf_efficientdet_d0"}, r"is a tf_efficientdet_lite0, not a tf_efficientdet_d0; leave `model` out"),
+        ({"classes": "disc"}, r"has 2 classes \(disc, bar…\) and `classes` names 1; leave `classes` out"),
+        ({"image_size": (128, 128)}, r"was trained at 64x64; leave `image_size` out"),
+        ({"fusion": "fast"}, r"sums its BiFPN's inputs by sum; leave `fusion` out"),
+    ],
+)
+def test_what_a_checkpoint_says_is_not_contradicted(saved, told, said):
+    assert describes_itself(saved.path)
+    assert open_checkpoint(saved.path, SourceOptions(model=SPEC.name, classes="disc,bar", image_size=(64, 64))) == saved
+    with pytest.raises(UsageError, match=said):
+        open_checkpoint(saved.path, SourceOptions(**told))
+
+
+def test_the_state_of_a_run_is_no_checkpoint(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "resume.safetensors", {"edge_effdet_resume": "{}"})
+    with pytest.raises(CheckpointError, match=r"state of a run that `resume` goes on with; give best\.safetensors"):
+        open_checkpoint(tmp_path / "resume.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_one"),
+    [
+        ("a.bin", b"PK\x03\x04", True),
+        ("a.ckpt", b"\x80\x02", True),
+        ("a.weights", b"\x10\0\0\0\0\0\0\0{", True),
+        ("a.safetensors", b"", True),
+        ("a.onnx", b"\x08\x0a\x12\x04", False),
+        ("a.engine", b"ftrt", False),
+    ],
+)
+def test_a_checkpoint_is_recognised_by_its_content(tmp_path, name, content, is_one):
+    (tmp_path / name).write_bytes(content)
+    assert is_checkpoint(tmp_path / name) == is_one
+    assert not is_checkpoint(tmp_path / "absent.pth")
+
+
+def test_a_copy_of_another_programs_file_says_which_model_it_holds(network, tmp_path):
+    torch.save({"model_state_dict": network.state_dict()}, tmp_path / "kaggle.bin")
+    told = ["--model", SPEC.name, "--classes", "disc,bar", "--image-size", "64"]
+    assert main([str(tmp_path / "kaggle.bin"), str(tmp_path / "own.safetensors"), *told]) == 0
+    assert open_checkpoint(tmp_path / "own.safetensors").spec.class_names == ("disc", "bar")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"spec": {}}', '{"spec": null}', "3"])
@@ -175,84 +229,29 @@ def test_a_damaged_description_is_told(tmp_path, text):
         open_checkpoint(tmp_path / "damaged.safetensors")
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"state_dict": {}, "state_dict_ema": state},
-        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
-    ],
-)
-def test_effdets_own_pth_loads(tmp_path, wrap):
-    config = effdet_config(SPEC.name)
-    reference = create_effdet(config, num_classes=2, image_size=(64, 64), pretrained=False, pretrained_backbone=False)
-    torch.save(wrap(reference.state_dict()), tmp_path / "effdet.pth")
-    loaded = load_effdet_pth(tmp_path / "effdet.pth", SPEC)
-    for name, tensor in weights_of(loaded).items():
-        assert torch.equal(tensor, reference.state_dict()[name])
-
-
-def test_the_pth_of_effdets_bench_loads_without_its_anchors(network, tmp_path):
-    state = DetBenchPredict(network).state_dict()
-    assert any(name.startswith("model.") for name in state)
-    torch.save({name: tensor for name, tensor in state.items() if "anchors" not in name}, tmp_path / "bench.pth")
-    assert torch.equal(
-        load_effdet_pth(tmp_path / "bench.pth", SPEC).class_net.predict.conv_pw.bias,
-        network.class_net.predict.conv_pw.bias,
-    )
-
-
-def test_pickled_code_is_refused_and_does_not_run(tmp_path):
-    marker = tmp_path / "it_ran"
-
-    class Hostile:
-        def __reduce__(self):
-            return os.mkdir, (str(marker),)
-
-    torch.save({"weight": Hostile()}, tmp_path / "hostile.pth")
-    with pytest.raises(CheckpointError, match=r"hostile\.pth holds pickled Python objects"):
-        load_effdet_pth(tmp_path / "hostile.pth", SPEC)
-    assert not marker.exists()
-    torch.load(tmp_path / "hostile.pth", weights_only=False)
-    assert marker.exists(), "the hostile file does nothing even when its code runs"
-
-
-def test_a_pickled_module_is_refused(network, tmp_path):
-    torch.save(network.class_net.predict, tmp_path / "module.pth")
-    with pytest.raises(CheckpointError, match=r"module\.pth holds pickled Python objects.*state_dict"):
-        load_effdet_pth(tmp_path / "module.pth", SPEC)
-
-
-@pytest.mark.parametrize("keep", [0, 1, 30, 20_000, -1])
-def test_a_truncated_pth_is_named(network, tmp_path, keep):
-    torch.save(network.state_dict(), tmp_path / "whole.pth")
-    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"cut\.pth (is truncated|holds pickled|is not)") as caught:
-        load_effdet_pth(tmp_path / "cut.pth", SPEC)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [{}, {"weight": 3}, [torch.zeros(2)], torch.zeros(2), 3])
-def test_a_pth_without_weights_is_named(tmp_path, content):
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=r"odd\.pth holds no dictionary of weights"):
-        load_effdet_pth(tmp_path / "odd.pth", SPEC)
-
-
 def test_another_class_count_is_told_by_its_number(network):
     three = model_spec(SPEC.name, ("a", "b", "c"), image_size=(64, 64))
     with pytest.raises(CheckpointError, match="source predicts 2 classes and 3 were expected"):
         load_weights(three, network.state_dict(), "source")
 
 
-@pytest.mark.parametrize("name", ["tf_efficientdet_d0", "tf_efficientdet_lite1"])
-def test_another_architecture_is_told(network, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "tf_efficientdet_d0",
+            r"of 676 tensors 88 are missing and 0 have another shape, and 0 are unknown \(missing backbone",
+        ),
+        (
+            "tf_efficientdet_lite1",
+            r"of \d+ tensors \d+ are missing and \d+ have another shape.* is \[[\d, ]+\] and not \[[\d, ]+\]",
+        ),
+    ],
+)
+def test_another_architecture_is_told(network, name, said):
     """lite1's head is wider than lite0's, so its tensors have other shapes with the same classes."""
     other = model_spec(name, ("disc", "bar"), image_size=(64, 64))
-    with pytest.raises(
-        CheckpointError, match=rf"source is not a {name}: \d+ tensors are missing, \d+ are unknown and \d+"
-    ):
+    with pytest.raises(CheckpointError, match=rf"source is not a {name}: {said}.*; give the `model`"):
         load_weights(other, network.state_dict(), "source")
 
 
@@ -289,9 +288,13 @@ def test_weights_of_another_fusion_are_told(network, fusion):
 def test_a_missing_and_a_surplus_tensor_are_named(network):
     weights = dict(network.state_dict())
     kept = weights.pop("box_net.predict.conv_pw.bias")
-    with pytest.raises(CheckpointError, match=r"1 tensors are missing, 0 are unknown.*box_net\.predict\.conv_pw\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"1 are missing .* 0 are unknown \(missing box_net\.predict\.conv_pw\.bias\)"
+    ):
         load_weights(SPEC, weights, "source")
-    with pytest.raises(CheckpointError, match=r"0 tensors are missing, 1 are unknown and 0 .*first: odd"):
+    with pytest.raises(
+        CheckpointError, match=r"0 are missing and 0 have another shape, and 1 are unknown \(unknown odd\)"
+    ):
         load_weights(SPEC, {**weights, "box_net.predict.conv_pw.bias": kept, "odd": kept}, "source")
 
 

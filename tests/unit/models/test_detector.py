@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.graph_subjects import random_network
+from edge_effdet.artifacts import Graph
 from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.models import detector
 from edge_effdet.models.detector import DetectionModule, best_pairs
@@ -68,12 +69,21 @@ def test_the_best_may_all_be_of_one_anchor():
     assert class_ids.tolist() == [[49, 48, 47, 46, 45]]
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_two_steps_find_the_same_in_the_exported_graph(half: bool, tmp_path: Path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Graph]:
+    """A network and its graph, in which 100 pairs are chosen of 3069 anchors and 90 classes."""
     spec = model_spec("tf_efficientdet_lite0", image_size=(128, 128))
     network = random_network(spec, seed=0)
-    # 100 pairs are chosen of 3069 anchors and 90 classes.
-    graph = export_network(network, spec, {}, tmp_path / "two.onnx", ExportOptions(batch_size=2, top_k=100)).graph
+    path = tmp_path_factory.mktemp("exported") / "two.onnx"
+    return network, export_network(network, spec, {}, path, ExportOptions(batch_size=2, top_k=100)).graph
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_two_steps_find_the_same_in_the_exported_graph(
+    half: bool, exported: tuple[torch.nn.Module, Graph], tmp_path: Path
+):
+    network, graph = exported
+    spec = graph.spec
     if half:
         graph = convert_to_fp16(graph, tmp_path / "half.onnx")
     kinds = [node.op_type for node in onnx.load(graph.path).graph.node]

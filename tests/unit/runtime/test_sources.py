@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import struct
 import threading
 from pathlib import Path
 
@@ -52,6 +53,75 @@ def test_what_is_not_there_is_named(tmp_path: Path, name, said):
         open_source(str(tmp_path / name))
     with pytest.raises(DataError, match=said):
         find_images(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "said"),
+    [
+        (["raw.nef", "other.nef"], ".", "holds no images (.jpg, .png, …) but 2 .nef (develop them to JPEG or PNG)."),
+        (["clip.mp4"], ".", "but 1 video; give a video by its name to detect, such as {}/clip.mp4."),
+        (["a/b/x.jpg", "a/b/y.png"], ".", "but 2 images in sub-folders; give the folder that holds them, such as {}/a/b."),
+        (["a/b/x.jpg", "clip.mp4"], ".", "but 1 image in sub-folders, 1 video; give the folder"),
+        (["list.txt"], ".", "holds no images (.jpg, .png, …) but 1 .txt; give the path of an image or of a folder"),
+        (["list.txt"], "list.txt", "list.txt is no image, and lists of images are not read; give the path of an image"),
+        (["x.jpg"], "*.jpg", "There is no image or folder at {}/*.jpg, and patterns are not read; give the path"),
+    ],
+)  # fmt: skip
+def test_what_holds_no_pictures_says_what_it_holds(tmp_path: Path, files, source, said):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        open_source(str(tmp_path / source))
+    assert said.format(tmp_path) in str(caught.value)
+
+
+def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path, caplog):
+    caplog.set_level("INFO")
+    for name in ("a.jpg", "raw.nef", "clip.mp4", "deep/b.jpg", "deep/er/c.jpg", ".trash/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    # A link back to the folder is no folder of its own.
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    assert find_images(tmp_path) == [tmp_path / "a.jpg"]
+    assert "left out: 1 .nef" in caplog.text
+    assert "left out 2 images in sub-folders and 1 video" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("matrix", "show"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+        ((1, 0, 0, -1), lambda image: image[::-1]),
+        ((-1, 0, 0, -1), lambda image: image[::-1, ::-1]),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((0, -1, 1, 0), np.rot90),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image: image.transpose(1, 0, 2)[::-1, ::-1]),
+    ],
+)
+def test_a_video_is_turned_and_mirrored_by_its_display_matrix(tmp_path: Path, matrix, show):
+    marked = np.full((48, 64, 3), 20, np.uint8)
+    marked[:16, :16] = 230
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(marked, format="rgb24")))
+        container.mux(stream.encode(None))
+    content = bytearray(path.read_bytes())
+    # The matrix stands 40 bytes after the name of the track's header, as fixed-point numbers; PyAV writes none but the identity.
+    start = content.index(b"tkhd") + 44
+    a, b, c, d = matrix
+    numbers = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    assert content[start : start + 36] == struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    content[start : start + 36] = struct.pack(">9i", *numbers)
+    path.write_bytes(content)
+    (frame,) = open_source(str(path))
+    assert isinstance(frame.picture, np.ndarray) and frame.picture.flags.c_contiguous
+    assert frame.picture.shape == show(marked).shape
+    assert np.abs(frame.picture.astype(int) - show(marked)).mean() < 5
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mp4"])
