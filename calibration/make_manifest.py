@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import ModelSpec, write_json
+from edge_effdet.artifacts import ModelSpec, refuse_overwrite, write_json
 from edge_effdet.cli import Result, make_parser, run_verb
-from edge_effdet.data.registry import read_dataset
+from edge_effdet.data.pictures import read_images
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.graph.model import load_graph
 from edge_effdet.quant.calibration import CHOICES, manifest_record
@@ -30,7 +30,7 @@ def make_manifest(
     """The manifest of the images that ``quantize`` would calibrate on, ready for JSON.
 
     Args:
-        data: a data set.
+        data: a data set, or a folder of pictures without labels, whose split is ``all``.
         split: the split to choose from.
         count: how many images.
         seed: the seed of the random choice.
@@ -41,7 +41,7 @@ def make_manifest(
         UsageError: ``k-center`` is chosen without a graph, or ``count`` is too small.
         DataError: too few images can be read.
     """
-    _, samples = read_dataset(data).choose_split(split, ())
+    _, samples = read_images(data).choose_split(split, ())
     graph = load_graph(onnx) if onnx is not None else None
     if choice == "k-center" and graph is None:
         raise UsageError("`choice` k-center looks at images with a backbone; give a graph of export as `onnx`.")
@@ -54,6 +54,8 @@ _ANY_SPEC = ModelSpec("any", (64, 64), ("object",), (1,))
 
 
 def _run(arguments: argparse.Namespace) -> Result:
+    if not arguments.check:
+        refuse_overwrite([arguments.output], [arguments.data, arguments.onnx])
     manifest = make_manifest(
         arguments.data, arguments.split, arguments.images, arguments.seed, arguments.choice, arguments.onnx
     )

@@ -163,7 +163,8 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     """Device and inode of what a path leads to, which all names of a file share; None where there is nothing."""
     try:
         status = path.stat()
-    except OSError:
+    # A name that no file can have, as with a zero byte in it, is a ValueError.
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
 

@@ -36,6 +36,7 @@ PROBLEM_KINDS = {
     "unreadable_image": "a file that is not an image, or a damaged one: skipped",
     "rows_lost": "a picture all of whose rows were rejected: left out",
     "no_labels": "a split in which no picture has a label file: left out",
+    "namesake": "pictures of one name in several folders: that of the likeliest folder is read",
     "named_twice": "a picture that several entries mean: kept for each",
     "duplicate_id": "an identifier that several pictures have: they are left out",
     "declared_size": "pictures of another size than their annotations declare: boxes taken as they are",

@@ -90,7 +90,7 @@ def read(path: Path) -> RawDataset:
         reading.read_boxes(content.pop("annotations", []))
         notes += reading.notes()
         files.append(reading)
-    notes += dict.fromkeys(note for reading in files for note in reading.finder.notes())
+    problems += dict.fromkeys(problem for reading in files for problem in reading.finder.problems())
     _return_borrowed(files, problems, notes)
     exporter = _exporter(root, contents)
     parts = [(reading.split, [picture for picture in reading.pictures.values() if picture]) for reading in files]

@@ -67,7 +67,7 @@ def read(path: Path) -> RawDataset:
         if file.name == _OWN_NAME:
             raw.exporter = "Roboflow"
     raw.parts = parts
-    raw.notes += dict.fromkeys(note for finder in finders for note in finder.notes())
+    raw.problems += dict.fromkeys(problem for finder in finders for problem in finder.problems())
     raw.searched = searched_places(finders, root)
     return raw
 

@@ -362,7 +362,7 @@ def _place_pictures(tables: Sequence[_Table], root: Path, raw: RawDataset) -> li
             joined, same = joined + 1, same + len(picture.boxes) - len(added)
             earlier.boxes += added
             earlier.rejected += picture.rejected
-        raw.notes += finder.notes()
+        raw.problems += finder.problems()
         searched.update(dict.fromkeys(map(str, finder.folders)))
     if joined:
         raw.notes.append(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from edge_effdet.data.base import Problem
 from edge_effdet.runtime.images import IMAGE_SUFFIXES
 
 LIKELIEST_SUFFIXES = (".jpg", ".jpeg", *sorted(IMAGE_SUFFIXES - {".jpg", ".jpeg"}))
@@ -85,19 +86,24 @@ class PictureFinder:
                     return found
         return self._anywhere(name, suffixes)
 
-    def notes(self) -> list[str]:
-        """A sentence for each pair of folders that hold different pictures of one name, and one for names that fit several pictures."""
-        notes = [
-            f"{len(names)} picture{'s have' if len(names) > 1 else ' has'} a namesake: {taken} is read and {other} is not "
-            f"(first: {names[0]})."
+    def problems(self) -> list[Problem]:
+        """One for each pair of folders that hold different pictures of one name, and one for names that fit several pictures."""
+        problems = [
+            Problem(
+                "namesake",
+                str(taken),
+                f"{len(names)} picture{'s have' if len(names) > 1 else ' has'} a namesake: {taken} is read and {other} is not "
+                f"(first: {names[0]})",
+            )
             for (taken, other), names in self._several.items()
         ]
         if self._ambiguous:
-            notes.append(
+            text = (
                 f"{len(self._ambiguous)} name{'s fit' if len(self._ambiguous) > 1 else ' fits'} several pictures below {self._root}, "
-                f"none of which is taken (first: {self._ambiguous[0]})."
+                f"none of which is taken (first: {self._ambiguous[0]})"
             )
-        return notes
+            problems.append(Problem("namesake", str(self._root), text))
+        return problems
 
     def searched(self) -> str:
         """The folders for a message."""

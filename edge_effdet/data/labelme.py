@@ -80,7 +80,7 @@ def read(path: Path) -> RawDataset:
         if picture is not None:
             parts.append((split, [picture]))
     raw.parts = parts
-    raw.notes += dict.fromkeys(note for finder in (*finders.values(), anywhere) for note in finder.notes())
+    raw.problems += dict.fromkeys(problem for finder in (*finders.values(), anywhere) for problem in finder.problems())
     if path.is_dir():
         raw.notes += _left_out(path, others, [picture.path for _, part in parts for picture in part])
     raw.searched = searched_places(finders.values(), root)

@@ -39,7 +39,7 @@ _BLACK = (0, 0, 0)
 _WRONG = (225, 0, 0)
 _WORST_FIRST = (
     *("declared_size", "fractions", "corners_as_size", "swapped", "not_finite", "degenerate", "unknown_class"),
-    *("bad_row", "outside", "unreadable_image", "named_twice", "duplicate"),
+    *("bad_row", "outside", "unreadable_image", "duplicate"),
 )
 """The kinds of problems that a single picture shows, as ``PROBLEM_KINDS`` names them."""
 
@@ -175,6 +175,7 @@ def _class_names(raw: RawDataset, pictures: Sequence[RawPicture]) -> dict[str | 
 
 
 def _find(data: _Annotated, picture: RawPicture) -> _Findings:
+    """What is wrong with a picture and its boxes, by the rules by which they are read."""
     found = _Findings()
     frame = data.frames.get(picture.path)
     if frame is None:

@@ -208,7 +208,7 @@ class _Reading:
             )
         self._note_other_names()
         self._note_unused()
-        self._raw.notes += self.finder.notes()
+        self._raw.problems += self.finder.problems()
         return read_lists(self._root.folder, self.pictures, self._raw) or self._by_folders()
 
     def _find(self, image_id: str, annotation: Annotation) -> Path | None:

@@ -270,7 +270,7 @@ def read_picture_list(file: Path, folders: list[Path], root: Path, raw: RawDatas
         else:
             text = f"skipped the image {name}, which is not there"
             raw.problems.append(Problem("missing_image", f"{file}:{line}", text))
-    raw.notes += finder.notes()
+    raw.problems += finder.problems()
     return pictures
 
 

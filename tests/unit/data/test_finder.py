@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 
 import pytest
@@ -37,7 +36,7 @@ def test_a_name_however_it_is_spelled(tmp_path, name):
     touch(tmp_path, "images/hen (2).jpg", "images/hen.jpg")
     finder = PictureFinder([tmp_path / "images"])
     assert finder.find(name) == tmp_path / "images" / "hen (2).jpg"
-    assert finder.notes() == []
+    assert finder.problems() == []
 
 
 @pytest.mark.parametrize(("stored", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -67,8 +66,8 @@ def test_of_namesakes_the_first_folder_wins_and_it_is_said(tmp_path):
     finder = PictureFinder([tmp_path / "train", tmp_path / "images", tmp_path / "absent"])
     assert finder.find("hen.jpg") == tmp_path / "train" / "hen.jpg"
     assert finder.find("owl.jpg") == tmp_path / "images" / "owl.jpg"
-    (note,) = finder.notes()
-    assert "1 picture has a namesake" in note and "first: hen.jpg" in note
+    (problem,) = finder.problems()
+    assert "1 picture has a namesake" in problem.text and "first: hen.jpg" in problem.text
     assert str(tmp_path / "absent") not in finder.searched()
 
 
@@ -76,7 +75,7 @@ def test_a_link_to_the_same_picture_is_no_namesake(tmp_path):
     touch(tmp_path, "train/hen.jpg")
     (tmp_path / "images").symlink_to(tmp_path / "train")
     finder = PictureFinder([tmp_path / "train", tmp_path / "images"])
-    assert finder.find("hen.jpg") is not None and finder.notes() == []
+    assert finder.find("hen.jpg") is not None and finder.problems() == []
 
 
 def test_a_picture_elsewhere_is_found_only_if_its_name_is_its_own(tmp_path):
@@ -95,6 +94,6 @@ def test_a_name_that_no_file_has_is_not_found(tmp_path, name):
 
 def test_linked_folders_are_walked_once(tmp_path):
     touch(tmp_path, "images/a.jpg", "images/notes.txt", "images/._a.jpg", "images/.cache/b.jpg", "else/c.png")
-    os.symlink(tmp_path / "else", tmp_path / "images" / "cam")
-    os.symlink(tmp_path / "images", tmp_path / "images" / "loop")
+    (tmp_path / "images" / "cam").symlink_to(tmp_path / "else")
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
     assert [path.name for path in walk_pictures(tmp_path / "images")] == ["a.jpg", "c.png"]

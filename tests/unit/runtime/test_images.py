@@ -293,7 +293,7 @@ def test_late_data_of_a_png_are_found_behind_what_looks_like_pixels(tmp_path, pi
     content = path.read_bytes()
     late = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + png_chunk(b"tEXt", b"Comment\0" + after)
     path.write_bytes(content[:-12] + late + content[-12:])
-    assert picture_frame(path) == Frame((6, 4), (4, 6), 6)
+    assert picture_frame(path) == PictureFrame((6, 4), (4, 6), 6)
     assert read_image(path).shape == (6, 4, 3)
 
 
@@ -329,6 +329,8 @@ def test_heic_without_its_package_names_it(tmp_path, monkeypatch, read):
 @pytest.mark.parametrize("name", ["phone.heic", "phone.jpg"])
 def test_heic_is_read_where_its_package_is_installed(tmp_path, name):
     pillow_heif = pytest.importorskip("pillow_heif")
+    if "EXPECTED_PILLOW" in os.environ:
+        pytest.skip("the pillow-heif that is installed is made for the newest Pillow")
     images._register_heif.cache_clear()
     stored = np.zeros((32, 48, 3), np.uint8)
     stored[:16, :16] = 255
