@@ -249,7 +249,7 @@ def results_name(source: Source) -> str:
     its suffix, since videos may differ in nothing else, and for a camera its name."""
     if isinstance(source, ImageFiles):
         return "detections"
-    name = Path(source.name).name if "://" not in source.name else source.name.split("://", 1)[1]
+    name = printable(Path(source.name).name if "://" not in source.name else source.name.split("://", 1)[1])
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name).strip("_.") or "camera"
 
 

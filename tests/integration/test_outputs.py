@@ -14,12 +14,15 @@ import pytest
 from PIL import Image
 
 from edge_effdet import __main__ as program
-from edge_effdet.artifacts import Engine, file_sha256, load_engine, write_record
+from edge_effdet.artifacts import Engine, file_sha256, load_engine, write_json, write_record
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
+from edge_effdet.graph.model import load_graph
 from edge_effdet.models.checkpoint import save_checkpoint
 from edge_effdet.models.zoo import create_network, model_spec
-from edge_effdet.quant.calibration import FEWEST_IMAGES
+from edge_effdet.quant.calibration import FEWEST_IMAGES, manifest_record
+from edge_effdet.quant.choose import load_calibration_images, load_manifest_images
+from edge_effdet.quant.stage import CalibrationOptions, calibration_dataset
 from tests.unit.building.test_chain import save_detector
 from tests.unit.runtime.test_sources import write_video
 
@@ -50,8 +53,6 @@ def engine(tmp_path: Path) -> Engine:
     (tmp_path / "e" / "graphs").mkdir(parents=True)
     shutil.move(graph.path, tmp_path / "e" / "graphs" / "tiny.fp32.onnx")
     (tmp_path / "made").rmdir()
-    from edge_effdet.graph.model import load_graph
-
     graph = load_graph(tmp_path / "e" / "graphs" / "tiny.fp32.onnx")
     built = compile_engine(graph, "onnxruntime", CompileOptions(), tmp_path / "e" / "tiny.fp32.onnx")
     write_record(built)
@@ -402,17 +403,15 @@ def test_evaluate_and_the_data_check_go_on_with_names_that_are_not_utf8(run: Run
     assert named(Path("judged", "detections.json")) == {Path(metrics["pictures"][0]["image_id"]).name}
 
 
-def test_a_plain_folder_of_pictures_calibrates(run: Run, bad_names: Path, tmp_path: Path, trained: Path):
-    """Nested folders and names that are not UTF-8 are pictures like any other, and the manifest names them."""
-    from edge_effdet.quant.choose import load_calibration_images
-    from edge_effdet.quant.stage import CalibrationOptions, calibration_dataset
-
+def test_a_plain_folder_of_pictures_calibrates(tmp_path: Path):
+    """Nested folders too; the manifest names the pictures as ever."""
     (tmp_path / "x" / "deep" / "er").mkdir(parents=True)
+    draw(tmp_path / "x" / "ok.jpg")
     for number in range(FEWEST_IMAGES):
         draw(tmp_path / "x" / "deep" / "er" / f"{number}.jpg", seed=number)
-    dataset = calibration_dataset(CalibrationOptions(calibration_data=tmp_path / "x"))
-    assert len(dataset.all_samples()) == FEWEST_IMAGES + 2
+    samples = calibration_dataset(CalibrationOptions(calibration_data=tmp_path / "x")).all_samples()
     spec = model_spec("tf_efficientdet_lite0", ("bar", "disc"), None, (64, 64))
-    images = load_calibration_images(dataset.all_samples(), spec, 128, seed=0)
-    assert len(images) == FEWEST_IMAGES + 2
-    assert {"ok.jpg", "deep/er/0.jpg"} <= images.manifest.keys()
+    images = load_calibration_images(samples, spec, 128, seed=0)
+    assert images.manifest.keys() == {"ok.jpg", *(f"deep/er/{number}.jpg" for number in range(FEWEST_IMAGES))}
+    write_json(tmp_path / "manifest.json", manifest_record(images, "x"))
+    assert load_manifest_images(tmp_path / "manifest.json", samples, spec).manifest == images.manifest

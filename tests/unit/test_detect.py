@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
@@ -103,6 +104,7 @@ def test_files_of_cameras_have_names_that_are_files(name, expected):
         ("films/my clip.MOV", "my_clip.MOV", "my_clip.MOV.mp4"),
         ("films/CLIP.MP4", "CLIP.MP4", "CLIP.MP4"),
         ("/dev/video0", "video0", "video0.mp4"),
+        (os.fsdecode(b"\xb2\xe2.avi"), "xb2_xe2.avi", "xb2_xe2.avi.mp4"),
     ],
 )
 def test_the_files_of_a_video_keep_its_suffix(name, results, video):

@@ -53,9 +53,7 @@ def make_detections(count=3):
 def write_engine(folder, content=b"compiled", **changes):
     path = folder / "tiny.engine"
     path.write_bytes(content)
-    record = to_json(
-        make_record(spec=SPEC, precision="fp16", engine_sha256=hashlib.sha256(content).hexdigest())
-    )
+    record = to_json(make_record(spec=SPEC, precision="fp16", engine_sha256=hashlib.sha256(content).hexdigest()))
     record |= changes
     write_json(engine_json_path(path), record)
     return path

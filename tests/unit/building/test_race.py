@@ -73,9 +73,7 @@ def test_a_backend_that_finds_something_else_is_left_out_with_the_figure(graph, 
         "computes something else here: on 2 pictures its scores differ from those of its own graph, computed exactly, by 50 %"
         in (rows["wrong"].skipped or "")
     )
-    assert rows["near"].agreement.right and rows["near"].agreement.distance == pytest.approx(
-        0.0125, abs=1e-3
-    )
+    assert rows["near"].agreement.right and rows["near"].agreement.distance == pytest.approx(0.0125, abs=1e-3)
     assert "; wrong: it computes something else here" in describe_race(result)
 
 

@@ -56,7 +56,7 @@ def test_fractions_are_told_and_read_where_that_is_asked_for(make):
     dataset = assemble(make(*boxes))
     assert "3 of 3 boxes have all numbers from 0 to 1" in said(dataset)["fractions"]
     assert "`boxes_in` fractions" in said(dataset)["fractions"]
-    with pytest.raises(DataError, match="3 of 3 boxes are smaller than a pixel.*`boxes_in` fractions"):
+    with pytest.raises(DataError, match=r"3 of 3 boxes are smaller than a pixel.*`boxes_in` fractions"):
         require_trainable(dataset.splits["train"])
     dataset = assemble(make(*boxes), "fractions")
     assert "fractions" not in said(dataset)
@@ -77,7 +77,7 @@ def test_swapped_corners_are_one_problem_with_their_count(make):
 
 
 def test_a_set_of_swapped_corners_alone_says_so_and_not_that_they_have_no_area(make):
-    with pytest.raises(DataError, match="no usable picture left.*swapped corners") as refused:
+    with pytest.raises(DataError, match=r"no usable picture left.*swapped corners") as refused:
         assemble(make(*[[(40.0, 40.0, 10.0, 10.0)]] * 3))
     assert "degenerate" not in str(refused.value)
 
