@@ -20,20 +20,27 @@ _QUERY = re.compile(r"\?(?:.*&)?d=([^&]*)")
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]*/?", re.IGNORECASE)
 
 
-def walk_files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted within each folder. Linked folders are followed, and each is entered once."""
+def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and all below it, each with the sorted names of its files. Linked folders are followed, and each is entered once."""
     # A link to a folder above is a loop, by which the files of folders beside this one would be taken for its own.
     above = [place.stat() for place in folder.resolve().parents]
     seen = {(status.st_dev, status.st_ino) for status in above}
     for place, folders, files in os.walk(folder, followlinks=True):
-        status = Path(place).stat()
+        here = Path(place)
+        status = here.stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         # Hidden ones hold what programs keep for themselves, as .ipynb_checkpoints with copies of pictures.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(files))
+        yield here, sorted(files)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """All files that ``walk_folders`` finds."""
+    for here, names in walk_folders(folder):
+        yield from (here / name for name in names)
 
 
 def walk_pictures(folder: Path) -> list[Path]:

@@ -6,13 +6,14 @@ The files may lie in any folders, whose names tell the split. Of an outline, its
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edge_effdet.data.base import Problem, split_in_name
-from edge_effdet.data.finder import PictureFinder, walk_files
+from edge_effdet.data.finder import PictureFinder, walk_files, walk_folders
 from edge_effdet.data.json_files import (
     EntryLines,
     declared_size,
@@ -47,12 +48,13 @@ def recognises(path: Path) -> Certainty:
     if path.is_file():
         return Certainty.SURE if path.suffix.lower() == ".json" and _seems_labelme(path) else Certainty.NO
     files = pictures = own = 0
-    for file in walk_files(path):
-        suffix = file.suffix.lower()
-        pictures += suffix in IMAGE_SUFFIXES
-        if suffix == ".json":
-            files += 1
-            own += files <= _PROBED and _seems_labelme(file)
+    for folder, names in walk_folders(path):
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each picture takes long
+            pictures += suffix in IMAGE_SUFFIXES
+            if suffix == ".json":
+                files += 1
+                own += files <= _PROBED and _seems_labelme(folder / name)
     if not own:
         return Certainty.NO
     # A few may have been left in a data set of another format.

@@ -261,9 +261,15 @@ class _Reading:
         else:
             files = sorted(self._root.folder.iterdir())
         used = {picture.path for picture in self.pictures.values() if picture is not None}
+        unused = [path for path in files if path not in used and is_picture(path)]
+        if unused:
+            self._note_unused_pictures(unused, used, folders[0])
+        if unreadable := describe_unreadable(files):
+            self._note(f"{folders[0]}: left out {unreadable}.")
+
+    def _note_unused_pictures(self, unused: Sequence[Path], used: Iterable[Path], folder: Path) -> None:
         of_stem = {(path.parent, name_key(path.stem)): path for path in used}
         stems = {name_key(image_id.rpartition("/")[2]) for image_id in self.pictures} | {stem for _, stem in of_stem}
-        unused = [path for path in files if is_picture(path) and path not in used]
         beside = [path for path in unused if (path.parent, name_key(path.stem)) in of_stem]
         alone = [path for path in unused if name_key(path.stem) not in stems]
         if beside:
@@ -274,10 +280,8 @@ class _Reading:
             )
         if alone:
             self._note(
-                f"{folders[0]}: left out {_counted(len(alone), 'image', 'images')} without an XML file (first: {alone[0].name})."
+                f"{folder}: left out {_counted(len(alone), 'image', 'images')} without an XML file (first: {alone[0].name})."
             )
-        if unreadable := describe_unreadable(files):
-            self._note(f"{folders[0]}: left out {unreadable}.")
 
     def _by_folders(self) -> list[tuple[str | None, list[RawPicture]]]:
         """The pictures by the split that their folders tell."""

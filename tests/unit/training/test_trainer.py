@@ -163,7 +163,7 @@ def test_a_checkpoint_goes_on_at_another_size_with_anchors_of_that_size(tmp_path
 def test_averages_forget_the_start_within_a_short_run():
     trainer = make_trainer(TrainConfig(warmup_epochs=0, learning_rate=1e-5), steps=40)
     trainer.start_epoch(0)
-    batch = make_batch(0, count=4)
+    batch = make_batch(0)
     for step in range(40):
         trainer.step(batch, 0, step)
     trainer.network.train()
