@@ -52,8 +52,6 @@ def test_the_loss_falls(trained: Path):
     assert "AP50" in rows[-1]
 
 
-# torch warns of more loader processes than there are cores for this one.
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
 def test_the_same_seed_gives_the_same_weights_with_any_number_of_workers(trained: Path, scenes: Path, tmp_path: Path):
     assert run(scenes, tmp_path, "--workers 2") == 0
     first, second = load_file(trained / "last.safetensors"), load_file(tmp_path / "last.safetensors")

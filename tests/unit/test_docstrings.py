@@ -19,13 +19,20 @@ NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 QUOTED = re.compile(r"``([^`\n]+)``")
 SCRIPT = re.compile(r"[\w/]+\.py\b")
 
-FILE_ENDINGS = (".csv", ".cu", ".json", ".jsonl", ".pdf", ".png", ".safetensors", ".yaml")
+FILE_ENDINGS = (".csv", ".cu", ".json", ".jsonl", ".pdf", ".png", ".safetensors", ".txt", ".yaml")
 """Of files that are not the package's own, which a docstring may name."""
 
 FOREIGN = frozenset(
     {
         # Of effdet, pycocotools, CUDA, TensorRT, onnxruntime, OpenVINO, NNCF and the kernel.
-        *("ResizePad", "generate_detections", "COCOeval.evaluateImg", "IRuntimeCache.deserialize", "cuda.bindings"),
+        *(
+            "VOC2007",
+            "ResizePad",
+            "generate_detections",
+            "COCOeval.evaluateImg",
+            "IRuntimeCache.deserialize",
+            "cuda.bindings",
+        ),
         *("cuda.bindings.driver", "pycuda.driver", "CaskConvolution", "kgen", "reduce_range", "overflow_fix"),
         *("__dp4a", "dp4a", "vpmaddubsw", "taskset", "Features"),
         # Splits as people name them, folds as a CSV names them, and letters of formulas.
