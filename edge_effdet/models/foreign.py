@@ -51,11 +51,13 @@ def file_format(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(9)
     # A ZIP archive, or a pickle of protocol 2 or later, which torch.save wrote before version 1.6.
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return "torch"
-    # The length of the header, 8 bytes, and the header, which is JSON.
-    if start[8:] == b"{":
+    pickled = start.startswith((b"PK\x03\x04", b"\x80"))
+    # The length of the header, 8 bytes, and the header, which is JSON. One length in 32 begins with the first byte of a pickle, and what a
+    # pickle begins with is no length.
+    if start[8:] == b"{" and (not pickled or int.from_bytes(start[:8], "little") <= path.stat().st_size - 8):
         return "safetensors"
+    if pickled:
+        return "torch"
     raise CheckpointError(
         f"{path} is not a whole safetensors file, nor one that torch.save wrote; copy it again, or train it again."
     )

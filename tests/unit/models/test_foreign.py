@@ -20,7 +20,7 @@ from edge_effdet.errors import CheckpointError, UsageError
 from edge_effdet.evaluation.members import load_members
 from edge_effdet.graph.export import load_source
 from edge_effdet.models.checkpoint import SourceOptions, load_foreign, load_network, open_checkpoint
-from edge_effdet.models.foreign import read_foreign_weights
+from edge_effdet.models.foreign import file_format, read_foreign_weights
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.training.options import ModelOptions
 from edge_effdet.training.start import starting_network
@@ -273,3 +273,14 @@ def test_every_stage_takes_the_same_file(tmp_path, state):
         assert torch.equal(network.state_dict()[name], state[name].float())
     with pytest.raises(UsageError, match=r"model_best\.pth\.tar does not say which model it is"):
         load_members([path], "cpu")
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does_is_one_of_safetensors(tmp_path):
+    """The length of the header is a multiple of 8, so that one file in 32 begins with the byte 0x80."""
+    path = tmp_path / "a.safetensors"
+    for padding in range(0, 512, 8):
+        save_file({"a": torch.zeros(1)}, path, metadata={"padding": "x" * padding})
+        assert file_format(path) == "safetensors"
+        if path.read_bytes()[0] == 0x80:
+            return
+    pytest.fail("no header had such a length")
