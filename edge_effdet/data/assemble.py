@@ -209,7 +209,7 @@ def upright_box(
 def _nothing_left(raw: RawDataset, problems: Sequence[Problem]) -> str:
     """Why nothing is left, in one sentence with the first reasons."""
     counts = Counter(problem.kind for problem in problems)
-    first = "; ".join(f"{problem.where}: {problem.text}" for problem in problems[:SHOWN_REASONS])
+    first = "; ".join(f"{problem.where}: {problem.text.removesuffix('.')}" for problem in problems[:SHOWN_REASONS])
     more = f" and {len(problems) - SHOWN_REASONS} more" if len(problems) > SHOWN_REASONS else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     searched = f"; pictures were looked for in {raw.searched}" if raw.searched and counts["missing_image"] else ""

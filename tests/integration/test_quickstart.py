@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from edge_effdet import build_engine, detect, quickstart
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.data.synthetic import write_scenes
 from edge_effdet.data.synthetic_shapes import CLASS_NAMES
 from edge_effdet.models.checkpoint import open_checkpoint
 from edge_effdet.runtime.images import image_size
 
-SCENES = {**quickstart.SCENES, "test": 64}
-"""Fewer to measure AP on, so that the drop is known less well."""
+SCENES = {"calibration": 32, "test": 64}
+"""Fewer than ``make engine`` draws."""
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +74,20 @@ def test_the_engine_finds_objects_in_a_scene(output: Path, proof: Path, capsys: 
     assert {item["class"] for item in picture["detections"]} <= set(CLASS_NAMES)
 
 
-def test_the_manifest_names_the_calibration_scenes(proof: Path):
+def test_the_proof_names_the_calibration_scenes(output: Path, proof: Path):
     record = json.loads(proof.read_text())
+    (scenes,) = output.glob("scenes-*")
+    assert set(record["calibration"]["manifest"]) == names_of(scenes)
+
+
+def test_the_manifest_names_the_calibration_scenes(tmp_path: Path):
     manifest = json.loads((Path(__file__).parents[2] / "calibration" / "quickstart.json").read_text())
-    assert manifest["images"].keys() == record["calibration"]["manifest"].keys()
-    assert manifest["count"] == record["calibration"]["images"]
+    count = quickstart.SCENES["calibration"]
+    write_scenes(tmp_path, {"calibration": count}, quickstart.SCENES_SEED)
+    assert manifest["images"].keys() == names_of(tmp_path)
+    assert manifest["count"] == count
+
+
+def names_of(scenes: Path) -> set[str]:
+    """The names of the calibration scenes of a data set, as manifests have them."""
+    return {sample.image_id for sample in read_dataset(scenes).splits["calibration"]}
