@@ -36,7 +36,8 @@ PART = 16
 MakeGraph = Callable[[str, Callable[[Path], object]], Graph]
 
 
-@pytest.fixture(scope="session", autouse=True)
+# By module, so that they are gone again in the tests of other folders.
+@pytest.fixture(scope="module", autouse=True)
 def _few_timed_runs() -> Iterator[None]:
     """No test needs a latency that another measurement would give again."""
     with pytest.MonkeyPatch.context() as patch:
@@ -44,8 +45,9 @@ def _few_timed_runs() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _traced_once() -> Iterator[None]:
+    """The tests of a module export the same network several times."""
     with traced_once():
         yield
 
