@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,16 @@ def pytest_configure() -> None:
     if WORKER and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[worker_number() % len(cores)]})
+
+
+def pytest_collection_finish() -> None:
+    """Let effdet make its configurations of feature pyramids once: it makes all seven, to return one, for each network and each spec."""
+    if "effdet" in sys.modules:
+        from effdet import config, efficientdet
+
+        made = functools.cache(config.get_fpn_config)
+        for module in (config, efficientdet):
+            module.get_fpn_config = made
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""Networks as training leaves them, the comparison of their graphs with torch, and tracing alike ones once."""
+"""Networks as training leaves them, the comparison of their graphs with torch, and two ways to export in less time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.onnxruntime import OnnxRuntimeRunner
 from edge_effdet.graph import export
 from edge_effdet.graph.export import Export, ExportOptions, export_network
+from edge_effdet.models import zoo
 from edge_effdet.models.bifpn import is_edge_weight
 from edge_effdet.models.detector import DetectionModule
 from edge_effdet.models.zoo import create_network
@@ -94,6 +96,24 @@ def export_and_compare(
         assert ours.shape == tuple(theirs.shape)
         error = max(error, float(np.abs(ours - theirs.numpy()).max() / np.abs(theirs.numpy()).max()))
     return export, error
+
+
+@contextlib.contextmanager
+def small_networks() -> Iterator[None]:
+    """Within it, the zoo's models have a small backbone and heads of one layer, and all of their BiFPN."""
+    usual = zoo.effdet_config
+
+    def shrink(name: str) -> DictConfig:
+        config = usual(name)
+        OmegaConf.set_readonly(config, False)
+        # timm has it for tests.
+        config.backbone_name = "test_efficientnet"
+        config.box_class_repeats = 1
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "effdet_config", shrink)
+        yield
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ BCCD_CHECKPOINT = ASSETS / "bccd_lite0.safetensors"
 QUICK = "--method max --rounding nearest --calibration-images 8"
 """INT8 in seconds, for tests that need an INT8 engine and not the best one."""
 
-PART = 16
+PART = 12
 """Number of images in each split of ``bccd_part``."""
 
 MakeGraph = Callable[[str, Callable[[Path], object]], Graph]

@@ -30,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, bccd_graph: Graph, bccd: Pat
     output = tmp_path_factory.mktemp("engines")
     arguments = (
         f"--onnx {bccd_graph.path} --int8 --backend onnxruntime --name bccd --output {output} "
-        f"--calibration-data {bccd} --calibration-images 32 --eval-data {bccd} --split test --max-ap-drop 1.5"
+        f"--calibration-data {bccd} --calibration-images 16 --eval-data {bccd} --split test --max-ap-drop 1.5"
     )
     assert build_engine.main(arguments.split()) == 0
     return output / "bccd.int8.onnx"
@@ -49,7 +49,7 @@ def test_int8_keeps_its_accuracy_and_proves_it(built: Path):
     assert low < record["accuracy"]["drop"] < high
     assert record["accuracy"]["confidence"]["flattened"] is False
     assert set(record["proof"]["final_convolutions"].values()) == {"fp32"}
-    assert record["calibration"]["images"] == 32 and len(record["calibration"]["manifest_sha256"]) == 64
+    assert record["calibration"]["images"] == 16 and len(record["calibration"]["manifest_sha256"]) == 64
     assert record["parents"]["checkpoint"] == file_sha256(BCCD_CHECKPOINT)
     assert record["engine_sha256"] == file_sha256(built)
     assert built.with_suffix(".jpg").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,18 @@ from edge_effdet.models.bifpn import is_edge_weight
 from edge_effdet.models.detector import DetectionModule
 from edge_effdet.models.zoo import model_spec
 from tests import tolerances
-from tests.networks import export_and_compare, random_network
+from tests.networks import export_and_compare, random_network, small_networks
 
 LITE0, D0 = "tf_efficientdet_lite0", "tf_efficientdet_d0"
 # Of the raw network, the weighted sums alone were made of these.
 FUSION_KINDS = {"Div", "Unsqueeze", "Concat", "ReduceSum", "Softmax", "Relu", "Split", "Gather", "Stack"}
 RAW = ExportOptions(raw=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_networks() -> Iterator[None]:
+    with small_networks():
+        yield
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from edge_effdet.data.synthetic_shapes import CLASS_NAMES
 from edge_effdet.models.checkpoint import open_checkpoint
 from edge_effdet.runtime.images import image_size
 
-SCENES = {"calibration": 32, "test": 64}
+SCENES = {"calibration": 16, "test": 64}
 """Fewer than ``make engine`` draws."""
 
 

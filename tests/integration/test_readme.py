@@ -1,4 +1,4 @@
-"""The README's commands run as they stand there, but with fewer and smaller pictures and a shorter training."""
+"""The README's commands run as they stand there, but with fewer and smaller pictures, a shorter training and a quicker INT8."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import QUICK
+
 ROOT = Path(__file__).parents[2]
-SHORTER = {
-    "train": "--epochs 1 --image-size 64 --workers 0",
-    "quantize": "--calibration-images 8",
-    "build_engine": "--calibration-images 8",
-}
+SHORTER = {"train": "--epochs 1 --image-size 64 --workers 0", "quantize": QUICK, "build_engine": QUICK}
 
 
 def read_commands() -> list[str]:

@@ -20,6 +20,7 @@ from edge_effdet.models import detector
 from edge_effdet.models.detector import DetectionModule, best_pairs
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.quant.stage import convert_to_fp16
+from tests.networks import small_networks
 
 
 def logits_of(seed: int, batch: int, anchors: int, classes: int) -> torch.Tensor:
@@ -73,7 +74,8 @@ def test_the_best_may_all_be_of_one_anchor():
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Graph]:
     """A network and its graph, in which 100 pairs are chosen of 3069 anchors and 90 classes."""
     spec = model_spec("tf_efficientdet_lite0", image_size=(128, 128))
-    network = random_network(spec, seed=0)
+    with small_networks():
+        network = random_network(spec, seed=0)
     path = tmp_path_factory.mktemp("exported") / "two.onnx"
     return network, export_network(network, spec, {}, path, ExportOptions(batch_size=2, top_k=100)).graph
 
