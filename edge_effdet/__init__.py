@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from edge_effdet.artifacts import PreprocessSpec as PreprocessSpec
     from edge_effdet.artifacts import load_engine as load_engine
     from edge_effdet.backends.base import get_backend as get_backend
+    from edge_effdet.benchmarking.options import BenchmarkConfig as BenchmarkConfig
+    from edge_effdet.benchmarking.record import Report as Report
+    from edge_effdet.benchmarking.stage import benchmark_engines as benchmark_engines
     from edge_effdet.building.chain import build as build
     from edge_effdet.building.options import BuildConfig as BuildConfig
     from edge_effdet.building.verify import verify_engine as verify_engine
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AnchorSpec": "artifacts",
+    "BenchmarkConfig": "benchmarking.options",
     "BuildConfig": "building.options",
     "Checkpoint": "artifacts",
     "DetectOptions": "runtime.detector",
@@ -65,7 +69,9 @@ _HOMES = {
     "PredictConfig": "evaluation.prediction",
     "PreprocessSpec": "artifacts",
     "QuantizeConfig": "quant.stage",
+    "Report": "benchmarking.record",
     "TrainConfig": "training.options",
+    "benchmark_engines": "benchmarking.stage",
     "build": "building.chain",
     "check_dataset": "data.check",
     "convert_to_fp16": "quant.stage",

@@ -20,6 +20,7 @@ VERBS = {
     "verify": "see that an engine finds on this machine what it found where it was proven",
     "detect": "find objects in images with an engine",
     "evaluate": "COCO metrics of an engine or of checkpoints, and where they go wrong",
+    "benchmark": "how fast and how good engines are on this machine, as a report",
 }
 
 _HELP = ("-h", "--help")

@@ -119,10 +119,10 @@ def options_from(cls: type[T], arguments: argparse.Namespace) -> T:
     return cls(**values)
 
 
-def make_parser(verb: str, description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every verb has."""
+def make_parser(verb: str, description: str, example: str, prog: str = "") -> argparse.ArgumentParser:
+    """A parser with the flags that every verb has. ``prog`` is how a script that is no verb of the package is started."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m edge_effdet.{verb}",
+        prog=prog or f"python -m edge_effdet.{verb}",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

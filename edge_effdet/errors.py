@@ -9,7 +9,8 @@
     │   └── EngineError                an engine: missing, changed, or without its JSON
     ├── MissingDependency          3   an optional package; the message names the pip command
     ├── BackendUnavailable         3   a backend that cannot work on this machine
-    └── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
+    ├── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
+    └── RegressionFound            4   an engine is slower, or finds less, than in the baseline; the report is written
 
 A message is one sentence for a person: what happened, why, and what to do. It names an option by its field in backticks,
 as in `` `max_ap_drop` ``, which a Python caller sets; the command line puts the flag in its place (``cli.name_flags``).
@@ -63,6 +64,11 @@ class MissingDependency(EdgeEffDetError):
         super().__init__(
             f"{package} is not installed, which is needed {purpose}: run pip install 'edge-effdet[{extra}]'."
         )
+        self._given = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str, str]]:
+        # An exception is unpickled from its message, and this one is not made from it.
+        return MissingDependency, self._given
 
 
 class BackendUnavailable(EdgeEffDetError):
@@ -70,6 +76,10 @@ class BackendUnavailable(EdgeEffDetError):
 
 
 class AccuracyGateFailed(EdgeEffDetError):
+    exit_code = 4
+
+
+class RegressionFound(EdgeEffDetError):
     exit_code = 4
 
 

@@ -12,6 +12,7 @@ from edge_effdet.backends.base import (
     Compiled,
     CompileOptions,
     LoadOptions,
+    ProfiledRuns,
     Runner,
     TensorSpec,
     Traits,
@@ -82,3 +83,8 @@ class FakeBackend:
     def load(self, engine: Engine, options: LoadOptions) -> Runner:
         assert engine.path.read_bytes() == b"engine"
         return self.make_runner()
+
+    def profile(
+        self, engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int
+    ) -> ProfiledRuns | Unavailable:
+        return Unavailable("a stand-in has no layers", "use a backend")

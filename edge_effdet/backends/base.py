@@ -120,6 +120,41 @@ class Compiled:
     optimized: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRun:
+    """One layer of an engine, and how long it takes.
+
+    Attributes:
+        name: the backend's name of it.
+        kind: the kind of layer, in the backend's words.
+        precision: a name of ``BY_WIDTH`` for the tensor that it takes, in which a convolution computes; empty where it is none of them,
+            or the backend does not tell.
+        milliseconds: its time in each run, without the warm-up.
+        nodes: for a layer that multiplies, the ONNX nodes that it computes, where the backend tells.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    milliseconds: tuple[float, ...]
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledRuns:
+    """How long each layer of an engine takes, by the backend's own profiler.
+
+    Attributes:
+        source: what measured it, for people.
+        layers: the layers, in the order in which they run.
+        optimized: the ONNX model whose nodes the layers are, for a backend that does not tell ``LayerRun.nodes``.
+    """
+
+    source: str
+    layers: tuple[LayerRun, ...]
+    optimized: bytes | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Available:
     """The backend works here.
@@ -220,7 +255,11 @@ def refuse_target(backend: str, options: CompileOptions) -> None:
 
 
 class Backend(Protocol):
-    """What a backend offers; each is a module of this package, named in ``BACKENDS``."""
+    """What a backend offers; each is a module of this package, named in ``BACKENDS``.
+
+    ``profile`` runs an engine as ``load`` would, ``runs`` times after a warm-up, and times each layer. It raises EngineError where the engine
+    does not run, and gives Unavailable where the backend cannot tell.
+    """
 
     TRAITS: Traits
     SUFFIX: str
@@ -230,6 +269,10 @@ class Backend(Protocol):
     def compile(self, graph: Graph, options: CompileOptions) -> Compiled: ...
 
     def load(self, engine: Engine, options: LoadOptions) -> Runner: ...
+
+    def profile(
+        self, engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int
+    ) -> ProfiledRuns | Unavailable: ...
 
 
 def get_backend(name: str) -> Backend:

@@ -39,13 +39,14 @@ _NAMES = {
 """Linux's names of what NumPy tells of a processor. NumPy asks the processor, and does not know the newest instruction sets."""
 
 
-def usable_cores(proc: Path = _PROC, sys: Path = _SYS) -> int:
+def usable_cores(proc: Path = _PROC, sys: Path = _SYS, cpus: set[int] | None = None) -> int:
     """Physical cores of the CPU affinity, and no more than the cgroup's quota pays for; at least 1.
 
     Args:
         proc, sys: where the kernel's files are mounted.
+        cpus: the logical cores that this process may use; None to ask the system.
     """
-    physical = count_physical(_affinity(), sys)
+    physical = count_physical(usable_cpus() if cpus is None else cpus, sys)
     quota = read_quota(proc, sys)
     return physical if quota is None else max(1, min(physical, math.floor(quota)))
 
@@ -106,23 +107,33 @@ def count_physical(cpus: set[int], sys: Path = _SYS) -> int:
 
 def read_quota(proc: Path = _PROC, sys: Path = _SYS) -> float | None:
     """CPUs that the cgroup of this process may use, the least of it and its parents; None without a limit."""
-    found: list[float] = []
+    folders = group_folders("cpu", proc, sys)
+    return min((quota for folder in folders for quota in _folder_quota(folder)), default=None)
+
+
+def group_folders(controller: str, proc: Path = _PROC, sys: Path = _SYS) -> list[Path]:
+    """Where the kernel may keep a controller of the cgroup of this process and of its parents, the innermost first.
+
+    Args:
+        controller: ``cpu`` or ``memory``.
+        proc, sys: where the kernel's files are mounted.
+    """
+    found: list[Path] = []
     root = sys / "fs" / "cgroup"
     with contextlib.suppress(OSError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers == "":
                 tops = [root]
-            elif "cpu" in controllers.split(","):
-                tops = [root / "cpu", root / controllers]
+            elif controller in controllers.split(","):
+                tops = [root / controller, root / controllers]
             else:
                 continue
             for top in tops:
                 # A container sees its own group at the top, whatever its path is outside.
-                for folder in (top / path.lstrip("/"), *(top / path.lstrip("/")).parents):
-                    if folder.is_relative_to(top):
-                        found += _folder_quota(folder)
-    return min(found, default=None)
+                inner = top / path.lstrip("/")
+                found += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+    return found
 
 
 def _folder_quota(folder: Path) -> list[float]:
@@ -135,7 +146,8 @@ def _folder_quota(folder: Path) -> list[float]:
     return []
 
 
-def _affinity() -> set[int]:
+def usable_cpus() -> set[int]:
+    """The logical cores that this process may use."""
     # macOS and Windows have no affinity that Python can ask for.
     ask = getattr(os, "sched_getaffinity", None)
     return set(ask(0)) if ask else set(range(os.cpu_count() or 1))

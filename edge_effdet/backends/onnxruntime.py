@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,9 @@ from edge_effdet.backends.base import (
     Available,
     Compiled,
     CompileOptions,
+    LayerRun,
     LoadOptions,
+    ProfiledRuns,
     Runner,
     TensorSpec,
     Traits,
@@ -47,6 +51,13 @@ _DTYPES = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
+_WARM_UP = 3
+"""How many runs come before those that a profile counts."""
+
+_PRECISIONS = {"int8": "int8", "uint8": "int8", "float16": "fp16", "bfloat16": "bf16", "float": "fp32"}
+"""Of the first tensor that a node takes, by the name of its type in the profiler's file."""
+
+_NODE_EVENT = "_kernel_time"
 
 
 def probe() -> Available | Unavailable:
@@ -91,6 +102,59 @@ def load(engine: Engine, options: LoadOptions) -> OnnxRuntimeRunner:
     return OnnxRuntimeRunner(engine.path, options)
 
 
+def profile(engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int) -> ProfiledRuns:
+    """Time the layers with onnxruntime's own profiler, in a session with the options of ``load``. Its times are whole microseconds.
+
+    Raises:
+        EngineError: onnxruntime refuses the engine, or fails in a run.
+    """
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        try:
+            session = _session(engine.path, options, optimized, Path(folder) / "profile")
+            for _ in range(_WARM_UP + runs):
+                session.run(None, dict(feeds))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
+            raise EngineError(
+                f"onnxruntime cannot profile {engine.path} ({first_line(error)}); build the engine again."
+            ) from error
+        layers = layers_from_events(events, _WARM_UP)
+        return ProfiledRuns(f"onnxruntime's profiler {ort.__version__}", layers, optimized.read_bytes())
+
+
+def layers_from_events(events: Sequence[Mapping[str, Any]], warm_up: int) -> tuple[LayerRun, ...]:
+    """The layers and their times, from the events in the file of onnxruntime's profiler.
+
+    Args:
+        events: each has a ``name``, a category ``cat``, a start ``ts`` and a duration ``dur`` in microseconds, and ``args``.
+        warm_up: how many runs at the beginning do not count.
+    """
+    windows = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == "model_run")
+    windows = windows[warm_up:]
+    times: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * len(windows))
+    told: dict[tuple[str, str], Mapping[str, Any]] = {}
+    nodes = (event for event in events if event["cat"] == "Node" and event["name"].endswith(_NODE_EVENT))
+    for event in sorted(nodes, key=lambda event: event["ts"]):
+        for number, (start, end) in enumerate(windows):
+            if start <= event["ts"] <= end:
+                key = (event["name"].removesuffix(_NODE_EVENT), event["args"].get("node_index", ""))
+                times[key][number] += event["dur"] / 1000
+                told.setdefault(key, event["args"])
+    return tuple(
+        LayerRun(name=key[0], kind=told[key]["op_name"], precision=_input_precision(told[key]), milliseconds=tuple(own))
+        for key, own in times.items()
+    )
+
+
+def _input_precision(arguments: Mapping[str, Any]) -> str:
+    # One type and shape for each tensor that the node takes.
+    first = next(iter(arguments.get("input_type_shape") or ()), {})
+    return next((_PRECISIONS[kind] for kind in first if kind in _PRECISIONS), "")
+
+
 class OnnxRuntimeRunner(Runner):
     """A session on the CPU, and nothing else: a provider that falls back would be an error.
 
@@ -123,13 +187,18 @@ class OnnxRuntimeRunner(Runner):
         self._session = None
 
 
-def _session(path: Path, loading: LoadOptions, optimized: Path | None = None) -> onnxruntime.InferenceSession:
-    """A session; it writes what it made of the graph to ``optimized``."""
+def _session(
+    path: Path, loading: LoadOptions, optimized: Path | None = None, trace: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session; it writes what it made of the graph to ``optimized``, and times its nodes for a file whose name begins as ``trace``."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
     options.log_severity_level = LOG_ERRORS
     options.intra_op_num_threads = loading.threads_of_a_run()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if loading.spinning else "0")

@@ -103,6 +103,17 @@ def load(engine: Engine, options: LoadOptions) -> BoundRunner:
     return BoundRunner(session, "cuda")
 
 
+def profile(engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int) -> Unavailable:
+    """Why there is no profile: onnxruntime's profiler times a node on the host's clock, and on a GPU a node only puts its work on the stream.
+
+    A build with ``--enable_cuda_profiling`` adds the times of the kernels by CUPTI, and whether a package was built so it does not say.
+    """
+    return Unavailable(
+        "onnxruntime's profiler tells how long the CPU takes to start a layer on the GPU, and not how long the layer runs there",
+        "use NVIDIA's Nsight Systems",
+    )
+
+
 def open_session(path: Path, cuda_graph: bool) -> Any:
     """A session that is verified to be on the GPU: onnxruntime itself would fall back to the CPU with a line in its log.
 

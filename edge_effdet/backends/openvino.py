@@ -10,6 +10,7 @@ What it compiles is kept in ``<engine>.runtime_cache`` for the next start (``ope
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import threading
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ from edge_effdet.backends.base import (
     Available,
     Compiled,
     CompileOptions,
+    LayerRun,
     LoadOptions,
+    ProfiledRuns,
     Runner,
     TensorSpec,
     Traits,
@@ -44,7 +47,10 @@ _DEVICE = "CPU"
 _HALVES = {"FP16": "f16", "BF16": "bf16"}
 """What a processor is capable of, the better first, and OpenVINO's name of the type."""
 
-_TOLD = ("layerType", "originalLayersNames", "runtimePrecision")
+_WARM_UP, _COUNTED = 2, 3
+"""Of the runs that one time of a layer is worked out from: those that do not count, and those that do."""
+
+_TOLD = ("layerType", "originalLayersNames", "runtimePrecision", "execOrder")
 _PRECISIONS = {"i8": "int8", "u8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
 """Of the tensor that a layer of the execution graph takes."""
 
@@ -103,6 +109,70 @@ def load(engine: Engine, options: LoadOptions) -> OpenVinoRunner:
     return OpenVinoRunner(engine.path, options, engine.sha256, cache)
 
 
+def profile(engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int) -> ProfiledRuns:
+    """Time the layers with OpenVINO's performance counters, in models with the options of ``load``.
+
+    A counter is the mean over all runs of a model since it was loaded, the first and slow one among them, in whole microseconds. So one
+    compiled model is loaded anew for each of the ``runs`` times, and a time is the mean of 3 runs after 2 that do not count.
+
+    Raises:
+        EngineError: OpenVINO refuses the engine, or fails in a run.
+    """
+    import openvino
+
+    core = openvino.Core()
+    try:
+        model = core.read_model(str(engine.path))
+        hints = {**_hints(options), PRECISION: _arithmetic(core, model)}
+        stream = io.BytesIO()
+        core.compile_model(model, _DEVICE, hints).export_model(stream)
+        # Not the model that is kept for the next start: counting slows a model down.
+        counting = {**hints, "PERF_COUNT": True}
+        samples: list[dict[str, float]] = []
+        told: dict[str, dict[str, str]] = {}
+        for _ in range(runs):
+            loaded = core.import_model(io.BytesIO(stream.getvalue()), _DEVICE, counting)
+            samples.append(_time_layers(loaded, feeds))
+            told = told or {layer.get_friendly_name(): _told(layer) for layer in loaded.get_runtime_model().get_ops()}
+    except RuntimeError as error:
+        raise EngineError(
+            f"OpenVINO cannot profile {engine.path} ({_last_line(error)}); build the engine again."
+        ) from error
+    version = openvino.__version__.partition("-")[0]
+    names = sorted((name for name in samples[0] if name in told), key=lambda name: int(told[name]["execOrder"]))
+    layers = (
+        LayerRun(
+            name=name,
+            kind=told[name]["layerType"],
+            precision=_PRECISIONS.get(told[name]["runtimePrecision"], ""),
+            milliseconds=tuple(sample.get(name, 0.0) for sample in samples),
+            nodes=_convolutions(told[name]),
+        )
+        for name in names
+    )
+    return ProfiledRuns(f"OpenVINO's performance counters {version}", tuple(layers))
+
+
+def _time_layers(model: Any, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Milliseconds of each layer that runs, by its name, in a model that has not run yet."""
+    request = model.create_infer_request()
+    sums: list[dict[str, float]] = []
+    for count in (_WARM_UP, _COUNTED):
+        for _ in range(count):
+            request.infer(dict(feeds), share_inputs=True)
+        done = _WARM_UP + (_COUNTED if sums else 0)
+        sums.append(
+            {
+                counter.node_name: 1000 * counter.real_time.total_seconds() * done
+                for counter in request.get_profiling_info()
+                if counter.status.name == "EXECUTED"
+            }
+        )
+    before, after = sums
+    # A layer of less than a microsecond has a rounded mean of 0 or 1, and the difference may fall below 0.
+    return {name: max(0.0, after[name] - before.get(name, 0.0)) / _COUNTED for name in after}
+
+
 class OpenVinoRunner(Runner):
     """A compiled model, tuned for latency, and an inference request for each thread that runs it.
 
@@ -145,11 +215,7 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
     import openvino
 
     core = openvino.Core()
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": options.threads_of_a_run() * options.runs_on_cpu(),
-        "NUM_STREAMS": options.runs_on_cpu(),
-    }
+    hints = _hints(options)
     belongs_to = identity(core, _DEVICE, engine_sha256)
     known = read_compiled(cache, belongs_to, core, _DEVICE, hints) if cache is not None else None
     if known is not None:
@@ -162,6 +228,14 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
     return compiled, False
 
 
+def _hints(options: LoadOptions) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": options.threads_of_a_run() * options.runs_on_cpu(),
+        "NUM_STREAMS": options.runs_on_cpu(),
+    }
+
+
 def layer_precisions(model: Any) -> dict[str, str]:
     """In which precision a compiled model's convolutions run, by the ONNX nodes that each of them computes.
 
@@ -169,15 +243,27 @@ def layer_precisions(model: Any) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for layer in model.get_runtime_model().get_ops():
-        told = {key: layer.get_rt_info()[key].astype(str) for key in _TOLD}
+        told = _told(layer)
         precision = _PRECISIONS.get(told["runtimePrecision"])
-        if "Convolution" not in told["layerType"] or precision is None:
+        if precision is None:
             continue
-        for name in told["originalLayersNames"].split(","):
-            # The bias of a convolution is a layer of its own for OpenVINO, which takes over the node's name.
-            node = name.removesuffix("/WithoutBiases")
+        for node in _convolutions(told):
             found[node] = widest([precision, found.get(node, precision)])
     return found
+
+
+def _told(layer: Any) -> dict[str, str]:
+    """What the execution graph tells of a layer."""
+    return {key: layer.get_rt_info()[key].astype(str) for key in _TOLD}
+
+
+def _convolutions(told: Mapping[str, str]) -> tuple[str, ...]:
+    """The ONNX nodes that a convolution computes, its own and those fused into it; none for another kind of layer."""
+    if "Convolution" not in told["layerType"]:
+        return ()
+    # The bias of a convolution is a layer of its own for OpenVINO, which takes over the node's name.
+    names = (name.removesuffix("/WithoutBiases") for name in told["originalLayersNames"].split(","))
+    return tuple(dict.fromkeys(names))
 
 
 def _arithmetic(core: Any, model: Any) -> str:

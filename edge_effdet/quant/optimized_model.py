@@ -10,7 +10,7 @@ convolution that cannot be found has it too.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import onnx
@@ -47,8 +47,7 @@ def read_optimized(graph: Path, optimized: Path) -> dict[str, str]:
         if node.op_type not in INTEGER | FLOATING:
             continue
         precision = "int8" if node.op_type in INTEGER else _floating_type(made, node)
-        candidates = (node.name, _NUMBER.sub("", node.name), by_output.get(_LAYOUT.sub("", node.name)))
-        name = next((each for each in candidates if each in names), None)
+        name = find_node(node.name, names, by_output)
         if name is None:
             unnamed.add(precision)
         elif precision:
@@ -56,6 +55,18 @@ def read_optimized(graph: Path, optimized: Path) -> dict[str, str]:
     if len(unnamed) == 1 and unnamed <= {*_PRECISION_OF_TYPE.values()}:
         precisions.update(dict.fromkeys(names - precisions.keys(), unnamed.pop()))
     return precisions
+
+
+def find_node(name: str, names: Set[str], by_output: Mapping[str, str]) -> str | None:
+    """The convolution of the graph that a node of the optimized model was made from; None where its name does not lead to one.
+
+    Args:
+        name: the name in the optimized model.
+        names: the names of the graph's convolutions.
+        by_output: these names by the tensors that a node may be called after.
+    """
+    candidates = (name, _NUMBER.sub("", name), by_output.get(_LAYOUT.sub("", name)))
+    return next((each for each in candidates if each in names), None)
 
 
 def _floating_type(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from edge_effdet.artifacts import Detections, Size
-from edge_effdet.backends.base import LoadOptions, get_backend
+from edge_effdet.backends.base import MOST_CONTEXTS, LoadOptions, get_backend
 from edge_effdet.backends.cores import usable_cores
 from edge_effdet.errors import DataError, MissingDependency, UsageError
 from edge_effdet.options import option
@@ -142,6 +142,18 @@ def loading_for(backend: str, source: Source, options: PipelineOptions, threads:
     """
     if options.runs or not get_backend(backend).TRAITS.on_cpu or source.live or source.total == 1:
         return LoadOptions(threads, options.runs or 1, spinning=source.total == 1)
+    return loading_for_many(backend, threads)
+
+
+def loading_for_many(backend: str, threads: int = 0) -> LoadOptions:
+    """How to load an engine that is to finish many pictures and not each one soon.
+
+    Args:
+        backend: the backend's name.
+        threads: threads of a run on a CPU; 0 for what suits.
+    """
+    if not get_backend(backend).TRAITS.on_cpu:
+        return LoadOptions(parallel_runs=MOST_CONTEXTS)
     cores = usable_cores()
     threads = threads or math.ceil(cores / MOST_RUNS)
     return LoadOptions(threads, math.ceil(cores / threads), spinning=False)

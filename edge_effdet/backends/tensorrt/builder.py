@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_effdet.artifacts import Engine, Graph, atomic_output
-from edge_effdet.backends.base import Available, Compiled, CompileOptions, LoadOptions, Traits, Unavailable
+from edge_effdet.backends.base import (
+    Available,
+    Compiled,
+    CompileOptions,
+    LoadOptions,
+    ProfiledRuns,
+    Traits,
+    Unavailable,
+)
 from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.backends.tensorrt import cuda
+from edge_effdet.backends.tensorrt.layer_times import join_layers
 from edge_effdet.backends.tensorrt.layers import convolution_precisions, layers_from_json, layers_from_log
 from edge_effdet.backends.tensorrt.library import (
     Flavor,
@@ -67,6 +80,13 @@ def load(engine: Engine, options: LoadOptions) -> TensorRTRunner:
     return TensorRTRunner(FLAVOR, engine, options)
 
 
+def profile(
+    engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int
+) -> ProfiledRuns | Unavailable:
+    """Time an engine's layers on this machine's GPU. See ``profile_flavor``."""
+    return profile_flavor(FLAVOR, engine, options, feeds, runs)
+
+
 def probe_flavor(flavor: Flavor) -> Available | Unavailable:
     """Whether a flavor works here. One that builds for other machines needs no GPU: then ``runs_here`` is False."""
     trt = find_module(flavor)
@@ -82,6 +102,23 @@ def probe_flavor(flavor: Flavor) -> Available | Unavailable:
             trt.__version__, f"builds for other machines; {gpu} is not an RTX GPU it knows", runs_here=False
         )
     return Available(trt.__version__, str(gpu))
+
+
+def profile_flavor(
+    flavor: Flavor, engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int
+) -> ProfiledRuns | Unavailable:
+    """Time an engine's layers with TensorRT's own profiler.
+
+    Raises:
+        BackendUnavailable: the package, PyCUDA or the GPU is missing.
+        EngineError: the engine does not load or run.
+    """
+    with TensorRTRunner(flavor, engine, replace(options, cuda_graphs=False, timed=False)) as runner:
+        told, times = runner.profile(feeds, runs)
+    layers = join_layers(times, told)
+    if not layers:
+        return Unavailable(f"{flavor.title} told its profiler of no layer", "build the engine again")
+    return ProfiledRuns(f"{flavor.title}'s profiler {require_module(flavor).__version__}", layers)
 
 
 def compile_graph(flavor: Flavor, graph: Graph, options: CompileOptions) -> Compiled:

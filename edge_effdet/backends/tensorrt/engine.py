@@ -82,6 +82,11 @@ class LoadedEngine:
             )
         return context
 
+    def layer_information(self) -> str:
+        """JSON of the engine's layers, by TensorRT's engine inspector. The GPU's context is current."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
     def choose_profile(self, dynamic: Mapping[str, tuple[int, ...]]) -> int:
         """The optimization profile that takes these input shapes and was tuned for the nearest batch.
 

@@ -28,7 +28,7 @@ from edge_effdet.backends.engine_account import BY_WIDTH, widest
 
 _LISTING = "Layers:"
 _COMPUTING = re.compile(r"conv|^(correlation|runtime_fusion|gemm)$", re.IGNORECASE)
-"""Kinds of layers that multiply. The others that name a convolution's node prepare its input or finish its output."""
+"""Kinds of layers that multiply."""
 
 _TYPES = {
     "Int8": "int8",
@@ -54,12 +54,19 @@ class EngineLayer:
         nodes: the ONNX nodes that it computes.
         inputs: a key of ``BY_WIDTH`` or an empty text for each tensor that it takes.
         weights: the type of its largest constant; empty where it has none, or it is not told.
+        name: TensorRT's name of it.
     """
 
     kind: str
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
     weights: str
+    name: str = ""
+
+    @property
+    def computes(self) -> bool:
+        """Whether it multiplies: others that name a convolution's node prepare its input or finish its output."""
+        return _COMPUTING.search(self.kind) is not None
 
     @property
     def precision(self) -> str | None:
@@ -75,7 +82,7 @@ def convolution_precisions(layers: Iterable[EngineLayer]) -> dict[str, str]:
     found: dict[str, str] = {}
     for layer in layers:
         precision = layer.precision
-        if precision is None or not _COMPUTING.search(layer.kind):
+        if precision is None or not layer.computes:
             continue
         for node in layer.nodes:
             found[node] = widest([precision, found.get(node, precision)])
@@ -116,7 +123,9 @@ def _layer_from_object(layer: Mapping[str, Any]) -> EngineLayer:
         constants.append((math.inf, _TYPES.get(str(weights.get("Type")), "")))
     inputs = tuple(_type_of(each) for each in layer.get("Inputs", ()))
     nodes = tuple(_NODE.findall(str(layer.get("Metadata", ""))))
-    return EngineLayer(str(layer.get("LayerType", "")), nodes, inputs, _largest(constants))
+    return EngineLayer(
+        str(layer.get("LayerType", "")), nodes, inputs, _largest(constants), name=str(layer.get("Name", ""))
+    )
 
 
 def _type_of(tensor: Mapping[str, Any]) -> str:

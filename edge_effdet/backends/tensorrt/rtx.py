@@ -9,8 +9,20 @@ engine with SM 75 in it can be slower on the others; so build ``75`` apart.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.backends.base import Available, Compiled, CompileOptions, LoadOptions, Traits, Unavailable
+from edge_effdet.backends.base import (
+    Available,
+    Compiled,
+    CompileOptions,
+    LoadOptions,
+    ProfiledRuns,
+    Traits,
+    Unavailable,
+)
 from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt.library import Flavor
 from edge_effdet.backends.tensorrt.runner import TensorRTRunner
@@ -45,3 +57,10 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
 def load(engine: Engine, options: LoadOptions) -> TensorRTRunner:
     """Load an engine onto this machine's GPU. See ``runner.TensorRTRunner``."""
     return TensorRTRunner(FLAVOR, engine, options)
+
+
+def profile(
+    engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray], runs: int
+) -> ProfiledRuns | Unavailable:
+    """Time an engine's layers on this machine's GPU. See ``builder.profile_flavor``."""
+    return tensorrt.profile_flavor(FLAVOR, engine, options, feeds, runs)

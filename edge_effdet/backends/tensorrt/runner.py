@@ -19,6 +19,7 @@ from edge_effdet.backends.base import MOST_CONTEXTS, LoadOptions, Runner
 from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.backends.tensorrt.context import ExecutionContext, Shapes, Timing
 from edge_effdet.backends.tensorrt.engine import LoadedEngine
+from edge_effdet.backends.tensorrt.layer_times import PROFILE_WARM_UP, new_layer_times
 from edge_effdet.backends.tensorrt.library import Flavor, require_module
 from edge_effdet.errors import EdgeEffDetError, EngineError, InputError
 
@@ -36,7 +37,7 @@ class TensorRTRunner(Runner):
     concurrent = True
 
     def __init__(self, flavor: Flavor, engine: Engine, options: LoadOptions) -> None:
-        trt = require_module(flavor)
+        self._trt = trt = require_module(flavor)
         self._loaded = LoadedEngine(flavor, trt, engine, options)
         self._timing = threading.local()
         with contextlib.ExitStack() as stack:
@@ -77,6 +78,27 @@ class TensorRTRunner(Runner):
     def last_device_ms(self) -> float | None:
         """Milliseconds on the GPU of this thread's last run, as ``last_timing`` has them."""
         return self.last_timing.device if self.last_timing else None
+
+    def profile(self, feeds: Mapping[str, np.ndarray], runs: int) -> tuple[str, list[dict[str, float]]]:
+        """Time the layers in runs without CUDA graphs, of which the first ``PROFILE_WARM_UP`` do not count.
+
+        Returns:
+            JSON of the layers by TensorRT's engine inspector, and for each run milliseconds by the layer's name.
+
+        Raises:
+            InputError, EngineError, BackendUnavailable: as ``run`` does.
+        """
+        self._check_feeds(feeds)
+        times = new_layer_times(self._trt)
+        with self._pool.borrow(tuple(feeds[spec.name].shape for spec in self.inputs)) as context:
+            context.report_to(times)
+            for _ in range(PROFILE_WARM_UP + runs):
+                times.start_run()
+                context.run(feeds)
+            context.report_to(None)
+        with cuda.primary_context():
+            told = self._loaded.layer_information()
+        return told, times.runs[PROFILE_WARM_UP:]
 
     def close(self) -> None:
         """Wait for runs under way and free all that the engine holds on the host and the GPU. A second call does nothing."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
-from pydantic import TypeAdapter
 
 from edge_effdet.artifacts import EngineRecord, ModelSpec, record
 from edge_effdet.artifacts.reading import from_json, to_json
@@ -32,6 +29,7 @@ from edge_effdet.artifacts.record import (
 )
 from edge_effdet.errors import UsageError
 from tests.records import make_record
+from tests.schemas import attributes, schema_of
 
 SCHEMA = Path(__file__).parents[3] / "docs" / "engine-record.schema.json"
 MACHINE = Fingerprint("openvino", "2026.4.1", "x86", ("avx2",))
@@ -96,34 +94,9 @@ FULL = make_record(
 )
 
 
-def schema_of_the_record() -> dict[str, Any]:
-    """The JSON Schema, with the descriptions that stand in the docstrings."""
-    schema = TypeAdapter(EngineRecord).json_schema()
-    for name, part in ((EngineRecord.__name__, schema), *schema["$defs"].items()):
-        kind = getattr(record, name, None) or getattr(__import__("edge_effdet.artifacts.spec", fromlist=[name]), name)
-        part["description"] = " ".join(kind.__doc__.split("\n\n")[0].split())
-        part["additionalProperties"] = False
-        part["required"] = list(part["properties"])
-        del part["title"]
-        for field, text in attributes(kind.__doc__).items():
-            part["properties"][field]["description"] = text
-            for key in ("title", "default"):
-                part["properties"][field].pop(key, None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def attributes(docstring: str) -> dict[str, str]:
-    """The section ``Attributes`` of a docstring."""
-    section = docstring.partition("Attributes:\n")[2]
-    return {
-        name: " ".join(text.split()).replace("``", "`")
-        for name, text in re.findall(r"^        (\w+): (.*?)(?=\n        \w+:|\Z)", section, re.MULTILINE | re.DOTALL)
-    }
-
-
 def test_the_published_schema_is_that_of_the_record():
     """``EDGE_EFFDET_WRITE_SCHEMA=1`` writes it."""
-    text = json.dumps(schema_of_the_record(), indent=2) + "\n"
+    text = json.dumps(schema_of(EngineRecord), indent=2) + "\n"
     if os.environ.get("EDGE_EFFDET_WRITE_SCHEMA") == "1":
         SCHEMA.write_text(text)
     assert SCHEMA.read_text() == text

@@ -77,3 +77,38 @@ def test_a_file_that_is_no_graph_is_named(tmp_path: Path):
     for backend in (onnxruntime, openvino):
         with pytest.raises(EngineError, match=r"x\.onnx"):
             backend.load(Engine(tmp_path / "x.onnx", SPEC, "onnxruntime", "fp32"), LoadOptions())
+
+
+def test_each_layer_is_timed_in_each_run(engine: Engine):
+    found = onnxruntime.profile(engine, LoadOptions(threads=1), {"images": images(1)}, 4)
+    assert [(layer.kind, layer.precision) for layer in found.layers] == [("Cast", "int8"), ("Add", "fp32")]
+    assert all(len(layer.milliseconds) == 4 for layer in found.layers)
+    assert found.optimized is not None
+    names = {node.name for node in onnx.load_from_string(found.optimized).graph.node}
+    assert {layer.name for layer in found.layers} <= names | {"Cast_0", "Add_1"}
+    assert [path.name for path in engine.path.parent.iterdir()] == ["double.onnx"]
+
+
+def test_a_profile_of_what_does_not_run_is_an_error(engine: Engine):
+    with pytest.raises(EngineError, match="cannot profile"):
+        onnxruntime.profile(engine, LoadOptions(), {"images": images(1).astype(np.float32)}, 1)
+
+
+def test_the_first_runs_do_not_count_in_a_profile():
+    def node(name: str, start: int, duration: int) -> dict:
+        arguments = {"op_name": name.title(), "input_type_shape": [{"float16": [1]}, {"int8": [1]}]}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": duration, "args": arguments}
+
+    def run(start: int) -> dict:
+        return {"cat": "Session", "name": "model_run", "ts": start, "dur": 100}
+
+    events = [run(0), node("conv", 10, 90), run(200), node("conv", 210, 2000), node("add", 220, 500), run(400)]
+    events += [node("conv", 410, 1000), node("conv", 420, 3000), node("add", 430, 500)]
+    conv, add = onnxruntime.layers_from_events(events, warm_up=1)
+    assert (conv.name, conv.kind, conv.precision, conv.milliseconds) == ("conv", "Conv", "fp16", (2.0, 4.0))
+    assert (add.name, add.milliseconds) == ("add", (0.5, 0.5))
+
+
+def test_the_profiler_of_a_gpu_is_not_believed(engine: Engine):
+    found = onnxruntime_cuda.profile(engine, LoadOptions(), {"images": images(1)}, 1)
+    assert isinstance(found, Unavailable) and "start a layer" in found.reason

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_effdet.artifacts import Engine, ModelSpec
 from edge_effdet.backends import openvino, openvino_cache
 from edge_effdet.backends.base import LoadOptions
+from edge_effdet.errors import EngineError
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (8, 8), ("thing",), (1,))
 CAPABILITIES = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -148,3 +151,50 @@ class Processor:
 def test_fp16_is_preferred_to_bf16(tmp_path: Path, dtype: type, capabilities: tuple[str, ...], expected: str):
     model = ov.Core().read_model(engine_with(tmp_path, dtype).path)
     assert openvino._arithmetic(Processor(*capabilities), model) == expected
+
+
+def test_each_layer_is_timed_and_the_cache_is_left_alone(tmp_path: Path):
+    engine = engine_with(tmp_path, np.float32)
+    first, _ = start(engine)
+    kept = (tmp_path / "conv.onnx.runtime_cache").read_bytes()
+    images = np.random.default_rng(1).integers(0, 256, (1, 3, 8, 8), np.uint8)
+    found = openvino.profile(engine, LoadOptions(threads=1), {"images": images}, 4)
+    assert found.source.startswith("OpenVINO's performance counters")
+    (conv,) = [layer for layer in found.layers if "Convolution" in layer.kind]
+    assert conv.precision == "fp32" and conv.nodes
+    assert all(len(layer.milliseconds) == 4 and min(layer.milliseconds) >= 0 for layer in found.layers)
+    assert (tmp_path / "conv.onnx.runtime_cache").read_bytes() == kept
+    again, warm = start(engine)
+    assert warm
+    np.testing.assert_array_equal(again, first)
+
+
+def test_a_profile_of_what_does_not_run_is_an_error(tmp_path: Path):
+    with pytest.raises(EngineError, match="cannot profile"):
+        openvino.profile(
+            engine_with(tmp_path, np.float32), LoadOptions(), {"images": np.zeros((1, 5, 8, 8), np.uint8)}, 1
+        )
+
+
+class CountingRequest:
+    """A request whose counters are the mean over all runs, in whole microseconds, as OpenVINO's are; the first run is a slow one."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def infer(self, feeds: dict, share_inputs: bool) -> None:
+        self.runs += 1
+
+    def get_profiling_info(self) -> list:
+        mean = (1000 + 100 * (self.runs - 1)) // self.runs
+        executed, skipped = SimpleNamespace(name="EXECUTED"), SimpleNamespace(name="NOT_RUN")
+        return [
+            SimpleNamespace(node_name="conv", status=executed, real_time=timedelta(microseconds=mean)),
+            SimpleNamespace(node_name="fused", status=skipped, real_time=timedelta()),
+        ]
+
+
+def test_the_slow_first_run_is_taken_out_of_the_mean():
+    model = SimpleNamespace(create_infer_request=CountingRequest)
+    times = openvino._time_layers(model, {})
+    assert times == {"conv": pytest.approx(0.1, abs=0.002)}

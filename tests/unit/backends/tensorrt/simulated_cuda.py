@@ -227,7 +227,10 @@ class SimulatedGraph:
 
 
 class SimulatedEngine:
-    """Stands for a deserialized engine: ``out`` is ``images`` + 0.5. ``ranges`` are the batches of its profiles."""
+    """Stands for a deserialized engine: ``out`` is ``images`` + 0.5. ``ranges`` are the batches of its profiles.
+
+    A profiler is told of ``layers``, milliseconds by name, after each run; the inspector gives ``information``.
+    """
 
     num_io_tensors = 2
 
@@ -241,6 +244,8 @@ class SimulatedEngine:
         self.seconds = 0.0
         self.running = self.most_running = 0
         self.configs = []
+        self.layers = {}
+        self.information = '{"Layers": []}'
 
     @property
     def num_optimization_profiles(self):
@@ -253,6 +258,12 @@ class SimulatedEngine:
         self.configs.append(config)
         self.contexts.append(SimulatedContext(self))
         return self.contexts[-1]
+
+    def create_engine_inspector(self):
+        self.driver.require_current()
+        return types.SimpleNamespace(
+            get_engine_information=lambda form: {self.trt.LayerInformationFormat.JSON: self.information}[form]
+        )
 
     def create_runtime_config(self):
         return SimulatedRuntimeConfig(self)
@@ -277,6 +288,7 @@ class SimulatedContext:
     def __init__(self, engine):
         self.engine, self.shape, self.addresses = engine, engine.shape, {}
         self.active_optimization_profile = 0
+        self.profiler = None
 
     def set_optimization_profile_async(self, index, handle):
         self.active_optimization_profile = index
@@ -310,6 +322,8 @@ class SimulatedContext:
             out.content[: 4 * count] = values.view(np.uint8)
             with driver.lock:
                 engine.running -= 1
+            for name, milliseconds in engine.layers.items() if self.profiler is not None else ():
+                self.profiler.report_layer_time(name, milliseconds)
 
         driver.put(types.SimpleNamespace(handle=handle), work)
         return True

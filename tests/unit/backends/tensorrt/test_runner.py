@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_effdet.artifacts import Engine, ModelSpec
-from edge_effdet.backends.base import LoadOptions
+from edge_effdet.backends.base import LoadOptions, Unavailable
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.backends.tensorrt import builder as tensorrt
 from edge_effdet.backends.tensorrt import rtx as tensorrt_rtx
@@ -298,3 +299,50 @@ def test_who_has_no_home_is_refused_where_it_is_written(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("pathlib.Path.home", nowhere)
     assert runtime_cache_path(write_engine(tmp_path)) == tmp_path / "tiny.engine.runtime_cache"
+
+
+def layer_named(name: str, kind: str, metadata: str) -> dict:
+    """A layer as the inspector describes it, whose input and weights are INT8."""
+    codes = {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}
+    return {"Name": name, "LayerType": kind, "Inputs": [codes], "Weights": {"Type": "Int8"}, "Metadata": metadata}
+
+
+@pytest.mark.parametrize("backend", [tensorrt, tensorrt_rtx])
+def test_simulated_layers_are_timed_without_cuda_graphs(tmp_path, simulation, monkeypatch, backend):
+    monkeypatch.setattr(backend, "FLAVOR", TENSORRT if backend is tensorrt else backend.FLAVOR)
+    described = [
+        layer_named("c + relu", "CaskConvolution", "[ONNX Layer: c]\x1e[ONNX Layer: relu]"),
+        layer_named("Reformatting c", "Reformat", "[ONNX Layer: c]"),
+    ]
+    simulation.engine.information = json.dumps({"Layers": described})
+    simulation.engine.layers = {"Reformatting c": 0.25, "c + relu": 1.5, "unknown": 0.5}
+    engine = write_engine(tmp_path)
+    found = backend.profile(engine, LoadOptions(parallel_runs=1), {"images": images_of(2)}, 4)
+    assert [(each.name, each.kind, each.precision, each.nodes) for each in found.layers] == [
+        ("Reformatting c", "Reformat", "int8", ()),
+        ("c + relu", "CaskConvolution", "int8", ("c", "relu")),
+        ("unknown", "", "", ()),
+    ]
+    assert [each.milliseconds for each in found.layers] == [(0.25,) * 4, (1.5,) * 4, (0.5,) * 4]
+    assert found.source == f"{backend.FLAVOR.title}'s profiler {trt.__version__}"
+    assert simulation.graphs.launches == simulation.graphs.executables == 0
+    if backend is tensorrt_rtx:
+        assert simulation.engine.configs[-1].cuda_graph_strategy == trt.CudaGraphStrategy.DISABLED
+
+
+def test_simulated_engine_that_reports_no_layer_has_no_profile(tmp_path, simulation, monkeypatch):
+    monkeypatch.setattr(tensorrt, "FLAVOR", TENSORRT)
+    found = tensorrt.profile(write_engine(tmp_path), LoadOptions(), {"images": images_of(1)}, 2)
+    assert isinstance(found, Unavailable) and "no layer" in found.reason
+    simulation.engine.fails = True
+    with pytest.raises(EngineError, match="could not be run"):
+        tensorrt.profile(write_engine(tmp_path), LoadOptions(), {"images": images_of(1)}, 2)
+
+
+def test_simulated_runs_after_a_profile_report_to_nobody(tmp_path, simulation):
+    simulation.engine.layers = {"c": 1.0}
+    with load(tmp_path) as runner:
+        _, times = runner.profile({"images": images_of(2)}, 2)
+        assert times == [{"c": 1.0}] * 2
+        check(runner, images_of(2))
+        assert all(context.profiler is None for context in simulation.engine.contexts)

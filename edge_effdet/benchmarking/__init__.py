@@ -1,0 +1,1 @@
+"""Measure engines under load and write the report: what ``benchmark`` does."""

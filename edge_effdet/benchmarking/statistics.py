@@ -1,0 +1,116 @@
+"""Percentiles and their confidence: how many samples a percentile needs, and intervals from the spread between rounds.
+
+The runs of one round share the state of the machine, so they are not independent and a thousand of them do not make an interval a
+thousandth as wide. What is independent is the round. So the rounds are drawn anew, with replacement, and each draw gives the figure again
+(a cluster bootstrap). With few rounds such an interval is too narrow; its tails are widened as T. Hesterberg says in "What Teachers
+Should Know About the Bootstrap" (The American Statistician 69, 2015, the *expanded percentile interval*): with n rounds, ``alpha / 2`` becomes
+``Phi(-sqrt(n / (n - 1)) * t)`` with Student's t of n - 1 degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edge_effdet.benchmarking.record import Estimate
+
+ENOUGH = {90: 64, 99: 662}
+"""How many queries LoadGen wants before it tells an upper bound of a percentile with a confidence of 99 % (its *early stopping*)."""
+
+RESAMPLES = 2000
+"""How many draws an interval is computed from."""
+
+MOST_VALUES = 2000
+"""Values of one round that a draw takes at most; more, evenly spaced by rank, would change a percentile by nothing that can be seen."""
+
+_STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""The 97.5 % quantile of Student's t distribution for 1 to 30 degrees of freedom."""
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""From an array [draws, n] to one value for each draw, [draws]."""
+
+
+def percentile_estimate(rounds: Sequence[np.ndarray], percentile: float, seed: int = 0) -> Estimate:
+    """A percentile over all values of all rounds, with its interval.
+
+    Args:
+        rounds: the values of each round, in any unit.
+        percentile: 0 to 100.
+        seed: seeds the draws.
+    """
+    value = float(np.percentile(np.concatenate(rounds), percentile))
+    thinned = [_thin(each) for each in rounds]
+    draws = _draw(len(rounds), seed)
+    found = [float(np.percentile(np.concatenate([thinned[index] for index in own]), percentile)) for own in draws[:500]]
+    return _widen(value, np.array(found), len(rounds))
+
+
+def rate_estimate(images: Sequence[int], seconds: Sequence[float], seed: int = 0) -> Estimate:
+    """Images a second over all rounds, with its interval: all images over all seconds."""
+    counts, times = np.array(images, float), np.array(seconds, float)
+    draws = _draw(len(counts), seed)
+    found = counts[draws].sum(axis=1) / times[draws].sum(axis=1)
+    return _widen(float(counts.sum() / times.sum()), found, len(counts))
+
+
+def change_estimate(before: Sequence[float], now: Sequence[float], paired: bool, seed: int = 0) -> Estimate:
+    """By how many per cent a time has grown: the median over the rounds of what it takes now against what it took before.
+
+    Args:
+        before: the time of each round before.
+        now: the time of each round now, in the same unit.
+        paired: whether round i of both was measured in one turn, so that the state of the machine falls on both.
+        seed: seeds the draws.
+
+    Returns:
+        The change in per cent, positive for slower.
+    """
+    first, second = np.log(np.array(before, float)), np.log(np.array(now, float))
+    if paired:
+        ratios = second - first
+        draws = _draw(len(ratios), seed)
+        found = np.median(ratios[draws], axis=1)
+        return _as_percent(_widen(float(np.median(ratios)), found, len(ratios)))
+    found = np.median(second[_draw(len(second), seed)], axis=1) - np.median(first[_draw(len(first), seed + 1)], axis=1)
+    value = float(np.median(second) - np.median(first))
+    return _as_percent(_widen(value, found, min(len(first), len(second))))
+
+
+def enough_text(queries: int) -> str:
+    """For which percentiles so many queries are enough, as a sentence."""
+    known = [percentile for percentile, least in ENOUGH.items() if queries >= least]
+    if len(known) == len(ENOUGH):
+        return f"{queries} queries: P90 needs {ENOUGH[90]} and P99 needs {ENOUGH[99]} for an upper bound with 99 % confidence (LoadGen's rule)"
+    if known:
+        return f"{queries} queries are enough for P90 ({ENOUGH[90]}) and too few for P99 ({ENOUGH[99]}, LoadGen's rule at 99 % confidence)"
+    return f"{queries} queries are too few for P90 ({ENOUGH[90]}) and P99 ({ENOUGH[99]}, LoadGen's rule at 99 % confidence)"
+
+
+def _draw(rounds: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, rounds, (RESAMPLES, rounds))
+
+
+def _thin(values: np.ndarray) -> np.ndarray:
+    if len(values) <= MOST_VALUES:
+        return values
+    return np.sort(values)[np.linspace(0, len(values) - 1, MOST_VALUES).round().astype(int)]
+
+
+def _widen(value: float, found: np.ndarray, rounds: int) -> Estimate:
+    if rounds < 2:
+        return Estimate(value, value, value)
+    student = _STUDENT[min(rounds - 1, len(_STUDENT)) - 1]
+    tail = statistics.NormalDist().cdf(-math.sqrt(rounds / (rounds - 1)) * student)
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def _as_percent(logarithm: Estimate) -> Estimate:
+    low, value, high = (100 * math.expm1(each) for each in (logarithm.low, logarithm.value, logarithm.high))
+    return Estimate(value, low, high)

@@ -1,0 +1,88 @@
+"""Percentiles and their intervals: right on data whose truth is known, and as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge_effdet.benchmarking.statistics import change_estimate, enough_text, percentile_estimate, rate_estimate
+
+
+def make_rounds(
+    seed: int, rounds: int = 10, level: float = 10.0, drift: float = 0.02, runs: int = 60
+) -> list[np.ndarray]:
+    """Rounds that each have their own state of the machine, which makes all of their runs slower or faster."""
+    random = np.random.default_rng(seed)
+    states = level * np.exp(random.normal(0, drift, rounds))
+    return [state * np.exp(random.normal(0, 0.01, runs)) for state in states]
+
+
+def test_a_percentile_is_that_of_all_values():
+    rounds = make_rounds(0)
+    estimate = percentile_estimate(rounds, 90)
+    assert estimate.value == np.percentile(np.concatenate(rounds), 90)
+    assert estimate.low < estimate.value < estimate.high
+
+
+@pytest.mark.parametrize("rounds", [5, 10, 20])
+def test_an_interval_holds_the_truth_as_often_as_it_says(rounds: int):
+    held = 0
+    for seed in range(200):
+        estimate = percentile_estimate(make_rounds(seed, rounds, runs=20), 50)
+        held += estimate.low <= 10.0 <= estimate.high
+    # 95 % of 200 are 190; 178 and fewer come up once in 600 times.
+    assert held > 178
+
+
+def test_runs_of_a_round_do_not_count_as_independent():
+    """An interval over the runs themselves would hold the truth far less often, which is why rounds are drawn."""
+    held = 0
+    for seed in range(100):
+        values = np.concatenate(make_rounds(seed, 5, runs=200))
+        draws = np.random.default_rng(0).integers(0, len(values), (200, len(values)))
+        low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
+        held += low <= 10.0 <= high
+    assert held < 60
+
+
+def test_one_round_has_no_interval():
+    estimate = percentile_estimate([np.array([1.0, 2.0, 3.0])], 50)
+    assert (estimate.low, estimate.value, estimate.high) == (2.0, 2.0, 2.0)
+
+
+def test_a_rate_is_all_images_over_all_seconds():
+    estimate = rate_estimate([10, 30], [1.0, 1.0])
+    assert estimate.value == 20
+    assert 10 <= estimate.low <= 20 <= estimate.high <= 30
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_change_is_found_and_its_sign_is_that_of_slower(paired: bool):
+    before = [float(np.median(each)) for each in make_rounds(1)]
+    slower = [1.1 * value for value in (before if paired else [float(np.median(each)) for each in make_rounds(2)])]
+    change = change_estimate(before, slower, paired)
+    assert change.value == pytest.approx(10, abs=0.01 if paired else 4)
+    assert change.low > 0
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_no_change_is_seldom_called_one(paired: bool):
+    wrong = 0
+    for seed in range(100):
+        first, second = ([float(np.median(each)) for each in make_rounds(2 * seed + k)] for k in (0, 1))
+        change = change_estimate(first, second, paired)
+        wrong += not change.low <= 0 <= change.high
+    assert wrong <= 12
+
+
+def test_one_contended_round_hides_no_change():
+    before = [float(np.median(each)) for each in make_rounds(3)]
+    before[4] *= 1.5
+    now = [1.1 * float(np.median(each)) for each in make_rounds(4)]
+    assert change_estimate(before, now, paired=False).low > 0
+
+
+def test_enough_says_for_which_percentiles():
+    assert "too few for P90" in enough_text(63)
+    assert "enough for P90" in enough_text(64) and "too few for P99" in enough_text(661)
+    assert "too few" not in enough_text(662)
