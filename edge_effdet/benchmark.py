@@ -41,7 +41,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
         action="store_const",
         const="full",
         default="quick",
-        help="measure for about six minutes an engine",
+        help="measure for seven minutes an engine or more, until the 99th percentiles are known",
     )
     add_options(parser, BenchmarkConfig)
     return parser
@@ -51,7 +51,11 @@ def _run(arguments: argparse.Namespace) -> Result:
     config = options_from(BenchmarkConfig, arguments)
     report = benchmark_engines(arguments.engine, config)
     written = ", ".join(FILES)
-    return Result(f"{report_text(report)}\n\nwritten to {config.output}: {written}", _without_pictures(report), _failure(report, config))
+    return Result(
+        f"{report_text(report)}\n\nwritten to {config.output}: {written}",
+        _without_pictures(report),
+        _failure(report, config),
+    )
 
 
 def _failure(report: Report, config: BenchmarkConfig) -> RegressionFound | None:

@@ -14,12 +14,29 @@ from edge_effdet.artifacts.record import Golden
 from edge_effdet.artifacts.spec import ModelSpec
 from edge_effdet.backends.base import BACKENDS, Traits, Unavailable
 from edge_effdet.backends.fingerprint import machine_fingerprint
+from edge_effdet.benchmarking.options import Effort
 from edge_effdet.errors import EngineError
 from tests.backends import BrightBoxRunner, FakeBackend
 from tests.records import make_record
 
 SPEC = ModelSpec("tiny", (64, 64), ("box",), (1,))
 MILLISECONDS = 2.0
+
+TINY = Effort(
+    rounds=5,
+    single_s=0.1,
+    network_s=0.03,
+    pool_rounds=2,
+    pool_s=0.1,
+    pool_queries=2,
+    probes=3,
+    probe_s=0.2,
+    probe_queries=10,
+    queries=8,
+    stages=5,
+    profiled=2,
+)
+"""A measurement of a second or two."""
 
 
 class SlowRunner(BrightBoxRunner):

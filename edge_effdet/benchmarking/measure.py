@@ -49,8 +49,8 @@ QUANTILES = np.linspace(0, 100, 101)
 LEAST_SHARE = 0.1
 """Arrival rates below this share of what Offline reaches are not tried: they take long, and who misses the bound there misses it always."""
 
-MOST_WINDOWS = 180
-"""Stretches of a sustained run at most."""
+EDGE_WINDOWS = 6
+"""Stretches of a sustained run in its first minute, and in its last one; the drift is known from the spread between them."""
 
 
 @dataclass(slots=True)
@@ -164,7 +164,7 @@ def look_into_lanes(lanes: Sequence[Lane], effort: Effort) -> None:
 
 def sustain_lanes(lanes: Sequence[Lane], seconds: float, sensors: Sensors) -> None:
     """Run each engine for so long, one after the other, and see whether it keeps its speed."""
-    step = max(1.0, seconds / MOST_WINDOWS)
+    step = _edge(seconds) / EDGE_WINDOWS
     for lane in (lane for lane in lanes if lane.alive):
         seen: list[tuple[np.ndarray, float, float]] = []
         count = max(2, round(seconds / step))
@@ -199,9 +199,10 @@ def sum_up_sustained(seen: Sequence[tuple[np.ndarray, float, float]], sensors: S
         )
         for times, began, ended in seen
     )
-    edge = min(60.0, (end - start) / 10)
-    first = [each for each in windows if each.start_s + each.seconds <= edge] or [windows[0]]
-    last = [each for each in windows if each.start_s >= end - start - edge] or [windows[-1]]
+    edge = _edge(end - start)
+    # A stretch ends with its last image, so it is a little longer than planned, and fewer of them fit.
+    count = max(1, round(edge * len(windows) / (end - start)))
+    first, last = windows[:count], windows[-count:]
     drift = change_estimate([each.p50_ms for each in first], [each.p50_ms for each in last], paired=False)
     energy = sensors.energy(start, end)
     images = sum(each.images for each in windows)
@@ -218,6 +219,11 @@ def sum_up_sustained(seen: Sequence[tuple[np.ndarray, float, float]], sensors: S
     return replace(sustained, text=_sustained_text(sustained))
 
 
+def _edge(seconds: float) -> float:
+    """The seconds at the start of a sustained run that those at its end are compared with."""
+    return min(60.0, seconds / 10)
+
+
 def row_of(lane: Lane, sensors: Sensors, evidence: Evidence | None) -> Row:
     """The row of an engine, with what was measured of it so far; AP is added by ``quality``."""
     engine, opened = lane.engine, lane.opened
@@ -230,7 +236,8 @@ def row_of(lane: Lane, sensors: Sensors, evidence: Evidence | None) -> Row:
     readings = [each.reading for each in scenarios if each is not None and each.reading is not None]
     marks = list(dict.fromkeys(mark for reading in readings for mark in sensors.marks(reading)))
     if lane.sustained is not None:
-        marks += [mark for mark in _sustained_marks(lane.sustained, sensors) if mark not in marks]
+        windows = [mark for window in lane.sustained.windows for mark in sensors.marks(window.reading)]
+        marks += [f"{mark.rstrip('.')}, in the sustained run." for mark in dict.fromkeys(windows) if mark not in marks]
     rounds = [1000 * float(np.median(each)) for each in lane.network]
     return Row(
         name=lane.name,
@@ -278,15 +285,16 @@ def _time_single(lane: Lane, number: int, effort: Effort, own_loop: bool) -> Non
 def _time_pool(lane: Lane, number: int, effort: Effort, own_loop: bool) -> None:
     assert lane.opened is not None
     each = lane.opened.answer_s
+    queries = -(-effort.pool_queries // effort.pool_rounds)
     loads = [
-        Load("MultiStream", effort.pool_s, 2, 8 * each / lane.opened.runs, seed=number),
+        Load("MultiStream", effort.pool_s, queries, 8 * each / lane.opened.runs, seed=number),
         Load("Offline", effort.pool_s, 1, each / lane.opened.runs, seed=number),
     ]
     # Once the rate is known, LoadGen can prepare as many images as last for so long.
     known = lane.pooled.get("Offline")
     if known:
         loads[1] = replace(loads[1], expected_s=(known[-1].ended - known[-1].started) / known[-1].images)
-    answer = lane.ask("load", loads, own_loop, seconds=4 * effort.pool_s + 40 * each)
+    answer = lane.ask("load", loads, own_loop, seconds=4 * effort.pool_s + 10 * queries * each)
     for load, driven in zip(loads, answer or (), strict=False):
         lane.pooled.setdefault(load.scenario, []).append(driven)
 
@@ -304,7 +312,7 @@ def _search_rate(lane: Lane, effort: Effort, bound_s: float, own_loop: bool) -> 
     for number in range(effort.probes):
         if rate < LEAST_SHARE * most:
             return
-        queries = max(10, round(effort.probe_s * rate))
+        queries = max(effort.probe_queries, round(effort.probe_s * rate))
         load = Load("Server", effort.probe_s, queries, 1 / rate, rate=rate, bound_s=bound_s, seed=number)
         answer = lane.ask("load", [load], own_loop, seconds=4 * queries / rate + 10)
         if answer is None:
@@ -423,12 +431,6 @@ def _reading(runs: Sequence[Driven], sensors: Sensors) -> Reading:
         stolen=over("stolen", np.median),
         limited=over("limited", max),
     )
-
-
-def _sustained_marks(sustained: Sustained, sensors: Sensors) -> list[str]:
-    """The marks of the windows, each with the share of the windows that it falls on."""
-    marks = [mark for window in sustained.windows for mark in dict.fromkeys(sensors.marks(window.reading))]
-    return [f"{mark} (in the sustained run)" for mark in dict.fromkeys(marks)][:4]
 
 
 def _sustained_text(sustained: Sustained) -> str:

@@ -89,9 +89,9 @@ def benchmark_engines(
     """Time engines in turns, each in a process of its own, judge them, and write the report. All that ``benchmark`` does on the command line.
 
     >>> from edge_effdet import BenchmarkConfig, benchmark_engines
-    >>> config = BenchmarkConfig(data="bccd", output="report")
-    >>> report = benchmark_engines(["engines/bccd.fp32.onnx", "engines/bccd.int8.onnx"], config)
-    >>> verdict, pick = report.advice.sentences, report.advice.pick
+    >>> report = benchmark_engines("engines/bccd.int8.onnx", BenchmarkConfig(data="bccd", output="measured"))
+    >>> verdict, row = report.advice.sentences, report.rows[0]
+    >>> median_ms, best_rate = row.scenario("SingleStream").p50_ms.value, row.scenario("Offline").rate.value
 
     Args:
         engines: one engine or several, opened or as their files.

@@ -13,9 +13,20 @@ import pytest
 import edge_effdet
 from edge_effdet import EvaluateConfig, QuantizeConfig, evaluate_detector, quantize_graph
 from edge_effdet.artifacts import Checkpoint, Engine, Graph
+from edge_effdet.benchmarking.baseline import read_report
+from edge_effdet.benchmarking.options import EFFORTS
+from tests.bench_backends import TINY
 
 DOCS = Path(__file__).parents[2] / "docs"
-STAGES = ("train_detector", "export_checkpoint", "quantize_graph", "build", "evaluate_detector", "predict_files")
+STAGES = (
+    "train_detector",
+    "export_checkpoint",
+    "quantize_graph",
+    "build",
+    "evaluate_detector",
+    "predict_files",
+    "benchmark_engines",
+)
 
 
 def examples_of(stage: str) -> list[doctest.Example]:
@@ -45,6 +56,7 @@ def assigned(folder: Path) -> dict[str, dict[str, Any]]:
     names: dict[str, dict[str, Any]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setitem(EFFORTS, "quick", TINY)
         for stage in STAGES:
             names[stage] = {}
             test = doctest.DocTest(examples_of(stage), names[stage], stage, None, 0, None)
@@ -88,6 +100,18 @@ def test_an_evaluation_holds_numbers_and_leaves_a_report(assigned: dict[str, dic
 def test_predictions_are_by_file(assigned: dict[str, dict[str, Any]], folder: Path):
     assert list(assigned["predict_files"]["counts"]) == ["scene_00.jpg", "scene_01.jpg"]
     assert {path.name for path in (folder / "seen").iterdir()} == {"scene_00.jpg", "scene_01.jpg", "detections.json"}
+
+
+def test_a_benchmark_returns_the_report_that_it_writes(assigned: dict[str, dict[str, Any]], folder: Path):
+    found = assigned["benchmark_engines"]
+    assert found["report"] == read_report(folder / "measured" / "report.json")
+    row = found["row"]
+    assert row.skipped is None and row.engine_sha256 == assigned["build"]["engine"].sha256
+    assert found["median_ms"] > 0 and found["best_rate"] > 0 and found["report"].machine.peaks is not None
+    # The same file, judged by another stage.
+    judged = assigned["evaluate_detector"]["judged"]
+    assert row.quality is not None and row.quality.images == judged.metrics.images
+    assert row.profile is not None and row.profile.macs_matched > 0.95
 
 
 def test_artifacts_stand_in_for_their_files(

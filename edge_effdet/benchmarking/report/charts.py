@@ -333,15 +333,18 @@ def _draw_roofs(axes: Axes, peaks: Peaks, places: Sequence[tuple[float, float]])
     bends = [peak / peaks.bandwidth_gb_s for _, peak, _ in roofs]
     left = min([*(place[0] for place in places), *bends]) / 2
     right = max([*(place[0] for place in places), *bends]) * 3
+    highest = max(peak for _, peak, _ in roofs)
     for (name, peak, dashes), bend in zip(roofs, bends, strict=True):
         axes.plot([left, bend, right], [left * peaks.bandwidth_gb_s, peak, peak], color=MUTED, lw=1.6, ls=dashes)
+        # Two roofs may lie close to each other; the name of the lower one stands below it.
+        above = peak == highest
         axes.annotate(
             f"{name} {digits(peak)}",
             (right, peak),
-            (0, 4),
+            (0, 4 if above else -4),
             textcoords="offset points",
             ha="right",
-            va="bottom",
+            va="bottom" if above else "top",
             color=MUTED,
         )
     axes.set_xlim(left, right)

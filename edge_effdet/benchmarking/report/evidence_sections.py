@@ -221,7 +221,8 @@ def _evidence(row: Row, evidence: Evidence) -> tuple[tuple[str, str], ...]:
     }
     work = joined(f"{percent(share)} {name}" for name, share in shares.items() if share) or "no convolution was counted"
     items = [("Convolutions' work", f"{work} ({evidence.proof_source})")]
-    if evidence.calibration or evidence.layers_kept_high_precision:
+    # Of an engine that was never quantized all layers are.
+    if evidence.calibration:
         items.append(("Kept in high precision", _named(evidence.layers_kept_high_precision)))
     if evidence.layers_below_graph:
         items.append(("INT8 in the graph alone", _named(evidence.layers_below_graph)))

@@ -73,6 +73,11 @@ def roof_at(intensity: float, precision: str, peaks: Peaks) -> float | None:
     return None if peak is None else min(peak, intensity * peaks.bandwidth_gb_s)
 
 
+def _called(layer: LayerTime) -> str:
+    """The graph's name of what a layer computes, where that is one convolution; the backend's own name for all others."""
+    return layer.nodes[0] if len(layer.nodes) == 1 else layer.name
+
+
 def _profiled(row: Row, profile: Profile, peaks: Peaks | None) -> tuple[Block, ...]:
     total = profile.sum_ms or sum(layer.median_ms for layer in profile.layers)
     rows = []
@@ -82,7 +87,7 @@ def _profiled(row: Row, profile: Profile, peaks: Peaks | None) -> tuple[Block, .
         rows.append(
             (
                 str(number),
-                layer.name,
+                _called(layer),
                 layer.kind,
                 layer.precision or DASH,
                 digits(layer.median_ms),

@@ -34,6 +34,11 @@ from edge_effdet.benchmarking.report.figures import (
 QUANTILES = (1, 10, 25, 50, 75, 90, 95, 99, 100)
 """The percentiles of the latency that are listed."""
 
+REFEREED = (
+    "LoadGen judges each round by itself and wants, for a result that may be submitted to MLPerf, more queries in one run than a round has, so it "
+    "calls such rounds invalid; its own figures of the last round are in report.json."
+)
+
 MOST_WINDOWS = 12
 """So many stretches of a sustained run are listed at most."""
 
@@ -43,11 +48,12 @@ def summary(report: Report) -> Section:
     marks: list[str] = []
     rows = []
     for row in report.rows:
-        first = len(marks) + 1
-        marks += [f"{row.name}: {mark}" for mark in row.marks]
+        own = list(row.marks)
         if row.skipped and measured(row):
-            marks.append(f"{row.name}: it was not measured to the end. {row.skipped}")
-        numbers = ", ".join(map(str, range(first, len(marks) + 1))) or DASH
+            own.append(f"{row.name}: it was not measured to the end. {row.skipped}")
+        # What holds for several engines is said once.
+        marks += [mark for mark in own if mark not in marks]
+        numbers = ", ".join(str(marks.index(mark) + 1) for mark in own) or DASH
         single, quality = row.scenario("SingleStream"), row.quality
         start = (row.name, row.precision, row.backend)
         if row.skipped and not measured(row):
@@ -199,7 +205,6 @@ def distributions(report: Report) -> Section:
             estimated(scenario.p99_ms),
             estimated(scenario.rate),
             f"{scenario.queries:,}",
-            scenario.referee.result if scenario.referee else DASH,
             scenario.driven_by,
         )
         for name in (*order, *sorted({each.name for row in report.rows for each in row.scenarios} - {*order}))
@@ -217,7 +222,6 @@ def distributions(report: Report) -> Section:
         "P99, ms",
         "Images a second",
         "Queries",
-        "LoadGen says",
         "Driven by",
     )
     caption = "The time of a query and the rate, by scenario"
@@ -226,6 +230,9 @@ def distributions(report: Report) -> Section:
         caption, head, rows = f"{caption}, driven by {rows[0][-1]}", head[:-1], [row[:-1] for row in rows]
     grid = Grid(caption=caption, head=head, rows=tuple(rows), numbers=frozenset(range(2, 7)))
     blocks.append(without_empty_columns(grid))
+    refereed = [scenario for row in report.rows for scenario in row.scenarios if scenario.referee]
+    if any(scenario.referee and scenario.referee.result != "VALID" for scenario in refereed):
+        blocks.append(Prose(REFEREED, quiet=True))
     return Section("latency", "Latency and rate", tuple(blocks))
 
 
@@ -310,7 +317,7 @@ def _windows(row: Row, windows: Sequence[Window]) -> Grid:
 
 
 READ = (
-    "CPU clock, MHz", "CPU temperature, °C", "GPU clock, MHz", "GPU temperature, °C", "Power, W", "Other processes", "Other machines", "Stopped by a limit", "Throttled",
+    "CPU clock, MHz", "CPU temperature, °C", "GPU clock, MHz", "GPU temperature, °C", "Power, W", "Other processes", "Other machines", "Stops by a limit", "Throttling",
 )  # fmt: skip
 """The columns of what the sensors showed."""
 

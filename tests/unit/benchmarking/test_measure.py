@@ -86,7 +86,7 @@ def test_one_of_several_that_fails_keeps_its_row_with_the_reason(tmp_path: Path,
 
 def test_a_sustained_run_has_windows_and_a_drift(tmp_path: Path):
     sustained = measure(tmp_path, "even", sustain=3.0)["even"].sustained
-    assert len(sustained.windows) == 3 and sustained.seconds == pytest.approx(3, abs=1)
+    assert len(sustained.windows) == 60 and sustained.seconds >= 3
     assert sustained.images == sum(window.images for window in sustained.windows)
     assert sustained.energy_j is None or sustained.energy_of
 

@@ -140,7 +140,7 @@ def test_the_proof_names_hashes_calibration_and_what_is_missing(report):
 
 
 def test_what_a_sensor_does_not_tell_is_said(report):
-    assert "Not measured: CPU temperature, GPU clock, GPU temperature, Power and Stopped by a limit." in prose(
+    assert "Not measured: CPU temperature, GPU clock, GPU temperature, Power and Stops by a limit." in prose(
         report, "machine"
     )
     assert "Energy was not measured." in prose(report, "sustained")
