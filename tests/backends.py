@@ -53,7 +53,7 @@ class BrightBoxRunner(Runner):
 
 
 class FakeBackend:
-    """A backend whose engines are the bytes ``engine``.
+    """A backend whose engines are files that begin with ``engine``.
 
     Args:
         answer: what it says of this machine.
@@ -81,7 +81,7 @@ class FakeBackend:
         return Compiled(b"engine")
 
     def load(self, engine: Engine, options: LoadOptions) -> Runner:
-        assert engine.path.read_bytes() == b"engine"
+        assert engine.path.read_bytes().startswith(b"engine")
         return self.make_runner()
 
     def profile(

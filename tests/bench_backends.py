@@ -86,10 +86,12 @@ def prepare() -> None:
     BACKENDS.update(STANDING_IN)
 
 
-def make_engine(folder: Path, backend: str, precision: str = "fp32", name: str = "") -> Engine:
+def make_engine(
+    folder: Path, backend: str, precision: str = "fp32", name: str = "", content: bytes = b"engine"
+) -> Engine:
     """An engine of one of these backends, with its JSON; ``prepare`` must have been called."""
     path = folder / f"{name or backend}.{precision}.fake"
-    path.write_bytes(b"engine")
+    path.write_bytes(content)
     golden = None if backend == "absent" else Golden(kind="none", fingerprint=machine_fingerprint(backend))
     record = make_record(
         engine=path.name,

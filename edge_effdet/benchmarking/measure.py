@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,13 +109,13 @@ class Lane:
 
 @contextlib.contextmanager
 def open_lanes(
-    engines: Sequence[tuple[str, Engine]], pictures: Sequence[bytes], config: BenchmarkConfig, prepare: str = ""
+    engines: Sequence[tuple[str, Engine]], pictures: Sequence[bytes | Path], config: BenchmarkConfig, prepare: str = ""
 ) -> Iterator[list[Lane]]:
     """Start a process for each engine and open the engine in it. Those that cannot be opened keep their reason.
 
     Args:
         engines: the name of each row, and its engine.
-        pictures: the content of the files that the timed runs decode.
+        pictures: the contents of the files that the timed runs decode, or the files.
         config: threads, threshold and golden check.
         prepare: a function, as ``module:function``, that each process calls first.
     """

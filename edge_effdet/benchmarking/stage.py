@@ -47,11 +47,13 @@ from edge_effdet.benchmarking.quality import compare_quality, find_differences, 
 from edge_effdet.benchmarking.record import Difference, Images, Machine, Report, Row, Settings
 from edge_effdet.data.base import Dataset, Sample, match_classes, samples_sha256
 from edge_effdet.data.registry import read_dataset
-from edge_effdet.errors import DataError, MissingDependency, UsageError
+from edge_effdet.errors import DataError, MissingDependency, UsageError, first_line
 from edge_effdet.evaluation.intervals import drop_interval
 from edge_effdet.evaluation.run import SCORE_FLOOR, SPLIT_ORDER
 from edge_effdet.options import as_path
+from edge_effdet.runtime.dicom import DICOM_SUFFIXES
 from edge_effdet.runtime.golden import draw_pictures, encode_picture, read_golden
+from edge_effdet.runtime.images import open_picture
 
 logger = logging.getLogger("edge_effdet.benchmark")
 
@@ -69,13 +71,13 @@ class _Pictures:
 
     Attributes:
         described: for the report.
-        contents: the files that the timed runs decode.
+        contents: the contents of the files that the timed runs decode, or the files.
         samples: the labelled images for each engine, by its name; empty without data.
         refused: why AP cannot be measured for an engine, by its name.
     """
 
     described: Images
-    contents: Sequence[bytes]
+    contents: Sequence[bytes | Path]
     samples: Mapping[str, Sequence[Sample]]
     refused: Mapping[str, str]
 
@@ -237,15 +239,18 @@ def _read_pictures(engines: Sequence[tuple[str, Engine]], data: Path | None, con
         raise DataError(
             f"None of the {len(own)} images of {data} has a labelled box, so AP is not defined; leave `data` out or give labelled images."
         )
-    timed = [own[index] for index in np.linspace(0, len(own) - 1, min(MOST_PICTURES, len(own))).round().astype(int)]
-    contents = [_content(sample) for sample in timed]
+    chosen = [own[index] for index in np.linspace(0, len(own) - 1, min(MOST_PICTURES, len(own))).round().astype(int)]
+    timed = [(sample, content) for sample in chosen if (content := _content(sample)) is not None]
+    if not timed:
+        raise DataError(f"None of the {len(chosen)} images that would be timed can be decoded; check the files.")
+    contents = [content for _, content in timed]
     described = Images(
         kind="labelled",
         count=len(contents),
         name=printable(dataset.root.name or str(dataset.root)),
         split=split,
         sha256=samples_sha256(own),
-        median_size=_median_size([(sample.height, sample.width) for sample in timed]),
+        median_size=_median_size([(sample.height, sample.width) for sample, _ in timed]),
         class_names=tuple(printable(name) for name in dataset.class_names),
     )
     return _Pictures(
@@ -261,11 +266,16 @@ def _samples_for(engine: Engine, dataset: Dataset, split: str | None) -> tuple[s
         return error
 
 
-def _content(sample: Sample) -> bytes:
+def _content(sample: Sample) -> bytes | Path | None:
+    """A picture for the timed runs: the content of its file, or the file, where only that can be decoded; None where it cannot be."""
+    path = sample.path.resolve()
     try:
-        return sample.path.read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {sample.path}: {error.strerror}; check the file.") from error
+        picture = path if path.suffix.lower() in DICOM_SUFFIXES else path.read_bytes()
+        open_picture(picture)
+    except (OSError, DataError, MissingDependency) as error:
+        logger.warning("%s is not among the timed pictures: %s", sample.path, first_line(error))
+        return None
+    return picture
 
 
 def _own_pictures(engines: Sequence[tuple[str, Engine]]) -> _Pictures:

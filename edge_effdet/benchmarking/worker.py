@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -42,6 +43,9 @@ WARM_UP = 3
 
 PATIENCE = 300.0
 """Seconds that a worker may take for a command beyond the time that the command asks for, before it counts as hung."""
+
+STDERR = 2
+"""The file descriptor that a worker's stdout goes to: what a library prints there must not get between the lines of ``--json``."""
 
 STAGES = ("decode", "letterbox", "copy in", "network", "copy out", "suppression")
 
@@ -82,7 +86,7 @@ class Worker:
         # Started as a module it would pickle its own types as those of ``__main__``.
         code = f"import sys; from {__name__} import main; main(sys.argv[1:])"
         arguments = [sys.executable, "-c", code, str(other.fileno()), prepare]
-        self._process = subprocess.Popen(arguments, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(arguments, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL, stdout=STDERR)
         other.close()
 
     @property
@@ -151,7 +155,7 @@ class Bench:
     """
 
     def __init__(
-        self, engine: Engine, pictures: Sequence[bytes], threads: int, score_threshold: float, self_check: bool
+        self, engine: Engine, pictures: Sequence[bytes | Path], threads: int, score_threshold: float, self_check: bool
     ) -> None:
         self._engine, self._pictures = engine, list(pictures)
         self._options = DetectOptions(score_threshold=score_threshold)

@@ -121,6 +121,29 @@ def test_the_same_engines_are_no_regression_and_a_slower_one_is(tmp_path: Path, 
     assert "regression" in " ".join(slower.advice.sentences)
 
 
+def test_the_baselines_own_engine_runs_again_where_it_is_still_at_its_place(tmp_path: Path, data: Path):
+    old = tmp_path / "old"
+    old.mkdir()
+    engine = make_engine(old, "slower", content=b"engine of before")
+    benchmark_engines(engine, BenchmarkConfig(output=old, data=data, split="all"), prepare=PREPARE)
+    now = make_engine(tmp_path, "even", name="slower")
+    config = BenchmarkConfig(output=tmp_path / "report", data=data, split="all", baseline=old / "report.json")
+    report = benchmark_engines(now, config, prepare=PREPARE)
+    assert [row.name for row in report.rows] == ["slower.fp32.fake"]
+    network = next(change for change in report.comparison.changes if change.figure.startswith("time of the network"))
+    # Half of the time.
+    assert network.paired and network.percent.value == pytest.approx(-50, abs=25)
+    ap = next(change for change in report.comparison.changes if change.figure.startswith("AP"))
+    assert ap.paired and ap.percent.value == 0 and not report.comparison.regressions
+
+
+def test_a_picture_that_cannot_be_decoded_ends_nothing(tmp_path: Path, data: Path):
+    picture = data / "3.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    report = run(tmp_path, "even", data=data, split="all")
+    assert report.rows[0].skipped is None and report.images.count == report.rows[0].quality.images == 5
+
+
 def test_the_command_ends_with_4_on_a_regression_and_has_written_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
