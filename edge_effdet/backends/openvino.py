@@ -33,6 +33,7 @@ from edge_effdet.backends.base import (
     Unavailable,
     refuse_target,
 )
+from edge_effdet.backends.cores import usable_cores
 from edge_effdet.backends.engine_account import EngineAccount, widest
 from edge_effdet.backends.openvino_cache import PRECISION, identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
@@ -229,10 +230,13 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
 
 
 def _hints(options: LoadOptions) -> dict[str, Any]:
+    threads = options.threads_of_a_run() * options.runs_on_cpu()
     return {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": options.threads_of_a_run() * options.runs_on_cpu(),
+        "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": options.runs_on_cpu(),
+        # OpenVINO binds threads to cores from the first one on, so two processes with a thread each would share one core.
+        "ENABLE_CPU_PINNING": threads >= usable_cores(),
     }
 
 

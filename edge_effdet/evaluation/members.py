@@ -120,14 +120,11 @@ def load_members(
         BackendUnavailable: ``cuda`` is asked for, and torch finds no such device.
         MissingDependency: torch or effdet is not installed.
     """
-    from edge_effdet.models.checkpoint import load_network, open_checkpoint
+    from edge_effdet.models.checkpoint import load_network
 
-    if not checkpoints:
-        raise UsageError("There is no checkpoint to run; give one or more.")
+    # A wrong file is found out before torch is imported, which takes seconds.
+    opened = open_checkpoints(checkpoints, told)
     try:
-        # A wrong file is found out before torch is imported, which takes seconds.
-        opened = [each if isinstance(each, Checkpoint) else open_checkpoint(Path(each), told) for each in checkpoints]
-        check_same_classes([each.spec for each in opened], [str(each.path) for each in opened])
         import effdet  # noqa: F401
 
         from edge_effdet.models.runner import TorchRunner
@@ -135,6 +132,22 @@ def load_members(
         raise MissingDependency(error.name or "torch", "train", "to run a checkpoint") from error
     place = _choose_device(device)
     return opened, [Member(TorchRunner(load_network(each).to(place), each.spec), each.spec) for each in opened]
+
+
+def open_checkpoints(
+    checkpoints: Sequence[str | PathLike[str] | Checkpoint], told: SourceOptions | None = None
+) -> list[Checkpoint]:
+    """Read what checkpoints say of themselves, and see that they have the same classes. Arguments and errors as in ``load_members``."""
+    from edge_effdet.models.checkpoint import open_checkpoint
+
+    if not checkpoints:
+        raise UsageError("There is no checkpoint to run; give one or more.")
+    try:
+        opened = [each if isinstance(each, Checkpoint) else open_checkpoint(Path(each), told) for each in checkpoints]
+    except ModuleNotFoundError as error:
+        raise MissingDependency(error.name or "torch", "train", "to run a checkpoint") from error
+    check_same_classes([each.spec for each in opened], [str(each.path) for each in opened])
+    return opened
 
 
 def describe_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[dict[str, str]]:

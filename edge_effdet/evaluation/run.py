@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +14,14 @@ import numpy as np
 from edge_effdet.artifacts import Detections, Engine, ModelSpec
 from edge_effdet.backends.base import Runner, load_runner, require
 from edge_effdet.cli import progress
-from edge_effdet.data.base import Sample, readable_images
+from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
 from edge_effdet.evaluation.confusion import confusion_matrix, count_errors
 from edge_effdet.evaluation.members import InferenceOptions, Member, chunks, predict_images
 from edge_effdet.evaluation.metrics import CocoMetrics, coco_metrics
+from edge_effdet.runtime.images import read_image
+
+logger = logging.getLogger(__name__)
 
 SCORE_FLOOR = 0.001
 """Detections with a lower score are dropped: they cannot change AP by a visible amount, and suppressing them would take most of the time."""
@@ -72,8 +78,11 @@ def evaluate_members(
     members: Sequence[Member], samples: Sequence[Sample], options: InferenceOptions, label: str = "evaluating"
 ) -> Evaluation:
     """Run models over samples, whose class ids are those of their spec, and compare the fused detections with their boxes."""
-    spec = members[0].spec
-    readable, detections = run_members_over_samples(members, samples, options, label)
+    return judge_detections(*run_members_over_samples(members, samples, options, label), members[0].spec)
+
+
+def judge_detections(readable: Sequence[Sample], detections: Sequence[Detections], spec: ModelSpec) -> Evaluation:
+    """Compare the detections in each sample with its boxes, whose class ids are those of the spec."""
     metrics = coco_metrics(readable, detections, spec)
     confusion = np.zeros((spec.num_classes + 1, spec.num_classes + 1), np.int64)
     errors: list[tuple[int, int, int]] = []
@@ -103,11 +112,61 @@ def run_members_over_samples(
     Raises:
         DataError: none could be decoded.
     """
+    taken = chunks((sample.path for sample in progress(samples, len(samples), label)), options.batch_size)
+    return keep_readable(samples, (answer for paths in taken for answer in detect_batch(members, paths, options)))
+
+
+def detect_batch(
+    members: Sequence[Member],
+    paths: Sequence[Path],
+    options: InferenceOptions,
+    turn: contextlib.AbstractContextManager[object] | None = None,
+) -> list[Detections | str]:
+    """What all models and views find in each of some pictures, fused; for a picture that cannot be decoded, why.
+
+    Args:
+        members: one model or several of the same classes.
+        paths: of the pictures, at most ``options.batch_size``.
+        options: views and batch size.
+        turn: held while the networks run and not while pictures are decoded, by threads whose networks take one run at a time.
+    """
+    answers: list[Detections | str] = [""] * len(paths)
+    images: dict[int, np.ndarray] = {}
+    for number, path in enumerate(paths):
+        try:
+            images[number] = read_image(path)
+        except DataError as error:  # noqa: PERF203 - the others are still to be seen
+            answers[number] = str(error)
+    with turn or contextlib.nullcontext():
+        found = predict_images(members, list(images.values()), SCORE_FLOOR, options)
+    for number, detections in zip(images, found, strict=True):
+        answers[number] = detections
+    return answers
+
+
+def keep_readable(
+    samples: Sequence[Sample], answers: Iterable[Detections | str]
+) -> tuple[list[Sample], list[Detections]]:
+    """Those samples whose pictures could be decoded, and the detections in each; the others are warned of and counted.
+
+    Args:
+        samples: the samples.
+        answers: for each sample what ``detect_batch`` gives.
+
+    Raises:
+        DataError: none could be decoded.
+    """
     readable: list[Sample] = []
     detections: list[Detections] = []
-    for chunk in chunks(progress(readable_images(samples), len(samples), label), options.batch_size):
-        readable += [sample for sample, _ in chunk]
-        detections += predict_images(members, [image for _, image in chunk], SCORE_FLOOR, options)
+    for sample, answer in zip(samples, answers, strict=True):
+        if isinstance(answer, str):
+            logger.warning("skipped an image: %s", answer)
+            continue
+        readable.append(sample)
+        detections.append(answer)
     if not readable:
         raise DataError("None of the images can be decoded; check the files.")
+    skipped = len(samples) - len(readable)
+    if skipped:
+        logger.warning("%d image%s could not be decoded and were left out", skipped, "" if skipped == 1 else "s")
     return readable, detections

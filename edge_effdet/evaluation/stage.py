@@ -5,7 +5,6 @@ An engine is judged by the very file that is deployed; checkpoints run in torch.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import Checkpoint, Engine, load_engine, refuse_overwrite, require_writable
-from edge_effdet.backends.base import load_runner, require
-from edge_effdet.data.base import Dataset, match_classes, samples_sha256
+from edge_effdet.backends.base import load_runner
+from edge_effdet.data.base import Dataset, Sample, match_classes, samples_sha256
 from edge_effdet.data.frames import LabelOptions
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import UsageError
-from edge_effdet.evaluation.members import InferenceOptions, Member, describe_checkpoints, load_members
+from edge_effdet.evaluation.members import (
+    InferenceOptions,
+    Member,
+    describe_checkpoints,
+    load_members,
+    open_checkpoints,
+)
 from edge_effdet.evaluation.report import FILES, coco_result_list, own_category_ids, write_evaluation
-from edge_effdet.evaluation.run import FOLD_SPLIT_ORDER, SPLIT_ORDER, Evaluation, evaluate_members
+from edge_effdet.evaluation.run import FOLD_SPLIT_ORDER, SPLIT_ORDER, Evaluation, evaluate_members, judge_detections
+from edge_effdet.evaluation.spread import assign_checkpoints, assign_engine, detect_on_cluster
 from edge_effdet.models.checkpoint import SourceOptions, is_checkpoint
 from edge_effdet.options import as_path, option
 from edge_effdet.runtime.golden import require_same_results
@@ -45,6 +51,11 @@ class EvaluateConfig(InferenceOptions, SourceOptions, LabelOptions):
     pictures: int = option(24, help="write at most so many pictures")
     self_check: bool = option(
         True, help="on a machine of another kind than the engine was proven on, see first that it finds the same there"
+    )
+    dask: str | None = option(
+        None,
+        help="spread the images over the workers of the Dask cluster whose scheduler has this address, as tcp://10.0.0.1:8786, or "
+        "wrote this scheduler file",
     )
 
     def __post_init__(self) -> None:
@@ -78,8 +89,10 @@ def evaluate_detector(source: Source, data: str | PathLike[str], config: Evaluat
             where it was proven.
         DataError: the data cannot be read, or has no labelled box.
         UsageError: the checkpoints have different classes, or the outputs would overwrite the data or what is judged.
-        BackendUnavailable: the engine's backend, or the device, is not here.
-        MissingDependency: the packages of the extra ``eval``, or those that run checkpoints, are not installed.
+        BackendUnavailable: the engine's backend, or the device, is not here; or the cluster cannot be used, and then the message names the
+            worker.
+        InputError: a worker of the cluster does not see a file, or sees another one.
+        MissingDependency: the packages of the extra ``eval`` or ``dask``, or those that run checkpoints, are not installed.
     """
     if isinstance(source, str | PathLike):
         path = Path(source)
@@ -108,30 +121,41 @@ def evaluate_detector(source: Source, data: str | PathLike[str], config: Evaluat
         refuse_overwrite([output / name for name in FILES], [Path(data), *models, *pictures])
         require_writable(output, keep=False)
     subject: dict[str, Any]
-    with contextlib.ExitStack() as closing:
-        if isinstance(source, Engine):
-            require(source.backend)
-            runner = closing.enter_context(load_runner(source))
-            require_same_results(runner, source, wanted=config.self_check)
-            members = [Member(runner, source.spec)]
-            # An engine with a dynamic batch takes the batch sizes that it was built for, which its record does not name; a batch of one
-            # image always fits.
-            config = replace(config, batch_size=1)
-            subject = {"engine_sha256": source.sha256}
-        else:
-            checkpoints, members = load_members(source, config.device, config)
-            subject = {"checkpoints": describe_checkpoints(checkpoints)}
-            if len(checkpoints) == 1:
-                subject["checkpoint_sha256"] = checkpoints[0].sha256
-        matched = match_classes(dataset, members[0].spec)
-        split, samples = matched.choose_split(config.split, SPLIT_ORDER if config.fold is None else FOLD_SPLIT_ORDER)
-        logger.info("evaluating on %d images of %s (split %s)", len(samples), dataset.root, split)
-        evaluation = evaluate_members(members, samples, config)
+    if isinstance(source, Engine):
+        spec, subject = source.spec, {"engine_sha256": source.sha256}
+        # An engine with a dynamic batch takes the batch sizes that it was built for, which its record does not name; a batch of one
+        # image always fits.
+        config = replace(config, batch_size=1)
+    else:
+        source = open_checkpoints(source, config)
+        spec, subject = source[0].spec, {"checkpoints": describe_checkpoints(source)}
+        if len(source) == 1:
+            subject["checkpoint_sha256"] = source[0].sha256
+    matched = match_classes(dataset, spec)
+    split, samples = matched.choose_split(config.split, SPLIT_ORDER if config.fold is None else FOLD_SPLIT_ORDER)
+    logger.info("evaluating on %d images of %s (split %s)", len(samples), dataset.root, split)
+    evaluation = _evaluate(source, samples, config)
     subject = {"split": split, "data_sha256": samples_sha256(samples), "tta": config.tta, **subject}
     evaluation = replace(evaluation, subject=subject)
     if output is not None:
         _write(evaluation, dataset, matched, output, config.pictures)
     return evaluation
+
+
+def _evaluate(source: Engine | Sequence[Checkpoint], samples: Sequence[Sample], config: EvaluateConfig) -> Evaluation:
+    """Run the detector over samples whose class ids are those of its spec, here or on a cluster."""
+    if config.dask is not None:
+        if isinstance(source, Engine):
+            spec, assignment = source.spec, assign_engine(source, config, config.self_check)
+        else:
+            spec, assignment = source[0].spec, assign_checkpoints([each.path for each in source], config, config)
+        return judge_detections(*detect_on_cluster(config.dask, assignment, samples), spec)
+    if not isinstance(source, Engine):
+        _, members = load_members(source, config.device, config)
+        return evaluate_members(members, samples, config)
+    with load_runner(source) as runner:
+        require_same_results(runner, source, wanted=config.self_check)
+        return evaluate_members([Member(runner, source.spec)], samples, config)
 
 
 def _write(evaluation: Evaluation, original: Dataset, matched: Dataset, output: Path, pictures: int) -> None:

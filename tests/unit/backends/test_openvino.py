@@ -198,3 +198,11 @@ def test_the_slow_first_run_is_taken_out_of_the_mean():
     model = SimpleNamespace(create_infer_request=CountingRequest)
     times = openvino._time_layers(model, {})
     assert times == {"conv": pytest.approx(0.1, abs=0.002)}
+
+
+@pytest.mark.parametrize(("cores", "pinned"), [(1, True), (2, False)])
+def test_a_process_that_leaves_cores_to_others_binds_no_thread(cores: int, pinned: bool, tmp_path: Path, monkeypatch):
+    """Two processes whose threads are bound would share the first core."""
+    monkeypatch.setattr(openvino, "usable_cores", lambda: cores)
+    model, _ = openvino._compiled(engine_with(tmp_path, np.float32).path, LoadOptions(threads=1))
+    assert model.get_property("ENABLE_CPU_PINNING") is pinned
