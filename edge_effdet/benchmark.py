@@ -11,7 +11,7 @@ from edge_effdet.artifacts.reading import to_json
 from edge_effdet.benchmarking.options import BenchmarkConfig
 from edge_effdet.benchmarking.record import Estimate, Report, Row
 from edge_effdet.benchmarking.stage import FILES, benchmark_engines
-from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table
+from edge_effdet.cli import Result, add_options, make_parser, one_line, options_from, run_verb, table
 from edge_effdet.errors import RegressionFound
 
 
@@ -77,7 +77,9 @@ def report_text(report: Report) -> str:
     if report.comparison is not None:
         lines += ["", f"against {report.comparison.baseline}:", *(change.text for change in report.comparison.changes)]
         lines += report.comparison.missing
-    return "\n".join([*lines, *report.notes])
+    # Names of classes and files may hold what a terminal obeys; the table has escaped its own.
+    told = [line if line == lines[2] else one_line(line) for line in [*lines, *report.notes]]
+    return "\n".join(told)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -270,7 +270,7 @@ def parse_size(text: str) -> Size:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first the header, as aligned text; numbers to the right. A line break in a cell is written as ``\\n``."""
-    rows = [[_one_line(cell) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join("-" * width for width in widths)]
     for row in rows:
@@ -282,12 +282,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[1], lines[0], *lines[2:]])
 
 
-def _one_line(cell: str) -> str:
-    """A cell with control characters and line separators as Python escapes them."""
+def one_line(text: str) -> str:
+    """A text with control characters and line separators as Python escapes them."""
     return printable(
         "".join(
             letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _BREAKING else letter
-            for letter in cell
+            for letter in text
         )
     )
 

@@ -10,6 +10,7 @@ only percentiles. Its own figures are read from its summary and stand beside our
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import re
 import tempfile
@@ -101,13 +102,18 @@ def find_loadgen() -> tuple[ModuleType | None, str]:
         import mlperf_loadgen
     except ImportError as error:
         return None, f"our own loop by LoadGen's rules, because LoadGen cannot be imported ({error})"
-    return mlperf_loadgen, f"LoadGen {metadata.version('mlcommons-loadgen')}"
+    for name in ("mlcommons-loadgen", "mlperf_loadgen"):
+        # What is built from the source may have another name than the wheel.
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return mlperf_loadgen, f"LoadGen {metadata.version(name)}"
+    return mlperf_loadgen, "LoadGen of an unknown version"
 
 
 class Pool:
-    """Threads that answer images at the same time, one at a time each; a context manager."""
+    """Threads that answer images at the same time, up to a batch at a time each; a context manager."""
 
-    def __init__(self, answer: Answer, size: int) -> None:
+    def __init__(self, answer: Answer, size: int, batch: int = 1) -> None:
+        self._batch = batch
         self._answer, self._waiting = (
             answer,
             queue.SimpleQueue[tuple[int, Callable[[BaseException | None], None]] | None](),
@@ -142,13 +148,27 @@ class Pool:
 
     def _work(self) -> None:
         while (entry := self._waiting.get()) is not None:
-            index, done = entry
+            taken = [entry]
+            # Whatever waits already goes into the same run; nothing is waited for.
+            while len(taken) < self._batch and (more := self._next()) is not None:
+                taken.append(more)
+            failure: BaseException | None = None
             try:
-                self._answer([index])
+                self._answer([index for index, _ in taken])
             except BaseException as error:  # the driver's thread raises it
-                done(error)
-            else:
-                done(None)
+                failure = error
+            for _, done in taken:
+                done(failure)
+
+    def _next(self) -> tuple[int, Callable[[BaseException | None], None]] | None:
+        try:
+            entry = self._waiting.get_nowait()
+        except queue.Empty:
+            return None
+        if entry is None:
+            # It ends another thread, or this one when it looks again.
+            self._waiting.put(None)
+        return entry
 
 
 def drive(load: Load, answer: Answer, images: int, pool: Pool | None, own_loop: bool = False) -> Driven:

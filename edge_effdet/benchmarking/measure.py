@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Detections, Engine
+from edge_effdet.artifacts import Detections, Engine, file_sha256
+from edge_effdet.backends.base import get_backend
 from edge_effdet.benchmarking.host.sensors import Sensors
 from edge_effdet.benchmarking.load import Driven, Load
 from edge_effdet.benchmarking.options import BenchmarkConfig, Effort
@@ -41,7 +43,7 @@ from edge_effdet.benchmarking.statistics import (
 from edge_effdet.benchmarking.worker import Opened, Worker
 from edge_effdet.cli import progress
 from edge_effdet.data.base import Sample
-from edge_effdet.errors import EdgeEffDetError
+from edge_effdet.errors import EdgeEffDetError, EngineError
 
 logger = logging.getLogger("edge_effdet.benchmark")
 
@@ -61,7 +63,8 @@ class Lane:
     Attributes:
         engine: the engine.
         name: the name of its row.
-        worker: its process; None once it was closed.
+        engine_bytes: the size of its file.
+        worker: its process, which is ended where there is an error.
         opened: what the process says of the engine.
         error: what ended its measurement.
         single, network: what came out of one image at a time and of the network alone, round by round.
@@ -75,6 +78,7 @@ class Lane:
 
     engine: Engine
     name: str
+    engine_bytes: int = 0
     worker: Worker | None = None
     opened: Opened | None = None
     error: EdgeEffDetError | None = None
@@ -89,6 +93,17 @@ class Lane:
     sustained: Sustained | None = None
     samples: list[Sample] = field(default_factory=list)
     detections: list[Detections] | None = None
+
+    def require_unchanged(self) -> None:
+        """See that the file is still the one that was opened: each turn loaded it anew, and AP and time are told of one file."""
+        try:
+            same = file_sha256(self.engine.path) == self.engine.sha256
+        except OSError:
+            same = False
+        if not same and self.error is None:
+            self.error = EngineError(
+                f"{self.engine.path} was changed or removed while it was measured, so its figures are not those of one file; measure it again."
+            )
 
     @property
     def alive(self) -> bool:
@@ -119,7 +134,7 @@ def open_lanes(
         config: threads, threshold and golden check.
         prepare: a function, as ``module:function``, that each process calls first.
     """
-    lanes = [Lane(engine, name) for name, engine in engines]
+    lanes = [Lane(engine, name, engine.path.stat().st_size) for name, engine in engines]
     with contextlib.ExitStack() as stack:
         for lane in lanes:
             lane.worker = stack.enter_context(Worker(prepare))
@@ -159,8 +174,15 @@ def look_into_lanes(lanes: Sequence[Lane], effort: Effort) -> None:
         _time_stages(lane, effort.stages)
         if lane.alive:
             network_ms = 1000 * float(np.median(np.concatenate(lane.network)))
-            answer = lane.ask("profile", effort.profiled, network_ms, seconds=effort.profiled * network_ms / 100)
-            lane.profile, lane.no_profile = answer if answer is not None else (None, str(lane.error))
+            assert lane.worker is not None
+            try:
+                answer = lane.worker.call(
+                    "profile", effort.profiled, network_ms, seconds=effort.profiled * network_ms / 100
+                )
+            except EdgeEffDetError as error:
+                # All other figures of the engine are there.
+                answer = None, str(error)
+            lane.profile, lane.no_profile = answer
 
 
 def sustain_lanes(lanes: Sequence[Lane], seconds: float, sensors: Sensors) -> None:
@@ -174,18 +196,21 @@ def sustain_lanes(lanes: Sequence[Lane], seconds: float, sensors: Sensors) -> No
             if answer is None:
                 break
             seen.append(answer)
-        if len(seen) > 1:
-            lane.sustained = sum_up_sustained(seen, sensors)
+        if len(seen) >= 2 * EDGE_WINDOWS:
+            lane.sustained = sum_up_sustained(seen, sensors, get_backend(lane.engine.backend).TRAITS.on_cpu)
         if lane.alive:
             lane.ask("release")
 
 
-def sum_up_sustained(seen: Sequence[tuple[np.ndarray, float, float]], sensors: Sensors) -> Sustained:
+def sum_up_sustained(
+    seen: Sequence[tuple[np.ndarray, float, float]], sensors: Sensors, on_cpu: bool = True
+) -> Sustained:
     """What came out of a sustained run.
 
     Args:
         seen: for each stretch the seconds of its images, and when it began and ended by ``time.perf_counter``.
         sensors: what was read meanwhile.
+        on_cpu: whether the engine runs on the CPU, so that what a GPU shows says nothing of it.
     """
     start, end = seen[0][1], seen[-1][2]
     windows = tuple(
@@ -196,7 +221,7 @@ def sum_up_sustained(seen: Sequence[tuple[np.ndarray, float, float]], sensors: S
             p50_ms=1000 * float(np.median(times)),
             p90_ms=1000 * float(np.percentile(times, 90)),
             rate=len(times) / (ended - began),
-            reading=sensors.reading(began, ended),
+            reading=_reading_of(sensors, began, ended, on_cpu),
         )
         for times, began, ended in seen
     )
@@ -206,6 +231,8 @@ def sum_up_sustained(seen: Sequence[tuple[np.ndarray, float, float]], sensors: S
     first, last = windows[:count], windows[-count:]
     drift = change_estimate([each.p50_ms for each in first], [each.p50_ms for each in last], paired=False)
     energy = sensors.energy(start, end)
+    if energy is not None and on_cpu and energy[1] == "GPU":
+        energy = None
     images = sum(each.images for each in windows)
     sustained = Sustained(
         seconds=end - start,
@@ -229,22 +256,22 @@ def row_of(lane: Lane, sensors: Sensors, evidence: Evidence | None) -> Row:
     """The row of an engine, with what was measured of it so far; AP is added by ``quality``."""
     engine, opened = lane.engine, lane.opened
     record = engine.require_record()
+    on_cpu = get_backend(engine.backend).TRAITS.on_cpu
     scenarios = [
-        _scenario("SingleStream", lane.single, sensors),
-        *(_scenario(name, runs, sensors) for name, runs in lane.pooled.items()),
-        _server(lane, sensors),
+        _scenario("SingleStream", lane.single, sensors, on_cpu),
+        *(_scenario(name, runs, sensors, on_cpu) for name, runs in lane.pooled.items()),
+        _server(lane, sensors, on_cpu),
     ]
-    readings = [each.reading for each in scenarios if each is not None and each.reading is not None]
-    marks = list(dict.fromkeys(mark for reading in readings for mark in sensors.marks(reading)))
+    marks = _marks(lane, sensors, on_cpu)
     if lane.sustained is not None:
-        windows = [mark for window in lane.sustained.windows for mark in sensors.marks(window.reading)]
-        marks += [f"{mark.rstrip('.')}, in the sustained run." for mark in dict.fromkeys(windows) if mark not in marks]
+        windows = [sensors.marks(window.reading) for window in lane.sustained.windows]
+        marks += _counted_marks(windows, "stretches of the sustained run")
     rounds = [1000 * float(np.median(each)) for each in lane.network]
     return Row(
         name=lane.name,
         path=str(engine.path),
         engine_sha256=engine.sha256,
-        engine_bytes=engine.path.stat().st_size,
+        engine_bytes=lane.engine_bytes,
         model=engine.spec.name,
         image_size=engine.spec.image_size,
         backend=engine.backend,
@@ -263,6 +290,31 @@ def row_of(lane: Lane, sensors: Sensors, evidence: Evidence | None) -> Row:
         sustained=lane.sustained,
         evidence=evidence if opened is None or evidence is None else replace(evidence, golden=opened.golden),
     )
+
+
+def _marks(lane: Lane, sensors: Sensors, on_cpu: bool) -> list[str]:
+    """What was noticed in any round, with the number of rounds: a percentile suffers from few."""
+    probes = [driven for _, driven in lane.probes]
+    runs = [*lane.single, *(driven for own in lane.pooled.values() for driven in own), *probes]
+    return _counted_marks(
+        [sensors.marks(_reading_of(sensors, each.started, each.ended, on_cpu)) for each in runs], "rounds"
+    )
+
+
+def _counted_marks(noticed: Sequence[Sequence[str]], what: str) -> list[str]:
+    counts = Counter(mark for marks in noticed for mark in dict.fromkeys(marks))
+    return [f"{mark.rstrip('.')}, in {count} of {len(noticed)} {what}." for mark, count in counts.items()]
+
+
+def _reading_of(sensors: Sensors, began: float, ended: float, on_cpu: bool) -> Reading:
+    """What the sensors showed; for an engine on the CPU without what a GPU shows, which does something else."""
+    reading = sensors.reading(began, ended)
+    if not on_cpu:
+        return reading
+    causes = [each for each in (reading.throttled or "").split(", ") if each and "GPU" not in each]
+    throttled = None if reading.throttled is None else ", ".join(causes)
+    reading = replace(reading, gpu_mhz=None, gpu_c=None, throttled=throttled)
+    return replace(reading, power_w=None, power_of=None) if reading.power_of == "GPU" else reading
 
 
 def _turns(lanes: Sequence[Lane], rounds: int, label: str) -> Iterator[tuple[int, Lane]]:
@@ -352,7 +404,7 @@ def _time_stages(lane: Lane, count: int) -> None:
     )
 
 
-def _scenario(name: str, runs: Sequence[Driven], sensors: Sensors) -> Scenario | None:
+def _scenario(name: str, runs: Sequence[Driven], sensors: Sensors, on_cpu: bool) -> Scenario | None:
     if not runs:
         return None
     queries, images = sum(len(each.seconds) for each in runs), sum(each.images for each in runs)
@@ -375,11 +427,11 @@ def _scenario(name: str, runs: Sequence[Driven], sensors: Sensors) -> Scenario |
         round_rate=tuple(round(each.images / own, 4) for each, own in zip(runs, seconds, strict=True)),
         quantiles_ms=() if offline else _quantiles(milliseconds),
         referee=runs[-1].referee,
-        reading=_reading(runs, sensors),
+        reading=_reading(runs, sensors, on_cpu),
     )
 
 
-def _server(lane: Lane, sensors: Sensors) -> Scenario | None:
+def _server(lane: Lane, sensors: Sensors, on_cpu: bool) -> Scenario | None:
     if not lane.probes:
         return None
     probes = [probe for probe, _ in lane.probes]
@@ -403,7 +455,7 @@ def _server(lane: Lane, sensors: Sensors) -> Scenario | None:
         quantiles_ms=_quantiles([1000 * chosen.seconds]),
         probes=tuple(probes),
         referee=chosen.referee,
-        reading=_reading([driven for _, driven in lane.probes], sensors),
+        reading=_reading([driven for _, driven in lane.probes], sensors, on_cpu),
     )
 
 
@@ -411,9 +463,9 @@ def _quantiles(milliseconds: Sequence[np.ndarray]) -> tuple[float, ...]:
     return tuple(np.percentile(np.concatenate(milliseconds), QUANTILES).round(4).tolist())
 
 
-def _reading(runs: Sequence[Driven], sensors: Sensors) -> Reading:
-    """What the sensors showed in the rounds of one engine: the medians over the rounds, and whatever was noticed in any of them."""
-    readings = [sensors.reading(each.started, each.ended) for each in runs]
+def _reading(runs: Sequence[Driven], sensors: Sensors, on_cpu: bool) -> Reading:
+    """What the sensors showed in the rounds of one engine: the medians over the rounds, the highest temperatures and what held a clock down."""
+    readings = [_reading_of(sensors, each.started, each.ended, on_cpu) for each in runs]
 
     def over(name: str, choose: Callable[[Sequence[float]], float]) -> float | None:
         values = [value for value in (getattr(each, name) for each in readings) if value is not None]

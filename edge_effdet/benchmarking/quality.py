@@ -24,6 +24,9 @@ from edge_effdet.runtime.images import read_image
 CURVES = (0.5, 0.75)
 """The overlaps of which precision over recall is shown."""
 
+LEAST_IMAGES = 10
+"""Images without which no interval is given: from fewer, hardly any two draws differ."""
+
 SIDE = 640
 """The longer side of a picture in the report, in pixels; a larger one would make the page heavy."""
 
@@ -91,15 +94,17 @@ def compare_quality(
     rows: Sequence[Row],
     samples: Mapping[str, Sequence[Sample]],
     found: Mapping[str, Sequence[Detections]],
-    classes: int,
+    classes: Mapping[str, Sequence[str]],
 ) -> tuple[Row, ...]:
     """Add to each row the points lost against the best FP32 row, or against the best row where none is FP32.
+
+    Only engines with the same classes in the same order that could decode the same images are compared.
 
     Args:
         rows: all rows; those without AP stay as they are.
         samples: the images that each engine could decode, by the row's name.
         found: what each engine found in them.
-        classes: how many classes there are.
+        classes: the class names of each engine.
     """
     judged = [row for row in rows if row.quality is not None]
     if len(judged) < 2:
@@ -107,11 +112,17 @@ def compare_quality(
     reference = reference_row(judged)
     compared = []
     for row in rows:
-        same = samples.get(row.name) is not None and len(samples[row.name]) == len(samples[reference.name])
-        if row.quality is None or reference.quality is None or row is reference or not same:
+        if row.quality is None or reference.quality is None or row is reference:
             compared.append(row)
             continue
-        interval = drop_interval(samples[row.name], found[reference.name], found[row.name], classes)
+        same_images = len(samples[row.name]) == len(samples[reference.name])
+        if tuple(classes[row.name]) != tuple(classes[reference.name]) or not same_images:
+            compared.append(row)
+            continue
+        interval = None
+        if len(samples[row.name]) >= LEAST_IMAGES:
+            own = found[reference.name], found[row.name]
+            interval = drop_interval(samples[row.name], *own, num_classes=len(classes[row.name]))
         drop = 100 * (reference.quality.AP - row.quality.AP)
         quality = replace(row.quality, reference=reference.name, drop=drop, drop_interval=interval)
         compared.append(replace(row, quality=quality))

@@ -145,6 +145,7 @@ class Machine:
         cpu: the processor.
         memory_bytes: the size of the memory.
         gpus: the GPUs.
+        gpu_note: why GPUs could not be asked for; empty where they were.
         jetson: what a Jetson tells of itself; null on another machine.
         limits: what a container allows.
         load_before: how many processes ran or waited over the last minute, when the benchmark started (the load average).
@@ -159,6 +160,7 @@ class Machine:
     cpu: Cpu
     memory_bytes: int
     gpus: tuple[GpuDescription, ...] = ()
+    gpu_note: str = ""
     jetson: Jetson | None = None
     limits: Limits = field(default_factory=Limits)
     load_before: float | None = None

@@ -33,6 +33,7 @@ from edge_effdet.benchmarking.baseline import (
     compare_reports,
     counterpart,
     engines_of,
+    kind_of,
     read_report,
     require_same_machine,
 )
@@ -116,7 +117,7 @@ def benchmark_engines(
     output, data, old = Path(config.output), as_path(config.data), as_path(config.baseline)
     read = [path for _, engine in opened for path in (engine.path, engine.json_path)]
     refuse_overwrite([output / name for name in FILES], [*read, data, old])
-    for package, purpose in NEEDED.items():
+    for package, purpose in {**NEEDED, **({"faster_coco_eval": "to compute COCO metrics"} if data else {})}.items():
         _require_package(package, purpose)
     pictures = _read_pictures(opened, data, config)
     if pictures.samples:
@@ -129,7 +130,7 @@ def benchmark_engines(
     again: list[tuple[str, Engine]] = []
     if old is not None:
         baseline = read_report(old)
-        same_machine = require_same_machine(baseline, machine, config.any_machine)
+        same_machine = require_same_machine(baseline, machine, config.threads, config.any_machine)
         again = engines_of(baseline, opened) if same_machine else []
     notes = [f"{name}: {reason}" for name, reason in pictures.refused.items()]
     if data is None:
@@ -144,10 +145,13 @@ def benchmark_engines(
         with Sensors(ours=lambda: [lane.worker.pid for lane in lanes if lane.worker is not None]) as sensors:
             started = time.perf_counter()
             time_lanes(lanes, config.effort, config.latency_bound)
-            look_into_lanes(mine, config.effort)
             _detect(lanes, pictures)
             if config.sustain_seconds:
                 sustain_lanes(mine, config.sustain_seconds, sensors)
+            # Last, for a profiler that fails must cost no other figure.
+            look_into_lanes(mine, config.effort)
+            for lane in lanes:
+                lane.require_unchanged()
             rows = _judge([row_of(lane, sensors, read_evidence(lane.engine)) for lane in mine], mine, pictures, notes)
             repeated = [] if baseline is None else _repeat(lanes[len(opened) :], mine, rows, baseline, sensors)
             limited = sensors.reading(started).limited
@@ -161,12 +165,7 @@ def benchmark_engines(
     ]
     comparison = None
     if baseline is not None:
-        if rows and baseline.images.sha256 != pictures.described.sha256:
-            rows_for_ap = tuple(replace(row, quality=None) for row in rows)
-            notes.append("The baseline's AP was measured on other images, so AP is not compared.")
-        else:
-            rows_for_ap = rows
-        comparison = compare_reports(baseline, rows_for_ap, repeated, config, same_machine)
+        comparison = compare_reports(baseline, rows, repeated, pictures.described, config, same_machine)
     report = Report(
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         advice=advise(rows, config.max_ap_drop, comparison),
@@ -322,14 +321,17 @@ def _judge(rows: Sequence[Row], lanes: Sequence[Lane], pictures: _Pictures, note
     for row, lane in zip(rows, lanes, strict=True):
         quality = None
         if lane.detections is not None:
-            quality = measure_quality(lane.engine, lane.samples, lane.detections)
+            try:
+                quality = measure_quality(lane.engine, lane.samples, lane.detections)
+            except DataError as error:
+                notes.append(f"{lane.name}: AP was not measured: {error}")
             lost = len(pictures.samples[lane.name]) - len(lane.samples)
             if lost:
                 notes.append(f"{lane.name}: {lost} of the labelled images could not be decoded and are not counted.")
         judged.append(replace(row, quality=quality))
     found = {lane.name: lane.detections for lane in lanes if lane.detections is not None}
     samples = {lane.name: lane.samples for lane in lanes if lane.detections is not None}
-    return compare_quality(judged, samples, found, lanes[0].engine.spec.num_classes)
+    return compare_quality(judged, samples, found, {lane.name: lane.engine.spec.class_names for lane in lanes})
 
 
 def _repeat(
@@ -340,10 +342,13 @@ def _repeat(
     for lane in lanes:
         row = row_of(lane, sensors, None)
         for now, own in zip(rows, mine, strict=True):
-            before = counterpart(now, baseline.rows)
+            before = counterpart(kind_of(now), baseline.rows)
             if before is None or before.name + BEFORE != lane.name or now.quality is None or own.detections is None:
                 continue
-            if lane.detections is not None and len(lane.samples) == len(own.samples):
+            alike = lane.engine.spec.class_names == own.engine.spec.class_names and len(lane.samples) == len(
+                own.samples
+            )
+            if lane.detections is not None and alike:
                 quality = measure_quality(lane.engine, lane.samples, lane.detections)
                 interval = drop_interval(own.samples, own.detections, lane.detections, lane.engine.spec.num_classes)
                 drop = 100 * (now.quality.AP - quality.AP)
@@ -368,6 +373,7 @@ def _differences(
     other = min(
         others, key=lambda row: (order.index(row.precision), -(row.quality.drop or 0.0) if row.quality else 0.0)
     )
+    # Rows that name a reference have its classes.
     first, second = by_name[reference.name], by_name[other.name]
     assert first.detections is not None and second.detections is not None
     return find_differences(

@@ -193,12 +193,14 @@ class Bench:
         loading = self._serial if serial else self._many
         with self._load(loading) as detector, contextlib.ExitStack() as stack:
             answer = partial(self._answer, detector)
-            pool = None if serial else stack.enter_context(Pool(answer, loading.parallel_runs or 1))
+            pool = (
+                None if serial else stack.enter_context(Pool(answer, loading.parallel_runs or 1, detector.batch_size))
+            )
             if pool is None:
                 self._warm_up(detector)
             else:
                 # By the threads that are timed: some backends prepare the first run of each thread.
-                pool.answer_all(range(WARM_UP * (loading.parallel_runs or 1)))
+                pool.answer_all(range(WARM_UP * (loading.parallel_runs or 1) * detector.batch_size))
             return [drive(load, answer, len(self._pictures), pool, own_loop) for load in loads]
 
     def single(self, load: Load, network_s: float, own_loop: bool = False) -> tuple[Driven, np.ndarray]:
@@ -260,8 +262,9 @@ class Bench:
             feeds = {detector._input.name: buffer.astype(detector._input.dtype)}
         try:
             return profile_engine(self._engine, self._serial.threads, feeds, runs, network_ms)
-        except EdgeEffDetError as error:
-            return None, str(error)
+        except Exception as error:
+            # A profiler is another path through a runtime; whatever it raises, the engine's other figures stand.
+            return None, first_line(error)
 
     def detect(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Detections]]:
         """The samples that could be decoded and what the engine finds in each, down to the low threshold that AP needs."""

@@ -17,7 +17,7 @@ from edge_effdet.backends.cores import cpu_flags, group_folders, read_quota, usa
 from edge_effdet.backends.fingerprint import INSTRUCTION_SETS
 from edge_effdet.benchmarking.host.jetson import describe_jetson
 from edge_effdet.benchmarking.host.kernel_files import read_fields, read_number, read_text
-from edge_effdet.benchmarking.host.nvml import describe_gpus
+from edge_effdet.benchmarking.host.nvml import describe_gpus, why_no_nvml
 from edge_effdet.benchmarking.record import Cpu, Limits, Machine
 
 PACKAGES = (
@@ -85,6 +85,7 @@ def describe_machine(root: Path = _THIS, cpus: Collection[int] | None = None, nv
         cpu=_describe_cpu(root, cpus),
         memory_bytes=memory,
         gpus=describe_gpus(nvml) if here or nvml is not None else (),
+        gpu_note=why_no_nvml(nvml) if here or nvml is not None else "",
         jetson=describe_jetson(root, cpus),
         limits=_limits(root, memory),
         load_before=_load(root),

@@ -64,6 +64,28 @@ def start_nvml(module: Any = None) -> Any:
     return nvml
 
 
+def why_no_nvml(module: Any = None) -> str:
+    """Why this machine's GPUs cannot be asked for although there may be some; empty where they can, or where there is no driver.
+
+    Args:
+        module: what stands in for ``pynvml``.
+    """
+    try:
+        nvml = importlib.import_module("pynvml") if module is None else module
+    except ImportError:
+        return "the Python package nvidia-ml-py is not installed"
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        missing = (
+            getattr(nvml, "NVML_ERROR_LIBRARY_NOT_FOUND", None),
+            getattr(nvml, "NVML_ERROR_DRIVER_NOT_LOADED", None),
+        )
+        return "" if getattr(error, "value", None) in missing else f"NVML failed ({error})"
+    nvml.nvmlShutdown()
+    return ""
+
+
 def describe_gpus(module: Any = None) -> tuple[GpuDescription, ...]:
     """The GPUs of this machine, in the order of their bus addresses; none where NVML does not work.
 

@@ -171,13 +171,14 @@ def _draw_latency(sketch: Sketch) -> None:
     end = 0.0
     for position, (row, single) in enumerate(known):
         own, quantiles = look(sketch.report, row), single.quantiles_ms
-        p50, p90, p99 = (quantiles[each] for each in (50, 90, 99))
-        end = max(end, p99)
-        axes.plot([quantiles[1], p99], [position] * 2, color=own.color, lw=1.5)
+        shown = [50, 90, *([99] if single.p99_ms else [])]
+        values = [quantiles[each] for each in shown]
+        end = max(end, *values)
+        axes.plot([quantiles[1], values[-1]], [position] * 2, color=own.color, lw=1.5)
         axes.plot(
             [quantiles[25], quantiles[75]], [position] * 2, color=own.color, lw=9, alpha=0.35, solid_capstyle="butt"
         )
-        for value, marker, size in ((p50, own.marker, 9), (p90, "|", 14), (p99, "|", 14)):
+        for value, marker, size in zip(values, (own.marker, "|", "|"), (9, 14, 14), strict=False):
             axes.plot(
                 value,
                 position,
@@ -187,8 +188,10 @@ def _draw_latency(sketch: Sketch) -> None:
                 mew=2.5 if marker == "|" else 1,
                 mec=own.color if marker == "|" else SURFACE,
             )
-        names = ("P50", "P90", "P99") if sketch.wide else ("", "", "")
-        figures = [f"{name} {digits(value)}".strip() for name, value in zip(names, (p50, p90, p99), strict=True)]
+        figures = [
+            f"P{each} {digits(value)}" if sketch.wide else digits(value)
+            for each, value in zip(shown, values, strict=True)
+        ]
         above_line(axes, position, f"{(',  ' if sketch.wide else ' / ').join(figures)} ms", right=True)
     axes.set_xlim(0, 1.05 * end)
     axes.set_xlabel("latency of an image, ms" if sketch.wide else "latency of an image, ms: P50 / P90 / P99")
@@ -311,7 +314,8 @@ def _draw_roofline(sketch: Sketch) -> None:
             alpha=0.85,
             label=shown(precision) or "precision not told",
         )
-    if sketch.report.machine.peaks:
+    # The peaks are the processor's.
+    if sketch.report.machine.peaks and row.threads:
         _draw_roofs(axes, sketch.report.machine.peaks, [place for _, place in placed])
     ranks = {id(layer): number for number, layer in enumerate(longest(row.profile)[:NAMED_LAYERS], 1)}
     for layer, place in placed:

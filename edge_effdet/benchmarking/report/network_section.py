@@ -36,7 +36,8 @@ def layers(report: Report) -> Section:
     blocks: list[Block] = []
     for row in report.rows:
         if row.profile:
-            blocks += _profiled(row, row.profile, peaks)
+            # The peaks are the processor's, and with no threads an engine runs elsewhere.
+            blocks += _profiled(row, row.profile, peaks if row.threads else None)
     if not blocks:
         return Section("layers", "Where the network's time goes", (Prose("No backend told how long its layers take."),))
     untold = [row.name for row in report.rows if measured(row) and not row.profile]
@@ -117,7 +118,11 @@ def _profiled(row: Row, profile: Profile, peaks: Peaks | None) -> tuple[Block, .
     sentence = (
         f"By {profile.source}. The {counted(len(profile.layers), 'layer')} take {digits(profile.sum_ms)} ms in all, and a run "
         f"without the profiler takes {digits(profile.network_ms)} ms. The {len(rows)} longest take {share}. "
-        f"{percent(profile.macs_matched)} of the multiply-accumulates belong to a layer that was found."
+        + (
+            f"{percent(profile.macs_matched)} of the multiply-accumulates belong to a layer that was found."
+            if profile.macs_matched
+            else "The graph that it was compiled from could not be read here, so the work of its layers is not known."
+        )
     )
     chart = Chart(
         kind="roofline",

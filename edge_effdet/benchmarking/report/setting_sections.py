@@ -71,7 +71,7 @@ def _machine(machine: Machine) -> tuple[tuple[str, str], ...]:
             ("GPU", ", ".join([gpu.name, *(f"{name} {value or 'not measured'}" for name, value in known.items())]))
         )
     if not machine.gpus:
-        items.append(("GPU", "none was found"))
+        items.append(("GPU", f"not asked: {machine.gpu_note}" if machine.gpu_note else "none was found"))
     if machine.jetson:
         items += _jetson(machine.jetson)
     allowed = [
@@ -107,7 +107,7 @@ def pictures_in_a_line(report: Report) -> str:
     if images.name:
         text += f" of {images.name}" + (f" ({images.split})" if images.split else "")
     height, width = images.median_size
-    return text + (f", {height} x {width} pixels" if height else "")
+    return text + (f", {height} x {width} pixels (the median height and width)" if height else "")
 
 
 def _settings(report: Report) -> tuple[tuple[str, str], ...]:

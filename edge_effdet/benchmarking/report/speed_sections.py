@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edge_effdet.benchmarking.host.sensors import Sensors
-from edge_effdet.benchmarking.record import Reading, Report, Row, Window
+from edge_effdet.benchmarking.record import Reading, Report, Row, Scenario, Window
 from edge_effdet.benchmarking.report.blocks import (
     DASH,
     Block,
@@ -35,8 +35,8 @@ QUANTILES = (1, 10, 25, 50, 75, 90, 95, 99, 100)
 """The percentiles of the latency that are listed."""
 
 REFEREED = (
-    "LoadGen judges each round by itself and wants, for a result that may be submitted to MLPerf, more queries in one run than a round has, so it "
-    "calls such rounds invalid; its own figures of the last round are in report.json."
+    "LoadGen judges each round by itself. It calls those invalid that have fewer queries than a result that is submitted to MLPerf needs, and in "
+    "Server those that miss the bound; its own figures of the last round are in report.json."
 )
 
 MOST_WINDOWS = 12
@@ -48,12 +48,11 @@ def summary(report: Report) -> Section:
     marks: list[str] = []
     rows = []
     for row in report.rows:
-        own = list(row.marks)
+        own = [f"{row.name}: {mark}" for mark in row.marks]
         if row.skipped and measured(row):
             own.append(f"{row.name}: it was not measured to the end. {row.skipped}")
-        # What holds for several engines is said once.
-        marks += [mark for mark in own if mark not in marks]
-        numbers = ", ".join(str(marks.index(mark) + 1) for mark in own) or DASH
+        numbers = ", ".join(str(len(marks) + number) for number in range(1, len(own) + 1)) or DASH
+        marks += own
         single, quality = row.scenario("SingleStream"), row.quality
         start = (row.name, row.precision, row.backend)
         if row.skipped and not measured(row):
@@ -107,13 +106,16 @@ def measured(row: Row) -> bool:
 
 def _how_to_read(report: Report) -> str:
     parts = [
-        "SingleStream is one image after the other, from JPEG bytes to boxes; of 100 images, 50, 90 and 99 keep to P50, P90 and P99.",
+        "SingleStream is one image after the other, from the picture's file to boxes; of 100 images, 50, 90 and 99 keep to P50, P90 and P99.",
         "Offline is all images at once.",
-        f"Server is the largest rate of arrivals at random times at which 99 of 100 images take at most {plain(report.settings.bound_ms)} ms.",
+        f"Server is the largest rate of arrivals at random times at which 99 of 100 images take at most {plain(report.settings.bound_ms)} ms; in "
+        "brackets stand the rate that held it and the next higher one that did not.",
     ]
     if any(row.quality for row in report.rows):
         parts.append("AP is COCO's, in points, of the very file that was timed.")
-    return " ".join([*parts, "In brackets stands the interval of 95 %. A dash stands for what was not measured."])
+    return " ".join(
+        [*parts, "In the other brackets stands the interval of 95 %. A dash stands for what was not measured."]
+    )
 
 
 def _lost(row: Row, rows: Sequence[Row]) -> str:
@@ -190,8 +192,8 @@ def distributions(report: Report) -> Section:
             Chart(
                 kind="latency",
                 label=f"The distribution of the latency of each engine. The medians: {each}.",
-                caption="One image after the other. The thin line goes from the 1st to the 99th of 100 images and the thick one covers the "
-                "middle half of them; the marks are P50, P90 and P99.",
+                caption="One image after the other. The thin line goes from the 1st to the 99th of 100 images, or to the 90th where there were too "
+                "few to know the 99th, and the thick one covers the middle half of them; the marks are P50, P90 and P99.",
                 figures=_quantiles(known),
             )
         )
@@ -237,11 +239,16 @@ def distributions(report: Report) -> Section:
 
 
 def _quantiles(rows: Sequence[Row]) -> Grid:
-    singles = [(row.name, single.quantiles_ms) for row in rows if (single := row.scenario("SingleStream"))]
+    singles = [(row.name, single) for row in rows if (single := row.scenario("SingleStream"))]
+
+    def cell(single: Scenario, percentile: int) -> str:
+        known = percentile <= 90 or percentile == 100 or single.p99_ms is not None
+        return digits(single.quantiles_ms[percentile]) if known else DASH
+
     return Grid(
         caption="SingleStream: the time, in ms, that so many of 100 images keep to",
         head=("Engine", *(str(each) for each in QUANTILES)),
-        rows=tuple((name, *(digits(values[each]) for each in QUANTILES)) for name, values in singles),
+        rows=tuple((name, *(cell(single, each) for each in QUANTILES)) for name, single in singles),
         numbers=frozenset(range(1, len(QUANTILES) + 1)),
     )
 
@@ -377,11 +384,15 @@ def stages(report: Report) -> Section:
             numbers=frozenset(range(1, len(names) + 1)),
         )
         label = f"The median time of each stage of one image, a bar for each engine. The network takes {shares}."
-        caption = "From JPEG bytes to boxes, one image after the other: medians of each stage."
+        caption = "From the picture's file to boxes, one image after the other: medians of each stage."
         blocks.append(Chart(kind="stages", label=label, caption=caption, legend="stages", figures=grid))
     else:
         blocks.append(Prose("The stages of an image were not timed apart."))
-    alone = [(row.name, estimated(row.network)) for row in report.rows if row.network]
+    alone = [
+        (row.name + (f" ({row.batch} images a run)" if row.batch > 1 else ""), estimated(row.network))
+        for row in report.rows
+        if row.network
+    ]
     if alone:
         caption = "The network alone, without decoding, letterbox and suppression"
         blocks.append(Grid(caption=caption, head=("Engine", "Median, ms"), rows=tuple(alone), numbers=frozenset({1})))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,14 @@ def test_server_counts_the_wait_of_an_image_that_comes_too_early(own_loop: bool)
 
 
 @DRIVERS
+def test_an_engine_that_takes_several_images_a_run_gets_them(own_loop: bool):
+    answer = Slow(0.001)
+    with Pool(answer, 2, 4) as pool:
+        driven = drive(Load("Offline", SECONDS, 64, 0.001), answer, 7, pool, own_loop)
+    assert max(map(len, answer.calls)) == 4 and sum(map(len, answer.calls)) == driven.images
+
+
+@DRIVERS
 @pytest.mark.parametrize("scenario", ["SingleStream", "MultiStream", "Offline", "Server"])
 def test_an_error_of_the_engine_is_raised_and_ends_the_run(scenario: str, own_loop: bool):
     answer = Slow(fails_at=3)
@@ -150,6 +159,15 @@ def test_a_summary_without_a_result_is_invalid():
     )
     referee = read_summary(summary)
     assert referee.result == "VALID" and referee.figures == {"50.00 percentile latency (ns)": 1824.0}
+
+
+def test_a_loadgen_of_another_name_is_used_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    def unknown(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", unknown)
+    module, name = find_loadgen()
+    assert module is not None and name == "LoadGen of an unknown version"
 
 
 def test_images_are_drawn_anew_with_another_seed():

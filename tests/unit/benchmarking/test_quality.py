@@ -25,6 +25,7 @@ from edge_effdet.evaluation.matching import match_within_classes
 from tests.reports import bare_row
 
 SPEC = ModelSpec("tiny", (64, 64), ("cell", "plate"), (1, 2))
+CLASSES = dict.fromkeys(("int8", "fp32", "skipped"), SPEC.class_names)
 BOX = (10.0, 10.0, 40.0, 40.0)
 
 
@@ -87,16 +88,41 @@ def test_rows_are_compared_with_the_best_fp32_row(samples):
         bare_row("skipped"),
     ]
     assert reference_row(rows).name == "fp32"
-    compared = compare_quality(rows, {"int8": samples, "fp32": samples}, {"int8": lossy, "fp32": exact}, 2)
+    compared = compare_quality(rows, {"int8": samples, "fp32": samples}, {"int8": lossy, "fp32": exact}, CLASSES)
     quality = compared[0].quality
     assert quality.reference == "fp32" and quality.drop == pytest.approx(100 * (1 - quality.AP))
-    assert quality.drop_interval[0] <= quality.drop <= quality.drop_interval[1]
+    # Six images give no interval.
+    assert quality.drop_interval is None
     assert compared[1].quality.drop is None and compared[2].quality is None
+
+
+def test_enough_images_give_an_interval(tmp_path: Path):
+    samples = make_samples(tmp_path, 12)
+    exact, lossy = [found_at()] * 12, [found_at() if number % 4 else NOTHING for number in range(12)]
+    rows = [
+        replace(bare_row("int8"), precision="int8", quality=quality_of(samples, lossy)),
+        replace(bare_row("fp32"), quality=quality_of(samples, exact)),
+    ]
+    found = {"int8": lossy, "fp32": exact}
+    quality = compare_quality(rows, {"int8": samples, "fp32": samples}, found, CLASSES)[0].quality
+    assert quality.drop_interval[0] <= quality.drop <= quality.drop_interval[1]
+
+
+def test_engines_with_other_classes_are_not_compared(samples):
+    """The same class has another number there, so their detections cannot be held against the same boxes."""
+    rows = [
+        replace(bare_row("int8"), precision="int8", quality=quality_of(samples, [found_at()] * 6)),
+        replace(bare_row("fp32"), quality=quality_of(samples, [found_at()] * 6)),
+    ]
+    found = dict.fromkeys(("int8", "fp32"), [found_at()] * 6)
+    others = {**CLASSES, "int8": ("plate", "cell")}
+    compared = compare_quality(rows, {"int8": samples, "fp32": samples}, found, others)
+    assert compared[0].quality.drop is None and compared[0].quality.reference is None
 
 
 def test_a_single_engine_is_compared_with_nothing(samples):
     rows = [replace(bare_row("fp32"), quality=quality_of(samples, [found_at()] * 6))]
-    assert compare_quality(rows, {"fp32": samples}, {"fp32": [found_at()] * 6}, 2) == tuple(rows)
+    assert compare_quality(rows, {"fp32": samples}, {"fp32": [found_at()] * 6}, CLASSES) == tuple(rows)
 
 
 def test_the_pictures_that_differ_most_come_first_and_the_same_ones_not_at_all(samples):

@@ -117,7 +117,7 @@ def test_the_same_engines_are_no_regression_and_a_slower_one_is(tmp_path: Path, 
     config = BenchmarkConfig(output=tmp_path / "report", baseline=baseline, data=data, max_slowdown=20.0)
     slower = benchmark_engines([engine], config, prepare=PREPARE)
     worse = {change.figure: change for change in slower.comparison.regressions}
-    assert worse["time of the network (median)"].percent.value == pytest.approx(100, abs=40)
+    assert worse["time of the network, ms (median)"].percent.value == pytest.approx(100, abs=40)
     assert "regression" in " ".join(slower.advice.sentences)
 
 
@@ -142,6 +142,50 @@ def test_a_picture_that_cannot_be_decoded_ends_nothing(tmp_path: Path, data: Pat
     picture.write_bytes(picture.read_bytes()[:60])
     report = run(tmp_path, "even", data=data, split="all")
     assert report.rows[0].skipped is None and report.images.count == report.rows[0].quality.images == 5
+
+
+def test_an_engine_that_crashes_now_is_a_regression(tmp_path: Path):
+    run(tmp_path, "even")
+    baseline = tmp_path / "old.json"
+    (tmp_path / "report" / "report.json").rename(baseline)
+    engines = [make_engine(tmp_path, "crashing", name="even"), make_engine(tmp_path, "slower")]
+    config = BenchmarkConfig(output=tmp_path / "report", baseline=baseline)
+    (worse,) = benchmark_engines(engines, config, prepare=PREPARE).comparison.regressions
+    assert worse.figure == "measured to the end" and "SIGABRT" in worse.text
+
+
+def test_of_times_on_other_pictures_only_the_networks_is_compared(tmp_path: Path, data: Path):
+    run(tmp_path, "even")
+    baseline = tmp_path / "old.json"
+    (tmp_path / "report" / "report.json").rename(baseline)
+    comparison = run(tmp_path, "even", data=data, baseline=baseline).comparison
+    assert {change.figure for change in comparison.changes} == {"time of the network, ms (median)"}
+    assert any("other pictures" in sentence for sentence in comparison.missing)
+    with pytest.raises(UsageError, match="`threads`"):
+        run(tmp_path, "even", baseline=baseline, threads=1)
+
+
+def test_an_engine_that_is_replaced_meanwhile_loses_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    engines = [make_engine(tmp_path, "even"), make_engine(tmp_path, "slower")]
+    measure = stage.time_lanes
+
+    def replaced(*arguments: object) -> None:
+        measure(*arguments)
+        engines[1].path.write_bytes(b"engine of the night")
+
+    monkeypatch.setattr(stage, "time_lanes", replaced)
+    report = benchmark_engines(engines, BenchmarkConfig(output=tmp_path / "report"), prepare=PREPARE)
+    assert report.rows[0].skipped is None and "was changed or removed while it was measured" in report.rows[1].skipped
+
+
+def test_engines_with_other_classes_are_judged_each_by_itself(tmp_path: Path, data: Path):
+    """The second engine calls the box its second class."""
+    engine, other = make_engine(tmp_path, "even"), make_engine(tmp_path, "slower")
+    spec = replace(engine.spec, class_names=("bird", "box"), category_ids=(1, 2))
+    record = replace(other.require_record(), spec=spec)
+    other = replace(other, spec=spec, record=record)
+    report = benchmark_engines([engine, other], BenchmarkConfig(output=tmp_path / "report", data=data), prepare=PREPARE)
+    assert [row.quality.drop for row in report.rows] == [None, None] and not report.differences
 
 
 def test_the_command_ends_with_4_on_a_regression_and_has_written_the_report(
