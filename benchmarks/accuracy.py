@@ -21,13 +21,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from benchmarks.machine import save_result
+from benchmarks.parser import make_parser
 from benchmarks.peers import modelopt_defaults, nncf_defaults, onnxruntime_static
 from benchmarks.peers.plain_onnxruntime import PlainRunner
 from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph, file_sha256
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE
 from edge_effdet.backends.base import Available, get_backend
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.data.base import Sample, match_classes, samples_sha256
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import EdgeEffDetError
@@ -162,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         checkpoint = arguments.checkpoint or quickstart_checkpoint()
         graph = export_graphs(checkpoint, work)
         images = calibration_images(data, graph, arguments.images)
-        samples = _test_samples(data, graph)[: arguments.judge or None]
+        samples = _test_samples(data, graph)
         jobs = [(way, work, []) for way in WAYS if not arguments.only or way in (*arguments.only, OURS)]
         high = f"{OURS}, high: {arguments.keep_high}"
         if arguments.keep_high:
@@ -173,7 +174,7 @@ def _run(arguments: argparse.Namespace) -> Result:
             export_graphs(arguments.qat, work / "qat")
             jobs.append((f"{OURS}, after QAT", work / "qat", []))
         graphs, costs, refused = {"FP32": graph}, {}, {}
-        shared = ["--data", data, "--images", arguments.images, "--name", "-"]
+        shared = ["--data", data, "--images", arguments.images]
         for number, (way, own, extra) in enumerate(jobs):
             base = way if way in WAYS else FULL if way.endswith(TO_127) else OURS
             try:
@@ -198,7 +199,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         "rows": rows,
         "refused": refused,
     }
-    saved = save_result(f"accuracy-{arguments.name}", result)
+    saved = save_result("accuracy", result, arguments.name)
     header = ("way", "AP", "AP50", "drop", "95 %", "INT8 MACs", "to quantize", "memory", "a run")
     text = table([header, *map(_cells, rows)])
     text += "".join(f"\n{way} failed: {why}" for way, why in refused.items())
@@ -242,19 +243,14 @@ def _test_samples(data: Path, graph: Graph) -> Sequence[Sample]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "Measure what INT8 costs in AP, against peers.", "python -m benchmarks.accuracy --name quickstart"
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="the model (default: the shipped one)")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="D",
-        help="the data set: train calibrates, test is measured (default: the shipped model's scenes)",
+        "accuracy",
+        "Measure what INT8 costs in AP, against peers.",
+        "--name quickstart",
+        checkpoint="the model (default: the shipped one)",
+        data="the data set: train calibrates, test is measured (default: the shipped model's scenes)",
+        name="accuracy",
     )
     parser.add_argument("--images", type=int, default=64, metavar="N", help="calibration images (default: 64)")
-    parser.add_argument(
-        "--judge", type=int, default=0, metavar="N", help="how many test images are measured (default: all)"
-    )
     parser.add_argument(
         "--keep-high", metavar="P", help="patterns of convolutions that one more way of ours keeps high"
     )
@@ -266,7 +262,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--one", choices=tuple(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--name", required=True, help="the name of the result file, after accuracy-")
     return run_verb(parser, _run, argv)
 
 

@@ -20,9 +20,10 @@ import numpy as np
 
 from benchmarks.accuracy import calibration_images, export_graphs
 from benchmarks.machine import save_result
+from benchmarks.parser import make_parser
 from benchmarks.processes import cost_of, run_module
 from edge_effdet.artifacts import Graph
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.graph.model import load_graph, load_model
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.int8 import make_recipe
@@ -88,13 +89,13 @@ def _run(arguments: argparse.Namespace) -> Result:
         ours = [PLAIN, *(f"ranges, {method}" for method in RANGE_METHODS), "ranges and weights, the default"]
         counts = [(way, arguments.images) for way in ours]
         counts += [(f"{MODELOPT}, {method}", min(64, arguments.images)) for method in ("max", "entropy")]
-        shared = ["--graph", graph.path, "--data", arguments.data.resolve(), "--name", "-"]
+        shared = ["--graph", graph.path, "--data", arguments.data.resolve()]
         rows = [
             run_module("benchmarks.calibration", ["--one", way, "--images", count, *shared]) for way, count in counts
         ]
         effect = sampling_effect(graph, calibration_images(arguments.data, graph, 16))
     result = {"rows": rows, "sampling": effect}
-    saved = save_result(f"calibration-{arguments.name}", result)
+    saved = save_result("calibration", result, arguments.name)
     plain = rows[0]["seconds"]
     shown = [
         (
@@ -114,11 +115,13 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "Measure what calibration costs.", "python -m benchmarks.calibration --name scenes …"
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="the model whose graph is calibrated")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="D", help="the data set whose split calibration, or train, is used"
+        "calibration",
+        "Measure what calibration costs.",
+        "--checkpoint edge_effdet/quickstart/quickstart.safetensors --data scenes --name scenes",
+        checkpoint="the model whose graph is calibrated",
+        data="the data set whose split calibration, or train, is used",
+        name="calibration",
+        required=("data",),
     )
     parser.add_argument(
         "--images",
@@ -129,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--one", metavar="WAY", help=argparse.SUPPRESS)
     parser.add_argument("--graph", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--name", required=True, help="the name of the result file, after calibration-")
     return run_verb(parser, _run, argv)
 
 

@@ -16,22 +16,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.accuracy import calibration_images, export_graphs
 from benchmarks.machine import save_result
+from benchmarks.parser import make_parser
 from edge_effdet.artifacts import Detections, Graph
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
 from edge_effdet.backends.base import CompileOptions, load_runner
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.data.base import readable_images
 from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine
 from edge_effdet.quant.stage import QuantizeOptions, quantize_on_images
@@ -82,7 +83,7 @@ def time_check(graph: Graph, images: Sequence[np.ndarray], folder: Path) -> dict
     engine = compile_engine(graph, "openvino", CompileOptions(), folder / "moved.int8.onnx")
     elsewhere = replace(machine_fingerprint("openvino"), instructions=("avx2", "avx512_vnni"))
     times: dict[str, list[float]] = {"first": [], "later": []}
-    with load_runner(engine) as runner, own_cache(folder):
+    with load_runner(engine) as runner, patch.dict(os.environ, XDG_CACHE_HOME=str(folder / "cache")):
         golden = make_golden(runner, graph.spec, images, "pictures", "int8", elsewhere)
         engine = replace(engine, record=replace(engine.require_record(), golden=golden))
         for _ in range(LOADS):
@@ -92,20 +93,6 @@ def time_check(graph: Graph, images: Sequence[np.ndarray], folder: Path) -> dict
                 require_same_results(runner, engine)
                 times[name].append(1000 * (time.perf_counter() - started))
     return {name: statistics.median(each) for name, each in times.items()}
-
-
-@contextmanager
-def own_cache(folder: Path) -> Iterator[None]:
-    """Keep what the check caches below ``folder`` in place of the user's cache."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["XDG_CACHE_HOME"]
-        else:
-            os.environ["XDG_CACHE_HOME"] = before
 
 
 def _run(arguments: argparse.Namespace) -> Result:
@@ -135,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         "rows": rows,
         "check_ms": check_ms,
     }
-    saved = save_result(f"golden-{arguments.name}", result)
+    saved = save_result("golden", result, arguments.name)
     header = ("pictures", "weight codes", "saturates", "exact to FP32", "OpenVINO to FP32", "OpenVINO to exact")
     lines = [header, *(_cells(row) for row in rows)]
     added = f"the check adds {check_ms['first']:.0f} ms to the first load and {check_ms['later']:.1f} ms to later ones"
@@ -152,21 +139,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks",
+        "golden",
         "Measure how surely the golden check tells engines that saturate from exact ones.",
-        "python -m benchmarks.golden --name quickstart",
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="F", help="the model (default: the shipped one)")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="D",
-        help="the data set that calibrates and is looked at (default: the model's scenes)",
+        "--name quickstart",
+        checkpoint="the model (default: the shipped one)",
+        data="the data set that calibrates and is looked at (default: the model's scenes)",
+        name="golden",
     )
     parser.add_argument(
         "--keep-high", default="", metavar="P", help="patterns of convolutions that stay in high precision"
     )
-    parser.add_argument("--name", required=True, help="the name of the result file, after golden-")
     return run_verb(parser, _run, argv)
 
 

@@ -31,9 +31,10 @@ from typing import Any
 
 from benchmarks.gpu_check_parts import BACKENDS, PARTS
 from benchmarks.machine import describe_machine, save_result
+from benchmarks.parser import make_parser
 from benchmarks.processes import ROOT
 from edge_effdet.artifacts import PRECISIONS, write_json
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import BackendUnavailable, UsageError
 
 LEAST_SECONDS = 20
@@ -172,9 +173,7 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "benchmarks", "Check and measure everything that needs a GPU.", "python -m benchmarks.gpu_check --minutes 25"
-    )
+    parser = make_parser("gpu_check", "Check and measure everything that needs a GPU.", "--minutes 25")
     parser.add_argument(
         "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="the parts to run (default: all)"
     )

@@ -1,17 +1,16 @@
-"""Measure what the graph optimizer gives: nodes, TensorRT-RTX layers, latency, a profile, and detection from end to end.
+"""Measure what the graph optimizer gives: nodes, TensorRT-RTX layers and latency.
 
 python -m benchmarks.graph
 python -m benchmarks.graph --models tests/assets/bccd_lite0.safetensors --layers --name bccd
 
-All graphs of a model come from one network and end at the head tensors. Only the last comparison has post-processing. A tool's graph
-is timed only where its outputs are those of the unoptimized graph.
+All graphs of a model come from one network and end at the head tensors. A tool's graph is timed only where its outputs are those of the
+unoptimized graph.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -22,24 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.graph_subjects import DENSE, KEEP, RAW, Skipped, Subject, attempt, make_graphs, read_subject
-from benchmarks.graph_tables import describe_model
-from benchmarks.latency import (
-    measure_matrix_rate,
-    open_onnxruntime,
-    open_openvino,
-    positive,
-    profile_operators,
-    summarize_times,
-    time_ways,
-)
+from benchmarks.latency import open_onnxruntime, open_openvino, summarize_times, time_ways
 from benchmarks.machine import installed_versions, save_result
+from benchmarks.parser import make_parser
 from benchmarks.peers.simplifiers import ONNXRUNTIME
-from benchmarks.processes import run_module
-from edge_effdet.artifacts import Detections
-from edge_effdet.cli import Result, make_parser, run_verb
+from edge_effdet.artifacts import Graph, ModelSpec
+from edge_effdet.backends.base import CompileOptions
+from edge_effdet.backends.tensorrt import rtx
+from edge_effdet.backends.tensorrt.builder import compile_graph
+from edge_effdet.backends.tensorrt.layers import layers_from_log
+from edge_effdet.backends.tensorrt.library import get_log, require_module, start
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import EdgeEffDetError
-from edge_effdet.graph.counting import convolution_macs
-from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.graph.report import count_nodes
 
 if TYPE_CHECKING:
@@ -49,18 +42,14 @@ logger = logging.getLogger("edge_effdet.benchmarks.graph")
 
 MODELS = ("tf_efficientdet_d0@512", "tf_efficientdet_lite0@320")
 OPENVINO = "OpenVINO, unoptimized"
-EFFDET, OURS = "effdet, DetBenchPredict in eager torch", "ours"
 PEERS = ("onnxslim", "onnxsim", "onnxruntime", "openvino", "tensorrt-rtx")
-PARTS = ("latency", "profile", "end-to-end")
-PHOTO = (480, 640)
-"""Height and width of the picture for detection from end to end."""
+LAYER_COUNTS = ("network_layers", "engine_layers")
+WAITING = frozenset({"signal", "wait"})
+"""Kinds of layers that compute nothing and only synchronise the engine's streams."""
 
 LARGEST_ERROR = 1e-3
 """The largest error, relative to a tensor's largest value, with which a graph is timed. Rounding in another order stays well below it,
 and a wrong graph is far above it."""
-
-SAME_PIXELS, SAME_SCORE = 0.5, 1e-3
-"""How far the corners and the scores of two detections may differ where they are the same."""
 
 
 def count_tool_nodes(model: onnx.ModelProto) -> dict[str, Any]:
@@ -151,103 +140,51 @@ def largest_error(found: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
     return float(np.max(errors))
 
 
-def compare_profiles(
-    files: Mapping[str, Path], images: np.ndarray, threads: int, gflops: float, work: Path
-) -> list[dict[str, Any]]:
-    """Profile the unoptimized graph and ours.
+def compare_layers(files: Mapping[str, Path], spec: ModelSpec, target: str) -> list[dict[str, Any]]:
+    """One row for the unoptimized graph and each of ours: what ``count_layers`` counts, or why it cannot count."""
+    rows = []
+    for name in (name for name in (RAW, KEEP, DENSE) if name in files):
+        counted = attempt(lambda name=name: count_layers(files[name], spec, target))
+        rows.append({"graph": name, **({"skipped": counted.reason} if isinstance(counted, Skipped) else counted)})
+    return rows
+
+
+def count_layers(path: Path, spec: ModelSpec, target: str) -> dict[str, Any]:
+    """Count the layers of a graph in TensorRT-RTX's network and in the engine that it builds, without a GPU.
+
+    TensorRT's inspector reads an engine only on the GPU that it was built for, but the builder logs its layers.
 
     Args:
-        files: what ``make_graphs`` gave.
-        images: uint8 [1, 3, H, W].
-        threads: how many threads an operator has.
-        gflops: the rate of a plain matrix product on this processor.
-        work: an existing folder for the profiler's files.
+        path: the ONNX file.
+        spec: of its model.
+        target: one SM version, such as ``89``.
 
     Returns:
-        One row a graph: milliseconds by operator, the MACs, and the milliseconds that these would take at ``gflops``.
+        ``network_layers`` and ``network_kinds``; ``engine_layers`` without those of ``WAITING``, None where the log names no layers;
+        ``engine_kinds`` and ``version``.
+
+    Raises:
+        BackendUnavailable: TensorRT-RTX is not installed.
+        UsageError: it does not know the target.
+        GraphError: it refuses the graph.
     """
-    rows = []
-    for name in (name for name in (RAW, KEEP, DENSE) if name in files):
-        macs = count_macs(files[name])
-        rows.append(
-            {
-                "graph": name,
-                "operators_ms": profile_operators(files[name], images, threads, work),
-                "macs": macs,
-                "matrix_gflops": gflops,
-                "floor_ms": 2 * macs / gflops / 1e6,
-            }
-        )
-    return rows
-
-
-def count_macs(path: Path) -> int:
-    """Multiply-accumulates of the convolutions in an ONNX file, for one image, counted as the product counts them."""
-    import onnx_ir as ir
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    model = ir.load(str(path))
-    ShapeInferencePass()(model)
-    return sum(convolution_macs(node) for node in model.graph if node.op_type == "Conv")
-
-
-def compare_end_to_end(subject: Subject, threads: int, rounds: int, work: Path) -> dict[str, Any]:
-    """Time effdet's predictor and ours, from a letterboxed picture to detections after NMS in pixels of the original.
-
-    Both find up to 100 objects of any score in one random picture. effdet suppresses among 5000 candidates, and ours among the
-    default number of the export. ``agreeing`` is the number of effdet's detections that ours finds too.
-    """
-    import torch
-
-    from benchmarks.peers.effdet_predict import make_predictor
-    from edge_effdet.runtime.postprocess import detections_from_outputs
-    from edge_effdet.runtime.preprocess import images_to_batch, letterbox
-
-    spec = subject.spec
-    graph = export_network(subject.network, spec, {}, work / "detections.onnx", ExportOptions()).graph
-    run, predict = open_onnxruntime(graph.path, threads), make_predictor(subject.network, spec)
-    photo = np.random.default_rng(0).integers(0, 256, (*PHOTO, 3), np.uint8)
-    canvas, scale = letterbox(photo, spec.image_size, spec.preprocess)
-
-    def detect() -> Detections:
-        outputs = run(images_to_batch([canvas]))
-        boxes, scores, class_ids = (outputs[name][0] for name in ("boxes", "scores", "class_ids"))
-        return detections_from_outputs(boxes, scores, class_ids, PHOTO, spec.image_size)
-
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        theirs, found = predict(canvas, scale, PHOTO), detect()
-        times = time_ways({EFFDET: lambda: predict(canvas, scale, PHOTO), OURS: detect}, rounds)
-    finally:
-        torch.set_num_threads(threads_before)
+    trt = require_module(rtx.FLAVOR)
+    graph = Graph(path, spec, "optimized", "fp32", {}, {}, {}, "")
+    compile_graph(rtx.FLAVOR, graph, CompileOptions(target=target))
+    log = get_log(trt)
+    engine = Counter(layer.kind for layer in layers_from_log([text for _, text in log.messages]))
+    network = start(rtx.FLAVOR, log, trt.Builder).create_network(0)
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse_from_file(str(path))
+    kinds = Counter(network.get_layer(index).type.name.lower() for index in range(network.num_layers))
     return {
-        "expected": len(theirs),
-        "found": len(found),
-        "agreeing": count_agreeing(theirs, found),
-        "rows": summarize_times(times, {"ours_over_this": OURS}),
+        "target": target,
+        "version": trt.__version__,
+        "network_layers": network.num_layers,
+        "network_kinds": dict(kinds),
+        "engine_layers": sum(count for kind, count in engine.items() if kind not in WAITING) or None,
+        "engine_kinds": dict(engine),
     }
-
-
-def count_agreeing(expected: Detections, found: Detections) -> int:
-    """How many of the detections ``expected`` are in ``found`` at the same place, with the same class and the same score."""
-    # IoU would not do: it is not defined for a box that clipping left without an area.
-    same = np.abs(expected.boxes[:, None] - found.boxes[None]).max(axis=2) <= SAME_PIXELS
-    same &= expected.class_ids[:, None] == found.class_ids[None]
-    same &= np.abs(expected.scores[:, None] - found.scores[None]) <= SAME_SCORE
-    return int(same.any(axis=1).sum())
-
-
-def compare_layers(files: Mapping[str, Path], target: str) -> list[dict[str, Any]]:
-    """One row for the unoptimized graph and each of ours: what ``benchmarks.engine_layers`` counts, or why it cannot count."""
-    rows = []
-    for name in (name for name in (RAW, KEEP, DENSE) if name in files):
-        try:
-            counted = run_module("benchmarks.engine_layers", [files[name], "--target", target])
-        except EdgeEffDetError as error:
-            counted = {"skipped": str(error)}
-        rows.append({"graph": name, **counted})
-    return rows
 
 
 def measure_subject(subject: Subject, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -263,21 +200,39 @@ def measure_subject(subject: Subject, arguments: argparse.Namespace, work: Path)
     images = np.random.default_rng(0).integers(0, 256, (1, 3, *subject.spec.image_size), np.uint8)
     if arguments.layers:
         logger.info("%s: building engines", subject.title)
-        result["layers"] = compare_layers(files, arguments.target)
-    if "latency" not in arguments.skip:
-        result["latency"] = compare_latency(files, images, arguments.threads, arguments.rounds)
-    if "profile" not in arguments.skip:
-        gflops = measure_matrix_rate(arguments.threads)
-        result["profile"] = compare_profiles(files, images, arguments.threads, gflops, work)
-    if "end-to-end" not in arguments.skip:
-        result["end_to_end"] = compare_end_to_end(subject, arguments.threads, arguments.rounds, work)
+        result["layers"] = compare_layers(files, subject.spec, arguments.target)
+    result["latency"] = compare_latency(files, images, arguments.threads, arguments.rounds)
     return result
 
 
+def describe_model(result: Mapping[str, Any]) -> str:
+    """One row a graph: its nodes, its layers in TensorRT-RTX, and the times of the head tensors of one picture."""
+    nodes = {row["graph"]: row for row in result["nodes"]}
+    layers = {row["graph"]: row for row in result.get("layers", ())}
+    times = {row["way"]: row for row in result["latency"]}
+    ratios = [key for row in result["latency"] for key in row if key.endswith("_over_this")]
+    header = ("graph", "nodes, SiLU as one", "TensorRT-RTX network", "engine", "median", "P90")
+    shown: list[tuple[str, ...]] = [
+        (*header, *(key.replace("_over_", "/") for key in dict.fromkeys(ratios)), "largest error")
+    ]
+    for name in dict.fromkeys([*nodes, *times]):
+        cells = [nodes.get(name, {}).get("counted"), *(layers.get(name, {}).get(key) for key in LAYER_COUNTS)]
+        row = times.get(name, {})
+        cells += [f"{row[key]:.1f} ms" if key in row else None for key in ("median_ms", "p90_ms")]
+        cells += [f"{row[key]:.2f}" if key in row else None for key in dict.fromkeys(ratios)]
+        error = row.get("largest_relative_error")
+        cells.append(None if error is None else f"{error:.1e}")
+        shown.append((name, *("-" if cell is None else str(cell) for cell in cells)))
+    reasons = dict(result["skipped"])
+    reasons |= {name: row["skipped"] for rows in (layers, times) for name, row in rows.items() if "skipped" in row}
+    height, width = result["image_size"]
+    lines = [f"{result['model']}, {height}x{width} px, ending at the head tensors", "", table(shown)]
+    return "\n".join([*lines, *(f"{name} was left out: {reason}" for name, reason in reasons.items())])
+
+
 def _run(arguments: argparse.Namespace) -> Result:
-    subjects = [read_subject(text) for text in arguments.models]
     results = []
-    for subject in subjects:
+    for subject in [read_subject(text) for text in arguments.models]:
         with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
             results.append(measure_subject(subject, arguments, Path(folder)))
     result = {
@@ -287,32 +242,26 @@ def _run(arguments: argparse.Namespace) -> Result:
         "versions": installed_versions(PEERS),
         "models": results,
     }
-    path = save_result("-".join(filter(None, ("graph", arguments.name))), result)
-    return Result("\n\n".join([*(text for each in results for text in describe_model(each)), str(path)]), result)
+    path = save_result("graph", result, arguments.name)
+    return Result("\n\n".join([*map(describe_model, results), str(path)]), result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "Measure what the graph optimizer gives.", "python -m benchmarks.graph --layers")
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=list(MODELS),
-        metavar="M",
-        help=f"NAME@SIZE with random weights, or a .safetensors (default: {' '.join(MODELS)})",
+    parser = make_parser(
+        "graph",
+        "Measure what the graph optimizer gives.",
+        "--layers",
+        models=MODELS,
+        rounds=8,
+        threads=True,
+        name="graph",
     )
-    parser.add_argument("--rounds", type=positive, default=8, metavar="N", help="turns of each way (default: 8)")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
-    )
-    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS, help="parts that are not measured")
     parser.add_argument(
         "--layers", action="store_true", help="count the layers in TensorRT-RTX too, for which engines are built"
     )
     parser.add_argument(
         "--target", default="89", metavar="SM", help="the SM version of the engines (default: 89, an RTX 4090)"
     )
-    parser.add_argument("--name", default="", help="the name of the result file, after graph-")
     return run_verb(parser, _run, argv)
 
 

@@ -12,7 +12,6 @@ compute the same, which the script checks.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +25,8 @@ from onnx import helper, numpy_helper
 
 from benchmarks.latency import open_onnxruntime, open_openvino, positive, summarize_times, time_ways
 from benchmarks.machine import save_result
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from benchmarks.parser import make_parser
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.graph.model import IR_VERSION, OPSET
 
@@ -177,7 +177,7 @@ def _side(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "Compare one pass of a head over all levels with one pass for each.", "python -m benchmarks.heads"
+        "heads", "Compare one pass of a head over all levels with one pass for each.", rounds=10, threads=True
     )
     parser.add_argument(
         "--sides",
@@ -187,11 +187,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="sides of the finest level (default: 64 40)",
     )
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
-    )
-    parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="turns of each way (default: 10)")
     return run_verb(parser, _run, argv)
 
 

@@ -1,4 +1,4 @@
-"""Time graphs on this processor, find where the time goes, and measure what the processor reaches at best.
+"""Time graphs on this processor.
 
 The ways that are compared take turns in one process, and each of them computes with the same number of threads.
 """
@@ -6,25 +6,16 @@ The ways that are compared take turns in one process, and each of them computes 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.processes import ROOT
 from edge_effdet.runtime.latency import Turns, time_in_turns
 
 RUNS, WARM_UP_RUNS = 5, 2
 """How many runs of a turn are timed, and how many before them are not."""
-
-MATRIX_SIDE, MATRIX_RUNS = 2048, 12
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Takes images, uint8 [1, 3, H, W], and gives the graph's outputs by name."""
@@ -49,7 +40,7 @@ def time_ways(
 
 
 def summarize_times(times: Mapping[str, np.ndarray], references: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Sum up the times of ways in one row a way: the median and P90 of all its runs, and the ratios of other ways' times to its time.
+    """Sum up the times of ways in one row a way: the median, P90 and P99 of all its runs, and the ratios of other ways' times to its time.
 
     Args:
         times: what ``time_ways`` gave.
@@ -63,6 +54,7 @@ def summarize_times(times: Mapping[str, np.ndarray], references: Mapping[str, st
             "way": name,
             "median_ms": float(np.median(own)),
             "p90_ms": float(np.percentile(own, 90)),
+            "p99_ms": float(np.percentile(own, 99)),
             **{key: float(np.median(turns[way] / turns[name])) for key, way in references.items()},
             "milliseconds": np.round(own, 3).tolist(),
         }
@@ -112,66 +104,6 @@ def open_openvino(path: Path, threads: int, precision: str | None = "f32") -> Ru
         return {name: results[position].copy() for position, name in enumerate(names)}
 
     return run
-
-
-def profile_operators(path: Path, images: np.ndarray, threads: int, work: Path, runs: int = 10) -> dict[str, float]:
-    """Milliseconds that each operator takes in a run, the largest first, by onnxruntime's own profiler: medians over the runs.
-
-    These are the operators that onnxruntime runs after its optimizations, among them its own operators and changes of the layout.
-
-    Args:
-        path: the ONNX file.
-        images: the graph's input.
-        threads: how many threads an operator has.
-        work: an existing folder for the profiler's file.
-        runs: how many runs are counted, after ``WARM_UP_RUNS`` that are not.
-    """
-    import onnxruntime as ort
-
-    options = _session_options(threads)
-    options.enable_profiling = True
-    options.profile_file_prefix = str(work / path.stem)
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    for _ in range(WARM_UP_RUNS + runs):
-        session.run(None, {session.get_inputs()[0].name: images})
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return sum_operators(events, WARM_UP_RUNS)
-
-
-def sum_operators(events: list[dict[str, Any]], warm_up: int) -> dict[str, float]:
-    """Milliseconds that each operator takes in a run, from the events of onnxruntime's profiler without the first ``warm_up`` runs."""
-    windows = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == "model_run")
-    nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
-    by_operator: dict[str, list[float]] = defaultdict(lambda: [0.0] * (len(windows) - warm_up))
-    for number, (start, end) in enumerate(windows[warm_up:]):
-        for event in nodes:
-            if start <= event["ts"] <= end:
-                by_operator[event["args"]["op_name"]][number] += event["dur"] / 1000
-    medians = {operator: float(np.median(values)) for operator, values in by_operator.items()}
-    return dict(sorted(medians.items(), key=lambda item: -item[1]))
-
-
-def measure_matrix_rate(threads: int, side: int = MATRIX_SIDE, runs: int = MATRIX_RUNS) -> float:
-    """GFLOP/s of the fastest of some float32 matrix products in NumPy, in a process whose libraries have this many threads."""
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    code = f"from benchmarks.latency import multiply; print(multiply({side}, {runs}))"
-    finished = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | limits, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return float(finished.stdout)
-
-
-def multiply(side: int, runs: int) -> float:
-    """GFLOP/s of the fastest of ``runs`` products of two square float32 matrices with this side."""
-    random = np.random.default_rng(0)
-    left, right = (random.random((side, side), np.float32) for _ in range(2))
-    product = np.empty_like(left)
-    best = float("inf")
-    for _ in range(runs):
-        started = time.perf_counter()
-        np.matmul(left, right, out=product)
-        best = min(best, time.perf_counter() - started)
-    return 2 * side**3 / best / 1e9
 
 
 def positive(text: str) -> int:

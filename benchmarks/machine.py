@@ -6,7 +6,10 @@ import contextlib
 import os
 import platform
 import re
-from collections.abc import Sequence
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,14 +45,54 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def save_result(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<device>/<date>-<name>.json`` and return its path."""
+def save_result(kind: str, result: dict[str, Any], name: str = "") -> Path:
+    """Write ``results/<device>/<date>-<kind>-<name>.json`` and return its path."""
     machine = describe_machine()
     device = re.sub(r"[^a-z0-9]+", "-", machine["processor"].lower()).strip("-") + f"-{machine['cores']}-cores"
     now = datetime.now(timezone.utc)
-    path = RESULTS / device / f"{now:%Y-%m-%d}-{name}.json"
-    write_json(path, {"name": name, "measured_at": now.isoformat(timespec="seconds"), "machine": machine, **result})
+    full = f"{kind}-{name}" if name else kind
+    path = RESULTS / device / f"{now:%Y-%m-%d}-{full}.json"
+    head = {"name": full, "command": _command(), "measured_at": now.isoformat(timespec="seconds"), "machine": machine}
+    write_json(path, {**head, **result})
     return path
+
+
+def watch_load() -> Callable[[], dict[str, float]]:
+    """Start to watch what else the machine does.
+
+    Returns:
+        A function that gives ``load_before``, the load average of the minute before the watch, and ``others``, the share of all
+        processors that other processes took since then.
+    """
+    before, started, busy, own = os.getloadavg()[0], time.perf_counter(), _busy_seconds(), _own_seconds()
+
+    def result() -> dict[str, float]:
+        spent = (os.cpu_count() or 1) * (time.perf_counter() - started)
+        others = (_busy_seconds() - busy - (_own_seconds() - own)) / spent
+        return {"load_before": round(before, 2), "others": round(min(max(others, 0.0), 1.0), 3)}
+
+    return result
+
+
+def _busy_seconds() -> float:
+    """The seconds that all processors of the machine were not idle, from its start on."""
+    words = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=9)
+    user, nice, system, _, _, interrupts, soft, stolen = map(int, words[1:9])
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def _command() -> str:
+    """The command that was started, with paths outside the repository by their last part alone."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    words = ["python", "-m", spec.name] if spec else ["python", Path(sys.argv[0]).name]
+    for word in sys.argv[1:]:
+        outside = Path(word).is_absolute() or word.startswith("..")
+        words.append(Path(word).name if outside else word)
+    return shlex.join(words)
 
 
 def _processor() -> str:

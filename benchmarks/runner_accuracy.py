@@ -12,22 +12,20 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from benchmarks.graph_subjects import read_subject
 from benchmarks.latency import positive
 from benchmarks.machine import save_result
-from edge_effdet.artifacts import Detections, write_record
-from edge_effdet.backends.base import CompileOptions
-from edge_effdet.building.engine import compile_engine
-from edge_effdet.cli import Result, make_parser, progress, run_verb, table
+from benchmarks.parser import make_parser
+from benchmarks.run import make_engine
+from edge_effdet.artifacts import Engine
+from edge_effdet.cli import Result, progress, run_verb, table
 from edge_effdet.data.base import Sample, match_classes, samples_sha256
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.evaluation.metrics import coco_metrics
@@ -62,34 +60,14 @@ def enlarge_photos(samples: Sequence[Sample], factor: int, folder: Path) -> list
     return enlarged
 
 
-def compare_options(engine: Any, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """One row a set of options: COCO's metrics, the median milliseconds of decoding and letterbox, and those of suppression."""
+def compare_options(engine: Engine, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """COCO's metrics, one row a set of options."""
     rows = []
     for name, options in option_sets().items():
-        with Detector.load(engine, options=options) as detector, detector.input_buffer() as buffer:
-            found: list[Detections] = []
-            before: list[float] = []
-            after: list[float] = []
-            for sample in progress(samples, len(samples), name):
-                started = time.perf_counter()
-                picture, size = detector.read(sample.path)
-                detector.prepare(picture, size, buffer[0])
-                before.append(time.perf_counter() - started)
-                outputs = detector.run(buffer, 1)
-                started = time.perf_counter()
-                found.append(detector.finish(outputs, 0, size))
-                after.append(time.perf_counter() - started)
+        with Detector.load(engine, options=options) as detector:
+            found = [detector(sample.path) for sample in progress(samples, len(samples), name)]
             metrics = coco_metrics(samples, found, detector.spec)
-        rows.append(
-            {
-                "options": name,
-                "AP": metrics.AP,
-                "AP50": metrics.AP50,
-                "AP75": metrics.AP75,
-                "decode_and_letterbox_ms": 1000 * float(np.median(before)),
-                "suppress_ms": 1000 * float(np.median(after)),
-            }
-        )
+        rows.append({"options": name, "AP": metrics.AP, "AP50": metrics.AP50, "AP75": metrics.AP75})
     return rows
 
 
@@ -100,8 +78,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     )
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         graph = export_network(subject.network, subject.spec, {}, Path(folder) / "graph.onnx", ExportOptions()).graph
-        engine = compile_engine(graph, "onnxruntime", CompileOptions(), Path(folder) / "engine.onnx")
-        write_record(engine)
+        engine = make_engine(graph, "onnxruntime", Path(folder) / "engine.onnx")
         seen = samples if arguments.enlarge == 1 else enlarge_photos(samples, arguments.enlarge, Path(folder))
         rows = compare_options(engine, seen)
     result = {
@@ -112,28 +89,24 @@ def _run(arguments: argparse.Namespace) -> Result:
         "data_sha256": samples_sha256(samples),
         "rows": rows,
     }
-    path = save_result("-".join(filter(None, ("runner-accuracy", arguments.name))), result)
-    shown = [("options", "AP", "AP50", "AP75", "decode + letterbox", "suppress")]
-    shown += [
-        (
-            row["options"],
-            *(f"{100 * row[key]:.2f}" for key in ("AP", "AP50", "AP75")),
-            f"{row['decode_and_letterbox_ms']:.2f} ms",
-            f"{row['suppress_ms']:.2f} ms",
-        )
-        for row in rows
-    ]
+    path = save_result("runner-accuracy", result, arguments.name)
+    shown = [("options", "AP", "AP50", "AP75")]
+    shown += [(row["options"], *(f"{100 * row[key]:.2f}" for key in ("AP", "AP50", "AP75"))) for row in rows]
     return Result(f"{len(samples)} images, split {split}\n\n{table(shown)}\n\n{path}", result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks", "Measure the AP with the runner's options.", "python -m benchmarks.runner_accuracy --data bccd"
+        "runner_accuracy",
+        "Measure the AP with the runner's options.",
+        "--data bccd",
+        data="a labelled data set",
+        name="runner-accuracy",
+        required=("data",),
     )
     parser.add_argument(
         "--model", default="tests/assets/bccd_lite0.safetensors", metavar="M", help="a .safetensors (default: BCCD's)"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="D", help="a labelled data set")
     parser.add_argument("--split", metavar="NAME", help="the split (default: test, else val, else everything)")
     parser.add_argument(
         "--enlarge",
@@ -142,7 +115,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="the factor on the photos' height and width (default: 1)",
     )
-    parser.add_argument("--name", default="", help="the name of the result file, after runner-accuracy-")
     return run_verb(parser, _run, argv)
 
 

@@ -1,26 +1,31 @@
 """Measure the runner's cold start, its memory and the growth of it, and the size of what a device installs.
 
-python -m benchmarks.runner_process ENGINE PHOTO IMAGES WARM_UP_IMAGES
+python -m benchmarks.runner_process
 
 Each is measured in a process of its own, which imports what a device imports.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import ROOT
+from benchmarks.latency import positive
+from benchmarks.machine import save_result
+from benchmarks.parser import make_parser
+from benchmarks.processes import ROOT, run_module
 from edge_effdet.artifacts import Detections, load_engine
 from edge_effdet.backends.runtime_cache import SUFFIX
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, loading_for
@@ -80,12 +85,7 @@ def measure_growth(engine: Path, photo: Path, images: int, warm_up: int = WARM_U
     Raises:
         EdgeEffDetError: the process failed.
     """
-    words = (engine, photo, images, warm_up)
-    command = [sys.executable, "-m", "benchmarks.runner_process", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise EdgeEffDetError(f"{' '.join(command)} ended with {done.returncode}; its own message stands above.")
-    return json.loads(done.stdout)
+    return run_module("benchmarks.runner_process", ["--watch", engine, photo, images, warm_up])
 
 
 def run_and_watch(engine: Path, photo: Path, images: int, warm_up: int) -> dict[str, Any]:
@@ -149,6 +149,78 @@ def measure_install() -> dict[str, Any]:
     }
 
 
+def _run(arguments: argparse.Namespace) -> Result:
+    if arguments.watch:
+        engine, photo, images, warm_up = arguments.watch
+        return Result("", run_and_watch(Path(engine), Path(photo), int(images), int(warm_up)))
+    from benchmarks.graph_subjects import read_subject
+    from benchmarks.run import make_engines, make_photo
+
+    models: list[dict[str, Any]] = []
+    for text in arguments.models:
+        subject, starts = read_subject(text), {}
+        models.append({"model": subject.spec.name, "image_size": list(subject.spec.image_size), "process": starts})
+        with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+            photo = Path(folder) / "photo.jpg"
+            photo.write_bytes(make_photo())
+            for way, make in make_engines(subject, Path(folder)):
+                engine = make().path
+                starts[way.removeprefix("ours, ")] = measure_cold_start(engine, photo, arguments.starts)
+                # What would grow is the memory of Python and of the runtime, so one engine shows it.
+                if arguments.growth_images and len(models) == len(starts) == 1:
+                    models[0]["growth"] = measure_growth(engine, photo, arguments.growth_images)
+    result = {"models": models, "install": measure_install()}
+    path = save_result("runner-process", result, arguments.name)
+    return Result(f"{describe_processes(result)}\n\n{path}", result)
+
+
+def describe_processes(result: Mapping[str, Any]) -> str:
+    """A table of the cold starts, and a sentence each on the growth of memory and on the install."""
+    shown = [("model", "backend", "to first boxes", "slowest", "the very first", "peak memory")]
+    shown += [
+        (
+            each["model"],
+            backend,
+            *(f"{start[f'{name}_seconds']:.2f} s" for name in ("median", "slowest", "first")),
+            f"{start['peak_mb']:.0f} MB",
+        )
+        for each in result["models"]
+        for backend, start in each["process"].items()
+    ]
+    lines = [table(shown)]
+    lines += [
+        "{images} images after {warm_up_images}: memory from {after_warm_up_mb:.1f} to {at_the_end_mb:.1f} MB, "
+        "{growth_mb:+.1f} (at most {largest_growth_mb:+.1f})".format(**each["growth"])
+        for each in result["models"]
+        if "growth" in each
+    ]
+    install = result["install"]
+    if "skipped" in install:
+        lines.append(f"The device install was not measured: {install['skipped']}")
+    else:
+        lines.append(f"The device install without a backend: {install['total_mb']:.1f} MB")
+    return "\n\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(
+        "runner_process",
+        "Measure cold starts, memory and the install.",
+        "--growth-images 0",
+        models=("tf_efficientdet_lite0@320", "tf_efficientdet_d0@512"),
+        name="runner-process",
+    )
+    parser.add_argument("--starts", type=positive, default=7, metavar="N", help="starts of each engine (default: 7)")
+    parser.add_argument(
+        "--growth-images",
+        type=int,
+        default=20_000,
+        metavar="N",
+        help="images through one process, 0 for none (default: 20000)",
+    )
+    parser.add_argument("--watch", nargs=4, help=argparse.SUPPRESS)
+    return run_verb(parser, _run, argv)
+
+
 if __name__ == "__main__":
-    engine_path, photo_path, counted, before = sys.argv[1:]
-    print(json.dumps(run_and_watch(Path(engine_path), Path(photo_path), int(counted), int(before))))
+    sys.exit(main())

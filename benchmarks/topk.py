@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,9 +17,10 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.graph_subjects import Skipped, Subject, attempt, read_subject
-from benchmarks.latency import Run, open_onnxruntime, open_openvino, positive, summarize_times, time_ways
+from benchmarks.latency import Run, open_onnxruntime, open_openvino, summarize_times, time_ways
 from benchmarks.machine import save_result
-from edge_effdet.cli import Result, make_parser, run_verb, table
+from benchmarks.parser import make_parser
+from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.graph.export import ExportOptions, export_network
 from edge_effdet.models import detector
 
@@ -72,13 +72,7 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("benchmarks", "Compare a top-K in two steps with one sort.", "python -m benchmarks.topk")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="M", help="NAME@SIZE, or a .safetensors")
-    parser.add_argument(
-        "--threads", type=positive, default=cores, metavar="N", help=f"threads of each way (default: {cores})"
-    )
-    parser.add_argument("--rounds", type=positive, default=10, metavar="N", help="turns of each way (default: 10)")
+    parser = make_parser("topk", "Compare a top-K in two steps with one sort.", models=MODELS, rounds=10, threads=True)
     return run_verb(parser, _run, argv)
 
 

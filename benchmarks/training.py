@@ -10,7 +10,6 @@ process of its own, and ``edge_effdet.evaluate`` measures the AP of each result.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import re
 import shlex
@@ -25,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.latency import time_ways
 from benchmarks.machine import save_result
+from benchmarks.parser import make_parser
 from benchmarks.peers.effdet_loop import collate_batch, make_peer_step
 from benchmarks.processes import run_module
-from edge_effdet.artifacts import ModelSpec, Size
-from edge_effdet.cli import Result, add_options, make_parser, options_from, progress, run_verb, size_argument, table
+from edge_effdet.artifacts import ModelSpec
+from edge_effdet.cli import Result, add_options, options_from, progress, run_verb, table
 from edge_effdet.errors import UsageError
 from edge_effdet.models.zoo import model_spec
 
@@ -41,6 +41,7 @@ OURS = "ours"
 PEER = "effdet loop"
 PEER_FLAGS = ("", "--scale-min 0.8 --scale-max 1.25")
 WARM_UP_STEPS = 3
+CLASSES = 3
 BOXES_AN_IMAGE = 13
 """How many boxes a random picture has: as many as BCCD's pictures on average."""
 
@@ -190,17 +191,6 @@ def random_batch(spec: ModelSpec, batch_size: int, seed: int) -> RandomBatch:
     return images, boxes, classes
 
 
-def describe_device(device: str) -> str:
-    """The device for people: ``cpu`` with torch's threads, or the name of the GPU. Raises UsageError where there is no GPU."""
-    import torch
-
-    if device == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads"
-    if not torch.cuda.is_available():
-        raise UsageError("`device` cuda finds no GPU that torch can use; give `device` cpu.")
-    return torch.cuda.get_device_name()
-
-
 def _synchronize(device: str) -> None:
     if device == "cuda":
         import torch
@@ -213,70 +203,47 @@ def _ratio(ours: float, other: float) -> float | None:
 
 
 def _training_commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """The command of each way. All share the same flags, and differ in those of ``--peer`` and ``--ours``."""
+    """The command of each way. All share the same flags, and the loops have those of ``--peer`` too."""
     shared = ["--data", str(arguments.data.resolve()), "--split", arguments.split, "--model", arguments.model]
-    if arguments.image_size is not None:
-        shared += ["--image-size", _shown(arguments.image_size)]
     shared += ["--epochs", str(arguments.epochs), "--batch-size", str(arguments.batch_size)]
-    shared += ["--device", arguments.device, "--precision", arguments.precision]
     peers = {
         f"{PEER} {flags}".strip(): ["benchmarks.peers.effdet_loop", *shared, *shlex.split(flags)]
         for flags in arguments.peer or PEER_FLAGS
     }
-    return {**peers, OURS: ["edge_effdet.train", *shared, *shlex.split(arguments.ours)]}
+    return {**peers, OURS: ["edge_effdet.train", *shared]}
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    return _run_steps(arguments) if arguments.steps_only else _run_training(arguments)
+    import torch
+
+    about = {name: getattr(arguments, name) for name in ("model", "batch_size")}
+    about["device"] = f"cpu, {torch.get_num_threads()} threads"
+    kind, result, text = (_run_steps if arguments.steps_only else _run_training)(arguments)
+    path = save_result(kind, {**about, **result}, arguments.name)
+    return Result(f"{about['device']}\n\n{text}\n\n{path}", {**about, **result})
 
 
-def _run_training(arguments: argparse.Namespace) -> Result:
+def _run_training(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], str]:
     if arguments.data is None:
         raise UsageError("There is nothing to train on; give `data`, or `steps_only` for the speed of a step alone.")
-    device = describe_device(arguments.device)
-    judge = ["edge_effdet.evaluate", "--data", str(arguments.data.resolve()), "--split", arguments.test_split]
-    with contextlib.ExitStack() as stack:
-        work = arguments.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-effdet-")))
-        work = work.resolve()
-        work.mkdir(parents=True, exist_ok=True)
-        rows = compare_training(_training_commands(arguments), judge, arguments.seeds, work)
+    judge = ["edge_effdet.evaluate", "--data", str(arguments.data.resolve()), "--split", "test"]
+    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        rows = compare_training(_training_commands(arguments), judge, arguments.seeds, Path(folder))
     means = average_ways(rows)
-    result = {
-        "data": arguments.data.name,
-        "split": arguments.split,
-        "epochs": arguments.epochs,
-        "ours": arguments.ours,
-        **_shared_record(arguments, device),
-        "rows": rows,
-        "means": means,
-    }
-    path = save_result(f"training-{arguments.name}", result)
+    setting = {"data": arguments.data.name, "split": arguments.split, "epochs": arguments.epochs}
     shown = [("way", "seed", "AP", "AP50", "minutes", "images/s")]
     shown += [(row["way"], str(row["seed"]), *_numbers(row)) for row in rows]
     header = ("mean of the seeds", "AP", "AP50", "minutes", "images/s", "ours/this: AP", "AP50", "images/s")
-    averaged = [
-        (row["way"], *_numbers(row), *(_times(row[f"ours_over_this_{name}"]) for name in ("AP", "AP50", "images_per_second")))
-        for row in means
-    ]  # fmt: skip
-    return Result(f"{device}\n\n{table(shown)}\n\n{table([header, *averaged])}\n\n{path}", result)
+    ratios = [f"ours_over_this_{name}" for name in ("AP", "AP50", "images_per_second")]
+    averaged = [(row["way"], *_numbers(row), *(_times(row[name]) for name in ratios)) for row in means]
+    return "training", {**setting, "rows": rows, "means": means}, f"{table(shown)}\n\n{table([header, *averaged])}"
 
 
-def _run_steps(arguments: argparse.Namespace) -> Result:
-    device = describe_device(arguments.device)
-    class_names = tuple(f"class {number}" for number in range(1, arguments.classes + 1))
-    spec = model_spec(arguments.model, class_names, image_size=arguments.image_size)
-    rows = compare_steps(
-        spec, arguments.batch_size, arguments.rounds, arguments.device, arguments.precision, shlex.split(arguments.ours)
-    )
-    result = {
-        "rounds": arguments.rounds,
-        "classes": arguments.classes,
-        "ours": arguments.ours,
-        **_shared_record(arguments, device),
-        "rows": rows,
-    }
-    path = save_result(f"training-steps-{arguments.name}", result)
-    shown = [
+def _run_steps(arguments: argparse.Namespace) -> tuple[str, dict[str, Any], str]:
+    spec = model_spec(arguments.model, tuple(f"class {number + 1}" for number in range(CLASSES)))
+    rows = compare_steps(spec, arguments.batch_size, arguments.rounds, "cpu", "fp32")
+    shown = [("a step of", "median", "images/s", "ours/this")]
+    shown += [
         (
             row["way"],
             f"{row['median_ms']:.1f} ms",
@@ -285,13 +252,7 @@ def _run_steps(arguments: argparse.Namespace) -> Result:
         )
         for row in rows
     ]
-    return Result(f"{device}\n\n{table([('a step of', 'median', 'images/s', 'ours/this'), *shown])}\n\n{path}", result)
-
-
-def _shared_record(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
-    size = None if arguments.image_size is None else _shown(arguments.image_size)
-    chosen = {name: getattr(arguments, name) for name in ("model", "batch_size", "precision")}
-    return {**chosen, "image_size": size, "device": device}
+    return "training-steps", {"rounds": arguments.rounds, "classes": CLASSES, "rows": rows}, table(shown)
 
 
 def _numbers(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -303,57 +264,31 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}"
 
 
-def _shown(size: Size) -> str:
-    return "x".join(map(str, size))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks",
+        "training",
         "Our training against a plain effdet loop.",
-        "python -m benchmarks.training --data bccd --split trainval --epochs 4 --seeds 0 1 --name bccd",
+        "--data bccd --split trainval --epochs 4 --seeds 0 1 --name bccd",
+        rounds=20,
+        data="a data set, as edge_effdet.train takes it",
+        name="training",
     )
-    parser.add_argument("--data", type=Path, metavar="D", help="a data set, as edge_effdet.train takes it")
     parser.add_argument("--split", default="train", metavar="NAME", help="the split to train on (default: train)")
-    parser.add_argument(
-        "--test-split", default="test", metavar="NAME", help="the split whose AP is measured (default: test)"
-    )
     parser.add_argument("--model", default="tf_efficientdet_lite0", metavar="NAME", help="a model name of effdet")
-    parser.add_argument(
-        "--image-size", type=size_argument, metavar="N", help="the input size, N or HxW (default: the model's own)"
-    )
     parser.add_argument("--epochs", type=int, default=4, metavar="N", help="epochs of each training (default: 4)")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="the seeds of the trainings (default: 0 1)"
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images a step (default: 8)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train (default: cpu)")
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16", "fp16"),
-        help="the type that the network computes in (default: fp32)",
-    )
-    parser.add_argument(
-        "--ours", default="", metavar="FLAGS", help="flags of edge_effdet.train for our training, in quotes"
-    )
     parser.add_argument(
         "--peer",
         action="append",
         metavar="FLAGS",
         help="flags of one effdet loop, in quotes; repeat the flag for several loops (default: two loops)",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the folder in which the runs are kept")
     parser.add_argument(
         "--steps-only", action="store_true", help="time the training step on random batches, without data"
     )
-    parser.add_argument(
-        "--rounds", type=int, default=20, metavar="N", help="how often each step is timed (default: 20)"
-    )
-    parser.add_argument(
-        "--classes", type=int, default=3, metavar="N", help="classes of the model whose steps are timed (default: 3)"
-    )
-    parser.add_argument("--name", required=True, help="the name of the result file, after training-")
     return run_verb(parser, _run, argv)
 
 

@@ -73,7 +73,10 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "calibration", "Write or check a calibration manifest.", "python calibration/make_manifest.py …"
+        "calibration",
+        "Write or check a calibration manifest.",
+        "python calibration/make_manifest.py …",
+        prog="python calibration/make_manifest.py",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="D", help="a data set")
     parser.add_argument("--split", default="train", metavar="NAME", help="the split to choose from (default: train)")

@@ -3,8 +3,8 @@
 These parts are effdet's: the COCO parser, the dataset, the transforms (random flip, random scale and crop, mean colour around the
 picture), collate, and the loader, whose processes label the anchors, as is the default of train.py; the network, the loss, the benches
 and CocoEvaluator; validation after every epoch, where the epoch with the best AP is kept. These parts are timm's, as in train.py: the
-optimizer without weight decay on biases and norms, the cosine schedule, gradients clipped at norm 10, the EMA, which is off by default,
-and FP16 with its loss scaler. Weights stay in torch's default memory format, as train.py leaves them.
+optimizer without weight decay on biases and norms, the cosine schedule, gradients clipped at norm 10, no average of the weights, which
+is off by default, and FP16 with its loss scaler. Weights stay in torch's default memory format, as train.py leaves them.
 
 These parts differ from train.py, so that trainings are compared and not one badly chosen number:
 
@@ -38,8 +38,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.parser import make_parser
 from edge_effdet.artifacts import Checkpoint, ModelSpec, write_text
-from edge_effdet.cli import Result, add_options, make_parser, options_from, progress, run_verb, size_argument
+from edge_effdet.cli import Result, add_options, options_from, progress, run_verb, size_argument
 from edge_effdet.data.base import Sample, samples_sha256
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import UsageError
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("edge_effdet.benchmarks.effdet_loop")
 
 Batch = tuple["torch.Tensor", dict[str, "torch.Tensor"]]
-"""What effdet's collate gives: pixels, uint8 [B, 3, H, W], or normalised float32 from its prefetcher, and the targets."""
+"""What effdet's collate gives: pixels, uint8 [B, 3, H, W], and the targets."""
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-4
@@ -73,15 +74,6 @@ class LoopOptions:
     seed: int = option(0, help="seed of weights, order and augmentation")
     scale_min: float = option(0.1, help="smallest random scale, as a factor on the letterbox; effdet's default")
     scale_max: float = option(2.0, help="largest random scale; effdet's default")
-    ema_decay: float = option(0.0, help="average the weights and keep those; 0 is off, effdet's default")
-
-
-@dataclass(frozen=True, slots=True)
-class HardwareOptions:
-    """The hardware."""
-
-    device: str = option("cpu", help="where to train", choices=("cpu", "cuda"))
-    precision: str = option("fp32", help="the type that the network computes in", choices=("fp32", "bf16", "fp16"))
     workers: int = option(1, help="processes that decode, augment and label")
 
 
@@ -90,7 +82,6 @@ def train_plainly(
     val: Sequence[Sample],
     spec: ModelSpec,
     options: LoopOptions,
-    hardware: HardwareOptions,
     output: Path,
 ) -> Checkpoint:
     """Train and write ``best.safetensors`` and ``metrics.jsonl`` into ``output``.
@@ -100,7 +91,6 @@ def train_plainly(
         val: the samples to choose the epoch on; where there are none, the last epoch is kept.
         spec: the model.
         options: how it is trained.
-        hardware: on which hardware, and in which precision.
         output: a folder, which is made if it is missing.
 
     Returns:
@@ -108,13 +98,13 @@ def train_plainly(
     """
     from effdet import DetBenchTrain
     from timm.scheduler.scheduler_factory import create_scheduler_v2
-    from timm.utils import ModelEmaV2, random_seed
+    from timm.utils import random_seed
 
     random_seed(options.seed)
-    network = starting_network(spec).to(hardware.device)
+    network = starting_network(spec)
     optimizer = _make_optimizer(network)
-    step = _make_step(DetBenchTrain(network, create_labeler=False).to(hardware.device), optimizer, spec, hardware)
-    loader = make_training_loader(train, spec, options, hardware)
+    step = _make_step(DetBenchTrain(network, create_labeler=False), optimizer, spec, "cpu", "fp32")
+    loader = make_training_loader(train, spec, options)
     steps = len(loader)
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -126,9 +116,7 @@ def train_plainly(
         updates_per_epoch=steps,
     )
     assert scheduler is not None
-    ema = ModelEmaV2(network, decay=options.ema_decay) if options.ema_decay else None
-    kept: torch.nn.Module = network if ema is None else ema.module
-    validate = _make_validation(kept, val, spec, options, hardware) if val else None
+    validate = _make_validation(network, val, spec, options) if val else None
     log: list[dict[str, Any]] = []
     best_ap, best = -1.0, None
     for epoch in range(options.epochs):
@@ -137,8 +125,6 @@ def train_plainly(
         total = 0.0
         for number, batch in enumerate(progress(loader, steps, f"epoch {epoch + 1}/{options.epochs}"), start=1):
             total += step(batch)
-            if ema is not None:
-                ema.update(network)
             scheduler.step_update(epoch * steps + number)
         speed = len(train) / (time.perf_counter() - started)
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": total / steps, "images_per_second": round(speed, 2)}
@@ -150,7 +136,7 @@ def train_plainly(
         if row.get("AP", 0.0) >= best_ap:
             best_ap = row.get("AP", 0.0)
             record = {"peer": "effdet loop", **asdict(options), **row, "data_sha256": samples_sha256(train)}
-            best = save_checkpoint(output / "best.safetensors", kept.state_dict(), spec, record)
+            best = save_checkpoint(output / "best.safetensors", network.state_dict(), spec, record)
     assert best is not None
     return best
 
@@ -162,7 +148,8 @@ def make_peer_step(
 
     Args:
         spec: the model, which starts as ``starting_network`` makes it.
-        device, precision: as in ``HardwareOptions``.
+        device: ``cpu`` or ``cuda``.
+        precision: the type that the network computes in: ``fp32``, ``bf16`` or ``fp16``.
         labels_in_loader: whether the batch brings the anchors' labels (``collate_batch`` with ``labelled``). Otherwise the step
             finds them, as effdet does with its ``bench_labeler``.
     """
@@ -170,7 +157,7 @@ def make_peer_step(
 
     network = starting_network(spec).to(device).train()
     bench = DetBenchTrain(network, create_labeler=not labels_in_loader).to(device)
-    return _make_step(bench, _make_optimizer(network), spec, HardwareOptions(device, precision))
+    return _make_step(bench, _make_optimizer(network), spec, device, precision)
 
 
 def collate_batch(
@@ -213,9 +200,7 @@ def starting_network(spec: ModelSpec) -> torch.nn.Module:
     return network
 
 
-def make_training_loader(
-    samples: Sequence[Sample], spec: ModelSpec, options: LoopOptions, hardware: HardwareOptions
-) -> Any:
+def make_training_loader(samples: Sequence[Sample], spec: ModelSpec, options: LoopOptions) -> Any:
     """effdet's loader over shuffled, augmented pictures, with the anchors labelled in its processes."""
     from effdet.data import transforms
 
@@ -233,31 +218,30 @@ def make_training_loader(
     )
     labeler = _make_labeler(create_network(spec))
     return _make_loader(
-        _make_dataset(samples, spec), spec, options, hardware, is_training=True, transform_fn=augment, anchor_labeler=labeler
+        _make_dataset(samples, spec), spec, options, is_training=True, transform_fn=augment, anchor_labeler=labeler
     )  # fmt: skip
 
 
 def _make_step(
-    bench: torch.nn.Module, optimizer: torch.optim.Optimizer, spec: ModelSpec, hardware: HardwareOptions
+    bench: torch.nn.Module, optimizer: torch.optim.Optimizer, spec: ModelSpec, device: str, precision: str
 ) -> Callable[[Batch], float]:
     import torch
     from timm.utils import NativeScaler
 
-    if hardware.device == "cuda":
+    if device == "cuda":
         torch.backends.cudnn.benchmark = True
     mean, std = (
-        torch.tensor([255 * value for value in channel], device=hardware.device).view(1, 3, 1, 1)
+        torch.tensor([255 * value for value in channel], device=device).view(1, 3, 1, 1)
         for channel in (spec.preprocess.mean, spec.preprocess.std)
     )
     autocast = contextlib.nullcontext
-    if hardware.precision in DTYPES:
-        autocast = partial(torch.autocast, hardware.device, dtype=getattr(torch, DTYPES[hardware.precision]))
-    scaler = NativeScaler(device=hardware.device) if hardware.precision == "fp16" else None
+    if precision in DTYPES:
+        autocast = partial(torch.autocast, device, dtype=getattr(torch, DTYPES[precision]))
+    scaler = NativeScaler(device=device) if precision == "fp16" else None
 
     def step(batch: Batch) -> float:
         images, target = batch
-        if images.dtype == torch.uint8:
-            images = images.to(hardware.device).float().sub_(mean).div_(std)
+        images = images.to(device).float().sub_(mean).div_(std)
         with autocast():
             loss = bench(images, target)["loss"]
         value = loss.item()
@@ -286,18 +270,17 @@ def _make_labeler(network: torch.nn.Module) -> Any:
     return AnchorLabeler(Anchors.from_config(config), config.num_classes, match_threshold=0.5)
 
 
-def _make_loader(dataset: Any, spec: ModelSpec, options: LoopOptions, hardware: HardwareOptions, **chosen: Any) -> Any:
+def _make_loader(dataset: Any, spec: ModelSpec, options: LoopOptions, **chosen: Any) -> Any:
     from effdet.data import create_loader
 
+    # The prefetcher needs CUDA.
     return create_loader(
         dataset,
         input_size=(3, *spec.image_size),
         batch_size=options.batch_size,
-        use_prefetcher=hardware.device == "cuda",
-        mean=spec.preprocess.mean,
-        std=spec.preprocess.std,
-        num_workers=hardware.workers,
-        pin_mem=hardware.device == "cuda",
+        use_prefetcher=False,
+        num_workers=options.workers,
+        pin_mem=False,
         **chosen,
     )
 
@@ -318,7 +301,7 @@ def _make_dataset(samples: Sequence[Sample], spec: ModelSpec) -> Any:
 
 
 def _make_validation(
-    network: torch.nn.Module, val: Sequence[Sample], spec: ModelSpec, options: LoopOptions, hardware: HardwareOptions
+    network: torch.nn.Module, val: Sequence[Sample], spec: ModelSpec, options: LoopOptions
 ) -> Callable[[], float]:
     """A function that measures AP on ``val`` by effdet's own bench and evaluator, to choose the epoch."""
     import torch
@@ -328,9 +311,9 @@ def _make_validation(
 
     dataset = _make_dataset(val, spec)
     letterbox = transforms.transforms_coco_eval(spec.image_size, use_prefetcher=True, mean=spec.preprocess.mean)  # type: ignore[arg-type]
-    loader = _make_loader(dataset, spec, options, hardware, transform_fn=letterbox)
+    loader = _make_loader(dataset, spec, options, transform_fn=letterbox)
     evaluator = CocoEvaluator(dataset, pred_yxyx=False)
-    bench = DetBenchPredict(network).to(hardware.device)
+    bench = DetBenchPredict(network)
     # effdet's default of 5000 is more than a small picture has.
     anchors: Any = bench.anchors.boxes
     bench.max_detection_points = min(bench.max_detection_points, len(anchors) * spec.num_classes)
@@ -342,20 +325,14 @@ def _make_validation(
         bench.eval()
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
             for images, target in loader:
-                pixels = images.float().sub(mean).div(std) if images.dtype == torch.uint8 else images
-                evaluator.add_predictions(bench(pixels, img_info=target), target)
+                evaluator.add_predictions(bench(images.float().sub(mean).div(std), img_info=target), target)
             return float(evaluator.evaluate())
 
     return validate
 
 
 def _run(arguments: argparse.Namespace) -> Result:
-    options, hardware = options_from(LoopOptions, arguments), options_from(HardwareOptions, arguments)
-    if hardware.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UsageError("`device` cuda finds no GPU that torch can use; give `device` cpu.")
+    options = options_from(LoopOptions, arguments)
     dataset = read_dataset(arguments.data)
     spec = model_spec(arguments.model, dataset.class_names, dataset.category_ids, arguments.image_size)
     split, train = dataset.choose_split(arguments.split, ("train",))
@@ -368,7 +345,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         )
     logger.info("plain effdet loop: %s on %d images (split %s), choosing on %d", spec.name, len(train), split, len(val))
     started = time.monotonic()
-    best = train_plainly(train, val, spec, options, hardware, arguments.output)
+    best = train_plainly(train, val, spec, options, arguments.output)
     minutes = (time.monotonic() - started) / 60
     result = {"checkpoint": str(best.path), "sha256": best.sha256, "minutes": minutes}
     return Result(f"{best.path}: epoch {best.provenance['epoch']}, {minutes:.1f} minutes", result)
@@ -376,12 +353,11 @@ def _run(arguments: argparse.Namespace) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
-        "benchmarks",
+        "peers.effdet_loop",
         "Train as a user of effdet would without edge_effdet.",
-        "python -m benchmarks.peers.effdet_loop --data bccd --split trainval --output runs/bccd-plain",
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="D", help="a data set, as edge_effdet.train takes it"
+        "--data bccd --split trainval --output runs/bccd-plain",
+        data="a data set, as edge_effdet.train takes it",
+        required=("data",),
     )
     parser.add_argument("--split", default="train", metavar="NAME", help="the split to train on (default: train)")
     parser.add_argument("--val-split", metavar="NAME", help="the split to choose the epoch on (default: val, if any)")
@@ -392,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="the folder for the checkpoint and the log"
     )
-    add_options(parser, LoopOptions, HardwareOptions)
+    add_options(parser, LoopOptions)
     return run_verb(parser, _run, argv)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 
 def export_plainly(network: torch.nn.Module, spec: ModelSpec, path: Path) -> Path:
     """Export the network by ``torch.onnx.export(dynamo=True)``: it takes float32 images and gives the heads' ten tensors."""
+    levels = range(spec.anchors.min_level, spec.anchors.max_level + 1)
+    return save_onnx(network, spec, path, [f"{kind}_p{level}" for kind in ("classes", "boxes") for level in levels])
+
+
+def save_onnx(network: torch.nn.Module, spec: ModelSpec, path: Path, output_names: Sequence[str]) -> Path:
+    """Export a network of the input ``images``, float32 [1, 3, H, W], without the exporter's own messages."""
     import torch
 
     images = torch.zeros(1, 3, *spec.image_size)
-    levels = range(spec.anchors.min_level, spec.anchors.max_level + 1)
-    names = [f"{kind}_p{level}" for kind in ("classes", "boxes") for level in levels]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            network, (images,), dynamo=True, input_names=["images"], output_names=names, verbose=False
+            network, (images,), dynamo=True, input_names=["images"], output_names=output_names, verbose=False
         )
     assert program is not None
     program.save(str(path))

@@ -282,7 +282,7 @@ def test_a_start_loads_nothing_of_the_host_side(bccd_engine: Engine, photos: Pat
 
 
 def test_memory_does_not_grow(bccd_engine: Engine, photos: Path):
-    """In short; a picture that is kept would cost 36 MB here. ``benchmarks.runner`` does it for 20,000."""
+    """In short; a picture that is kept would cost 36 MB here. ``benchmarks.runner_process`` does it for 20,000."""
     assert measure_growth(bccd_engine.path, min(photos.iterdir()), 100, 40)["growth_mb"] < 5
 
 

@@ -12,7 +12,6 @@ import torch
 
 from benchmarks.peers import effdet_loop
 from benchmarks.peers.effdet_loop import (
-    HardwareOptions,
     LoopOptions,
     collate_batch,
     make_peer_step,
@@ -40,7 +39,7 @@ def spec() -> ModelSpec:
 
 
 def test_the_peer_trains_and_leaves_a_checkpoint_and_a_log(tiny_voc: Path, tmp_path: Path) -> None:
-    flags = ["--data", str(tiny_voc), "--image-size", "64", "--epochs", "2", "--batch-size", "4", "--ema-decay", "0.9"]
+    flags = ["--data", str(tiny_voc), "--image-size", "64", "--epochs", "2", "--batch-size", "4"]
     assert effdet_loop.main([*flags, "--output", str(tmp_path), "--workers", "0"]) == 0
 
     checkpoint = open_checkpoint(tmp_path / "best.safetensors")
@@ -63,9 +62,9 @@ def test_the_loader_moves_the_boxes_with_the_picture(tiny_voc: Path) -> None:
     """At scale 1 the discs of a batch are red and its bars are blue, so pictures and boxes belong together."""
     dataset = read_dataset(tiny_voc)
     spec = model_spec("tf_efficientdet_lite0", dataset.class_names, image_size=(64, 64))
-    options = LoopOptions(batch_size=8, scale_min=1.0, scale_max=1.0)
+    options = LoopOptions(batch_size=8, scale_min=1.0, scale_max=1.0, workers=0)
     random.seed(0)
-    loader = make_training_loader(dataset.splits["train"], spec, options, HardwareOptions(workers=0))
+    loader = make_training_loader(dataset.splits["train"], spec, options)
     loader.collate_fn.anchor_labeler = None
     ((images, target),) = list(loader)
 
