@@ -27,11 +27,11 @@ def test_a_percentile_is_that_of_all_values():
 @pytest.mark.parametrize("rounds", [5, 10, 20])
 def test_an_interval_holds_the_truth_as_often_as_it_says(rounds: int):
     held = 0
-    for seed in range(200):
+    for seed in range(100):
         estimate = percentile_estimate(make_rounds(seed, rounds, runs=20), 50)
         held += estimate.low <= 10.0 <= estimate.high
-    # 95 % of 200 are 190; 178 and fewer come up once in 600 times.
-    assert held > 178
+    # 95 of them; 86 and fewer come up once in 2000 times.
+    assert held > 86
 
 
 def test_runs_of_a_round_do_not_count_as_independent():
