@@ -2,8 +2,8 @@
 
 A row is compared with the baseline's row of the same name, else of the same model, size, backend and precision. Where the baseline's very
 engine is still at its place, it runs in turns with the present one, which takes the state of the machine out of the comparison (*paired*);
-else the rounds of both files are compared. A change is a regression where it is worse than its bound and its interval of 95 % excludes
-that nothing changed.
+else the rounds of both files are compared. A change is a regression where it is worse than its bound and surely, by its interval of 95 %,
+worse than half of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from edge_effdet.errors import EdgeEffDetError, InputError, UsageError
 
 LEAST_ROUNDS = 5
 """Rounds without which a figure is not compared: the spread between fewer says next to nothing."""
+
+UNDISTURBED = 0.25
+"""The quantile of the rounds that two reports are compared by. What else a machine does only adds time, and it may do so in more than half of
+the rounds of one of them."""
 
 BEFORE = " (baseline)"
 """Behind the name of a baseline's engine that runs again."""
@@ -219,7 +223,7 @@ def _time_changes(
     ) -> None:
         if min(len(old), len(new)) < LEAST_ROUNDS:
             return
-        percent = change_estimate(old, new, paired and len(old) == len(new))
+        percent = change_estimate(old, new, paired and len(old) == len(new), UNDISTURBED)
         if rate:
             # From a time that grew by p % to a rate that fell: by 1 - 1 / (1 + p).
             value, low, high = (100 * each / (100 + each) for each in (percent.value, percent.low, percent.high))
@@ -269,7 +273,8 @@ def _change(
     unit: str,
 ) -> Change:
     significant = not percent.low <= 0 <= percent.high
-    regression = significant and percent.value > bound
+    # Two reports do not know all that differs between two days; a change that may be half the bound is not one to fail a build for.
+    regression = significant and percent.value > bound and percent.low > bound / 2
     word = "worse" if percent.value > 0 else "better"
     low, high = sorted((abs(percent.low), abs(percent.high)))
     known = percent.low != percent.high

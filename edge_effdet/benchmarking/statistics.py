@@ -59,13 +59,17 @@ def rate_estimate(images: Sequence[int], seconds: Sequence[float], seed: int = 0
     return _widen(float(counts.sum() / times.sum()), found, len(counts))
 
 
-def change_estimate(before: Sequence[float], now: Sequence[float], paired: bool, seed: int = 0) -> Estimate:
-    """By how many per cent a time has grown: the median over the rounds of what it takes now against what it took before.
+def change_estimate(
+    before: Sequence[float], now: Sequence[float], paired: bool, quantile: float = 0.5, seed: int = 0
+) -> Estimate:
+    """By how many per cent a time has grown: what it takes now against what it took before.
 
     Args:
         before: the time of each round before.
         now: the time of each round now, in the same unit.
-        paired: whether round i of both was measured in one turn, so that the state of the machine falls on both.
+        paired: whether round i of both was measured in one turn, so that the state of the machine falls on both. The ratios of the
+            rounds are then summed up by their median.
+        quantile: by which quantile the rounds of each side are summed up where they are not paired.
         seed: seeds the draws.
 
     Returns:
@@ -77,8 +81,9 @@ def change_estimate(before: Sequence[float], now: Sequence[float], paired: bool,
         draws = _draw(len(ratios), seed)
         found = np.median(ratios[draws], axis=1)
         return _as_percent(_widen(float(np.median(ratios)), found, len(ratios)))
-    found = np.median(second[_draw(len(second), seed)], axis=1) - np.median(first[_draw(len(first), seed + 1)], axis=1)
-    value = float(np.median(second) - np.median(first))
+    draws = second[_draw(len(second), seed)], first[_draw(len(first), seed + 1)]
+    found = np.quantile(draws[0], quantile, axis=1) - np.quantile(draws[1], quantile, axis=1)
+    value = float(np.quantile(second, quantile) - np.quantile(first, quantile))
     return _as_percent(_widen(value, found, min(len(first), len(second))))
 
 

@@ -82,6 +82,15 @@ def test_one_contended_round_hides_no_change():
     assert change_estimate(before, now, paired=False).low > 0
 
 
+def test_most_rounds_may_be_disturbed_where_the_lower_quartile_is_compared():
+    """By the median, six disturbed rounds of ten would be a slowdown."""
+    before, now = ([float(np.median(each)) for each in make_rounds(seed, drift=0.005)] for seed in (5, 6))
+    disturbed = [value * (1.2 if number < 6 else 1) for number, value in enumerate(now)]
+    assert change_estimate(before, disturbed, paired=False).value > 15
+    assert change_estimate(before, disturbed, paired=False, quantile=0.25).value < 2
+    assert change_estimate(before, [1.1 * value for value in disturbed], paired=False, quantile=0.25).low > 5
+
+
 def test_enough_says_for_which_percentiles():
     assert "too few for P90" in enough_text(63)
     assert "enough for P90" in enough_text(64) and "too few for P99" in enough_text(661)
