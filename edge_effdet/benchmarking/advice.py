@@ -91,7 +91,7 @@ def _take(quality: Quality, max_ap_drop: float) -> str:
     if quality.drop_interval is None:
         return f"take it, though {_images(quality)} cannot tell how sure that is"
     if quality.drop_interval[1] > max_ap_drop:
-        return f"take it, though {_images(quality)} cannot exclude a loss of {quality.drop_interval[1]:.1f}"
+        return f"take it, though {_images(quality)} cannot exclude a loss of {quality.drop_interval[1]:.2f}"
     return "take it"
 
 

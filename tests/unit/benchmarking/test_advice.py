@@ -74,7 +74,7 @@ def test_a_large_loss_within_the_noise_of_few_images_is_not_taken_and_more_image
 
 def test_a_small_loss_that_few_images_cannot_bound_is_taken_with_that_word():
     advice = advise([make_row("fp32", 20, 0.35), make_row("int8", 5, 0.345, 0.5, (-1.0, 2.0))], 1.0)
-    assert advice.pick == "int8.onnx" and "72 images cannot exclude a loss of 2.0" in advice.sentences[0]
+    assert advice.pick == "int8.onnx" and "72 images cannot exclude a loss of 2.00" in advice.sentences[0]
 
 
 def test_no_gain_in_speed_is_worth_no_loss():
