@@ -2,8 +2,8 @@
 
 A row is compared with the baseline's row of the same name, else of the same model, size, backend and precision. Where the baseline's very
 engine is still at its place, it runs in turns with the present one, which takes the state of the machine out of the comparison (*paired*);
-else the rounds of both files are compared. A change is a regression where it is worse than its bound and surely, by its interval of 95 %,
-worse than half of it.
+else the rounds of both files are compared. A change is a regression where it is worse than its bound and its interval of 95 % excludes
+that nothing changed.
 """
 
 from __future__ import annotations
@@ -273,8 +273,7 @@ def _change(
     unit: str,
 ) -> Change:
     significant = not percent.low <= 0 <= percent.high
-    # Two reports do not know all that differs between two days; a change that may be half the bound is not one to fail a build for.
-    regression = significant and percent.value > bound and percent.low > bound / 2
+    regression = significant and percent.value > bound
     word = "worse" if percent.value > 0 else "better"
     low, high = sorted((abs(percent.low), abs(percent.high)))
     known = percent.low != percent.high

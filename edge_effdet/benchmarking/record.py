@@ -634,7 +634,7 @@ class Change:
         percent: how much more time it takes, or how much fewer images, in per cent, with its interval; points for AP. Above 0 is worse.
         paired: whether both engines ran in turns here, or the baseline's figures come from its file.
         significant: whether the interval excludes 0.
-        regression: whether it is worse than the bound, and surely worse than half of it.
+        regression: whether it is significant, and worse than the bound.
         text: the same as a sentence.
     """
 
