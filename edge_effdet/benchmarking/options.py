@@ -50,18 +50,18 @@ class Effort:
 EFFORTS = {
     # About 50 s for a network of 15 ms.
     "quick": Effort(
-        rounds=10,
-        single_s=1.2,
-        network_s=0.3,
+        rounds=14,
+        single_s=0.85,
+        network_s=0.25,
         pool_rounds=5,
-        pool_s=1.0,
+        pool_s=0.9,
         pool_queries=5,
         probes=5,
         probe_s=2.0,
         probe_queries=10,
         queries=64,
         stages=60,
-        profiled=5,
+        profiled=3,
     ),
     # About 7 minutes for it, and more for a slower one: the 99th percentile needs 662 queries of each kind.
     "full": Effort(
