@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.graph_subjects import DENSE, KEEP, RAW, Skipped, Subject, attempt, make_graphs, read_subject
 from benchmarks.latency import open_onnxruntime, open_openvino, summarize_times, time_ways
-from benchmarks.machine import installed_versions, save_result
+from benchmarks.machine import save_result
 from benchmarks.parser import make_parser
 from benchmarks.peers.simplifiers import ONNXRUNTIME
 from edge_effdet.artifacts import Graph, ModelSpec
@@ -31,6 +31,7 @@ from edge_effdet.backends.tensorrt import rtx
 from edge_effdet.backends.tensorrt.builder import compile_graph
 from edge_effdet.backends.tensorrt.layers import layers_from_log
 from edge_effdet.backends.tensorrt.library import get_log, require_module, start
+from edge_effdet.benchmarking.host.machine import installed_versions
 from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import EdgeEffDetError
 from edge_effdet.graph.report import count_nodes

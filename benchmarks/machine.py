@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import ROOT
 from edge_effdet.artifacts import write_json
 from edge_effdet.backends.arithmetic import cpu_has_dot_products
+from edge_effdet.benchmarking.host import machine as host
 
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
@@ -37,11 +36,11 @@ PACKAGES = (
 def describe_machine() -> dict[str, Any]:
     """The processor, the cores that this process may use, and the versions of Python and of packages."""
     return {
-        "processor": _processor(),
+        "processor": host.describe_machine().cpu.name,
         "cores": len(os.sched_getaffinity(0)),
         "vnni": cpu_has_dot_products(),
         "python": platform.python_version(),
-        "packages": installed_versions(PACKAGES),
+        "packages": host.installed_versions(PACKAGES),
     }
 
 
@@ -93,19 +92,3 @@ def _command() -> str:
         outside = Path(word).is_absolute() or word.startswith("..")
         words.append(Path(word).name if outside else word)
     return shlex.join(words)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
-
-
-def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """The versions of those packages that are installed, by name."""
-    found: dict[str, str] = {}
-    for name in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -79,18 +79,24 @@ def make_engines(subject: Subject, work: Path) -> Iterator[tuple[str, Callable[[
     The INT8 engines are good for timing alone: they are calibrated on eight drawn scenes, and the weights may be random.
     """
     graph = export_network(subject.network, subject.spec, {}, work / "ours.fp32.onnx", ExportOptions()).graph
-    scenes = work / "scenes"
-    write_scenes(scenes, {"train": FEWEST_IMAGES}, seed=0)
-    images = load_calibration_images(read_dataset(scenes).all_samples(), subject.spec, FEWEST_IMAGES, seed=0)
     graphs = {
         FP32: graph,
         FP16: convert_to_fp16(graph, work / "ours.fp16.onnx"),
-        INT8: draft_int8(graph, images, QuantizeOptions(), work / "ours.int8.onnx"),
+        INT8: draft_on_scenes(graph, QuantizeOptions(), work, work / "ours.int8.onnx"),
     }
     for precision, lowered in graphs.items():
         for backend in BACKENDS:
             path = work / f"{backend}.{lowered.precision}.onnx"
             yield f"ours, {backend}{precision}", partial(make_engine, lowered, backend, path)
+
+
+def draft_on_scenes(graph: Graph, options: QuantizeOptions, work: Path, path: Path) -> Graph:
+    """INT8 that is calibrated on eight drawn scenes, which are enough to know how fast it is. ``work`` keeps the scenes."""
+    scenes = work / "scenes"
+    if not scenes.is_dir():
+        write_scenes(scenes, {"train": FEWEST_IMAGES}, seed=0)
+    images = load_calibration_images(read_dataset(scenes).all_samples(), graph.spec, FEWEST_IMAGES, seed=0)
+    return draft_int8(graph, images, options, path)
 
 
 def make_engine(graph: Graph, backend: str, path: Path) -> Engine:

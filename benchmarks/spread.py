@@ -26,13 +26,13 @@ from benchmarks.parser import make_parser
 from benchmarks.run import make_engine
 from edge_effdet.artifacts import Engine
 from edge_effdet.backends.base import LoadOptions, load_runner
-from edge_effdet.cli import Result, run_verb, table
+from edge_effdet.cli import Result, count_of, run_verb, table
 from edge_effdet.data.base import Sample, match_classes
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import EdgeEffDetError, MissingDependency
 from edge_effdet.evaluation.members import InferenceOptions, Member
 from edge_effdet.evaluation.run import Evaluation, evaluate_members, judge_detections
-from edge_effdet.evaluation.spread import assign_engine, count_of, detect_on_cluster
+from edge_effdet.evaluation.spread import assign_engine, detect_on_cluster
 from edge_effdet.graph.export import ExportOptions, export_network, load_source
 
 BACKEND = "onnxruntime"

@@ -37,10 +37,10 @@ from benchmarks.sweep_picture import describe_sweep, draw_pareto
 from edge_effdet.artifacts import PRECISIONS, file_sha256, require_writable, write_json
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.backends.base import BACKENDS
-from edge_effdet.cli import Result, parse_size, run_verb
+from edge_effdet.cli import Result, count_of, parse_size, run_verb
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import InputError, UsageError
-from edge_effdet.evaluation.spread import check_workers, connect, count_of, reason_of, results, wait_for_workers
+from edge_effdet.evaluation.spread import check_workers, connect, reason_of, results, wait_for_workers
 
 logger = logging.getLogger("edge_effdet.benchmarks.sweep")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.latency import summarize_times, time_ways
 from benchmarks.machine import describe_machine, watch_load
 from edge_effdet.artifacts import Engine, Graph, Size, text_sha256
 from edge_effdet.artifacts.reading import to_json
@@ -26,7 +27,6 @@ from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError, EdgeEffDetError, first_line
 from edge_effdet.evaluation.run import SPLIT_ORDER, evaluate_engine
 from edge_effdet.runtime.golden import draw_pictures
-from edge_effdet.runtime.latency import Turns, time_in_turns
 from edge_effdet.runtime.preprocess import feeds_for_image
 
 REFERENCE = ("fp32", "onnxruntime")
@@ -173,17 +173,16 @@ def _time(engines: list[Engine], cell: Cell) -> dict[str, Any]:
     try:
         feeds = [feeds_for_image(runner, picture, engines[0].spec) for runner in runners]
         calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
-        times = [1000 * np.stack(own) for own in time_in_turns(calls, Turns(rounds=rounds, runs=runs, warm_up=warm_up))]
+        times = time_ways(dict(zip(("cell", "reference"), calls, strict=False)), rounds, runs, warm_up)
     finally:
         for runner in runners:
             runner.close()
-    turns = [np.median(own, axis=1) for own in times]
+    # The reference's own cell is compared with itself.
+    reference = list(times)[-1]
+    row = summarize_times(times, {"times_as_fast": reference})[0]
     return {
-        "median_ms": float(np.median(times[0])),
-        "p90_ms": float(np.percentile(times[0], 90)),
-        "reference_ms": float(np.median(times[-1])),
-        "times_as_fast": float(np.median(turns[-1] / turns[0])),
-        "milliseconds": np.round(times[0], 3).tolist(),
+        **{name: row[name] for name in ("median_ms", "p90_ms", "times_as_fast", "milliseconds")},
+        "reference_ms": float(np.median(times[reference])),
         "arithmetic": runners[0].arithmetic,
     }
 
@@ -237,10 +236,9 @@ def _export(cell: Cell, path: Path) -> Graph:
 
 
 def _lower(cell: Cell, graph: Graph, dataset: Dataset | None, work: Path, path: Path) -> Graph:
-    from edge_effdet.data.synthetic import write_scenes
-    from edge_effdet.quant.calibration import FEWEST_IMAGES
+    from benchmarks.run import draft_on_scenes
     from edge_effdet.quant.choose import load_calibration_images
-    from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, draft_int8, quantize_on_images
+    from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_on_images
 
     if cell.precision == "fp16":
         return convert_to_fp16(graph, path)
@@ -249,11 +247,7 @@ def _lower(cell: Cell, graph: Graph, dataset: Dataset | None, work: Path, path: 
         _, samples = dataset.choose_split(None, CALIBRATION_SPLITS)
         images = load_calibration_images(samples, graph.spec, cell.calibration_images, seed=0)
         return quantize_on_images(graph, images, options, path)
-    scenes = work / "scenes"
-    if not scenes.is_dir():
-        write_scenes(scenes, {"train": FEWEST_IMAGES}, seed=0)
-    images = load_calibration_images(read_dataset(scenes).all_samples(), graph.spec, FEWEST_IMAGES, seed=0)
-    return draft_int8(graph, images, options, path)
+    return draft_on_scenes(graph, options, work, path)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
