@@ -10,8 +10,9 @@ from pathlib import Path
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.benchmarking.options import BenchmarkConfig
 from edge_effdet.benchmarking.record import Estimate, Report, Row
+from edge_effdet.benchmarking.report.figures import shown
 from edge_effdet.benchmarking.stage import FILES, benchmark_engines
-from edge_effdet.cli import Result, add_options, make_parser, one_line, options_from, run_verb, table
+from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table
 from edge_effdet.errors import RegressionFound
 
 
@@ -71,22 +72,20 @@ def report_text(report: Report) -> str:
     """The verdict, a row for each engine, and what changed against the baseline, for a terminal."""
     rows = [("engine", "AP", "lost", "P50 ms", "P90 ms", "P99 ms", "images/s", "arriving/s")]
     rows += [_cells(row) for row in report.rows]
-    lines = [" ".join(report.advice.sentences), "", table(rows)]
-    lines += [f"{row.name} was not measured to the end: {row.skipped}" for row in report.rows if row.skipped]
+    lines = [f"{row.name} was not measured to the end: {row.skipped}" for row in report.rows if row.skipped]
     lines += [f"{row.name}: {mark}" for row in report.rows for mark in row.marks]
     if report.comparison is not None:
         lines += ["", f"against {report.comparison.baseline}:", *(change.text for change in report.comparison.changes)]
         lines += report.comparison.missing
     # Names of classes and files may hold what a terminal obeys; the table has escaped its own.
-    told = [line if line == lines[2] else one_line(line) for line in [*lines, *report.notes]]
-    return "\n".join(told)
+    return "\n".join([shown(" ".join(report.advice.sentences)), "", table(rows), *map(shown, [*lines, *report.notes])])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     single, offline, server = (row.scenario(name) for name in ("SingleStream", "Offline", "Server"))
     quality = row.quality
 
-    def shown(estimate: Estimate | None, digits: str = ".3g") -> str:
+    def figure(estimate: Estimate | None, digits: str = ".3g") -> str:
         return "-" if estimate is None else f"{estimate.value:{digits}}"
 
     times = (None, None, None) if single is None else (single.p50_ms, single.p90_ms, single.p99_ms)
@@ -94,9 +93,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.name,
         "-" if quality is None else f"{100 * quality.AP:.1f}",
         "-" if quality is None or quality.drop is None else f"{quality.drop:+.2f}",
-        *(shown(each) for each in times),
-        shown(None if offline is None else offline.rate, ".1f"),
-        shown(None if server is None else server.rate, ".1f"),
+        *(figure(each) for each in times),
+        figure(None if offline is None else offline.rate, ".1f"),
+        figure(None if server is None else server.rate, ".1f"),
     )
 
 

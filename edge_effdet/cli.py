@@ -268,9 +268,14 @@ def parse_size(text: str) -> Size:
     return int(parts[0]), int(parts[-1])
 
 
+def count_of(number: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells, the first the header, as aligned text; numbers to the right. A line break in a cell is written as ``\\n``."""
-    rows = [[one_line(cell) for cell in row] for row in rows]
+    rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join("-" * width for width in widths)]
     for row in rows:
@@ -282,7 +287,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[1], lines[0], *lines[2:]])
 
 
-def one_line(text: str) -> str:
+def _one_line(text: str) -> str:
     """A text with control characters and line separators as Python escapes them."""
     return printable(
         "".join(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edge_effdet.benchmarking.quality import reference_row
 from edge_effdet.benchmarking.record import Advice, Comparison, Estimate, Quality, Row
 from edge_effdet.benchmarking.statistics import change_estimate
+from edge_effdet.cli import count_of
 
 TITLES = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8"}
 BACKENDS = {"onnxruntime": "onnxruntime", "onnxruntime-cuda": "onnxruntime (CUDA)", "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}  # fmt: skip
@@ -89,9 +90,9 @@ def _choice(pick: Row, reference: Row, rows: Sequence[Row], max_ap_drop: float) 
 
 def _take(quality: Quality, max_ap_drop: float) -> str:
     if quality.drop_interval is None:
-        return f"take it, though {_images(quality)} cannot tell how sure that is"
+        return f"take it, though {count_of(quality.images, 'image')} cannot tell how sure that is"
     if quality.drop_interval[1] > max_ap_drop:
-        return f"take it, though {_images(quality)} cannot exclude a loss of {quality.drop_interval[1]:.2f}"
+        return f"take it, though {count_of(quality.images, 'image')} cannot exclude a loss of {quality.drop_interval[1]:.2f}"
     return "take it"
 
 
@@ -111,16 +112,16 @@ def _why_not(fastest: Row, rows: Sequence[Row], max_ap_drop: float) -> list[str]
         return [f"{title} is faster ({_ms(_median(fastest))}), and its AP is not known."]
     if quality.drop is not None and quality.drop > max_ap_drop:
         noise = quality.drop_interval is None or quality.drop_interval[0] <= 0
-        told = f"; {_images(quality)} are too few to be sure of that, so judge it on more" if noise else ""
+        told = (
+            f"; {count_of(quality.images, 'image')} are too few to be sure of that, so judge it on more"
+            if noise
+            else ""
+        )
         return [
             f"{title} is faster ({_ms(_median(fastest))}) but loses {quality.drop:.1f} points of AP{_interval(quality)}, more than the "
             f"{max_ap_drop:g} that are allowed{told}."
         ]
     return [f"{title} is not surely faster ({_ms(_median(fastest))})."]
-
-
-def _images(quality: Quality) -> str:
-    return f"{quality.images} image{'' if quality.images == 1 else 's'}"
 
 
 def _compared(comparison: Comparison) -> str:

@@ -120,14 +120,9 @@ def _find_graph(engine: Engine) -> Path | None:
     """The graph that an engine was compiled from: the engine itself, or a file beside it with the hash in the engine's record."""
     if engine.path.suffix == ".onnx":
         return engine.path
-    from edge_effdet.building.verify import find_graph
+    from edge_effdet.building.verify import find_compiled_graph
 
-    record = engine.record
-    if record is None:
-        return None
-    # With suppression inside, the graph that was compiled holds a plugin that only TensorRT knows.
-    kind = "graph" if record.nms == "efficientnms" else "compiled_graph"
-    graph = find_graph(engine, record.parents.get(kind))
+    graph = None if engine.record is None else find_compiled_graph(engine)
     return None if graph is None else graph.path
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from edge_effdet.artifacts import Detections, Engine, file_sha256
 from edge_effdet.backends.base import get_backend
 from edge_effdet.benchmarking.host.sensors import Sensors
-from edge_effdet.benchmarking.load import Driven, Load
+from edge_effdet.benchmarking.load import STREAMS, Driven, Load
 from edge_effdet.benchmarking.options import BenchmarkConfig, Effort
 from edge_effdet.benchmarking.record import (
     Estimate,
@@ -257,12 +257,17 @@ def row_of(lane: Lane, sensors: Sensors, evidence: Evidence | None) -> Row:
     engine, opened = lane.engine, lane.opened
     record = engine.require_record()
     on_cpu = get_backend(engine.backend).TRAITS.on_cpu
+    timed = {"SingleStream": lane.single, **lane.pooled, "Server": [driven for _, driven in lane.probes]}
+    readings = {
+        name: [_reading_of(sensors, run.started, run.ended, on_cpu) for run in runs] for name, runs in timed.items()
+    }
     scenarios = [
-        _scenario("SingleStream", lane.single, sensors, on_cpu),
-        *(_scenario(name, runs, sensors, on_cpu) for name, runs in lane.pooled.items()),
-        _server(lane, sensors, on_cpu),
+        _server(lane, readings[name]) if name == "Server" else _scenario(name, runs, readings[name])
+        for name, runs in timed.items()
+        if runs
     ]
-    marks = _marks(lane, sensors, on_cpu)
+    # A percentile suffers from few disturbed rounds, so each of them counts.
+    marks = _counted_marks([sensors.marks(each) for own in readings.values() for each in own], "rounds")
     if lane.sustained is not None:
         windows = [sensors.marks(window.reading) for window in lane.sustained.windows]
         marks += _counted_marks(windows, "stretches of the sustained run")
@@ -282,22 +287,13 @@ def row_of(lane: Lane, sensors: Sensors, evidence: Evidence | None) -> Row:
         batch=1 if opened is None else opened.batch,
         skipped=None if lane.error is None else str(lane.error),
         marks=tuple(marks),
-        scenarios=tuple(each for each in scenarios if each is not None),
+        scenarios=tuple(scenarios),
         network=percentile_estimate([1000 * each for each in lane.network], 50) if lane.network else None,
         network_round_ms=tuple(round(each, 5) for each in rounds),
         stages=lane.stages,
         profile=lane.profile,
         sustained=lane.sustained,
         evidence=evidence if opened is None or evidence is None else replace(evidence, golden=opened.golden),
-    )
-
-
-def _marks(lane: Lane, sensors: Sensors, on_cpu: bool) -> list[str]:
-    """What was noticed in any round, with the number of rounds: a percentile suffers from few."""
-    probes = [driven for _, driven in lane.probes]
-    runs = [*lane.single, *(driven for own in lane.pooled.values() for driven in own), *probes]
-    return _counted_marks(
-        [sensors.marks(_reading_of(sensors, each.started, each.ended, on_cpu)) for each in runs], "rounds"
     )
 
 
@@ -340,7 +336,7 @@ def _time_pool(lane: Lane, number: int, effort: Effort, own_loop: bool) -> None:
     each = lane.opened.answer_s
     queries = -(-effort.pool_queries // effort.pool_rounds)
     loads = [
-        Load("MultiStream", effort.pool_s, queries, 8 * each / lane.opened.runs, seed=number),
+        Load("MultiStream", effort.pool_s, queries, STREAMS * each / lane.opened.runs, seed=number),
         Load("Offline", effort.pool_s, 1, each / lane.opened.runs, seed=number),
     ]
     # Once the rate is known, LoadGen can prepare as many images as last for so long.
@@ -404,9 +400,7 @@ def _time_stages(lane: Lane, count: int) -> None:
     )
 
 
-def _scenario(name: str, runs: Sequence[Driven], sensors: Sensors, on_cpu: bool) -> Scenario | None:
-    if not runs:
-        return None
+def _scenario(name: str, runs: Sequence[Driven], readings: Sequence[Reading]) -> Scenario:
     queries, images = sum(len(each.seconds) for each in runs), sum(each.images for each in runs)
     seconds = [each.ended - each.started for each in runs]
     milliseconds = [1000 * each.seconds for each in runs]
@@ -427,13 +421,11 @@ def _scenario(name: str, runs: Sequence[Driven], sensors: Sensors, on_cpu: bool)
         round_rate=tuple(round(each.images / own, 4) for each, own in zip(runs, seconds, strict=True)),
         quantiles_ms=() if offline else _quantiles(milliseconds),
         referee=runs[-1].referee,
-        reading=_reading(runs, sensors, on_cpu),
+        reading=_sum_up(readings),
     )
 
 
-def _server(lane: Lane, sensors: Sensors, on_cpu: bool) -> Scenario | None:
-    if not lane.probes:
-        return None
+def _server(lane: Lane, readings: Sequence[Reading]) -> Scenario:
     probes = [probe for probe, _ in lane.probes]
     held = [(probe, driven) for probe, driven in lane.probes if probe.held]
     rate = None
@@ -455,7 +447,7 @@ def _server(lane: Lane, sensors: Sensors, on_cpu: bool) -> Scenario | None:
         quantiles_ms=_quantiles([1000 * chosen.seconds]),
         probes=tuple(probes),
         referee=chosen.referee,
-        reading=_reading([driven for _, driven in lane.probes], sensors, on_cpu),
+        reading=_sum_up(readings),
     )
 
 
@@ -463,9 +455,8 @@ def _quantiles(milliseconds: Sequence[np.ndarray]) -> tuple[float, ...]:
     return tuple(np.percentile(np.concatenate(milliseconds), QUANTILES).round(4).tolist())
 
 
-def _reading(runs: Sequence[Driven], sensors: Sensors, on_cpu: bool) -> Reading:
+def _sum_up(readings: Sequence[Reading]) -> Reading:
     """What the sensors showed in the rounds of one engine: the medians over the rounds, the highest temperatures and what held a clock down."""
-    readings = [_reading_of(sensors, each.started, each.ended, on_cpu) for each in runs]
 
     def over(name: str, choose: Callable[[Sequence[float]], float]) -> float | None:
         values = [value for value in (getattr(each, name) for each in readings) if value is not None]

@@ -13,7 +13,7 @@ from PIL import Image
 from edge_effdet.artifacts import Detections, Engine, ModelSpec, printable
 from edge_effdet.benchmarking.record import Difference, Found, Precision, Quality, Row
 from edge_effdet.data.base import Sample
-from edge_effdet.evaluation.intervals import RECALLS, drop_interval
+from edge_effdet.evaluation.intervals import RECALLS, drop_interval, precision_at_recalls
 from edge_effdet.evaluation.matching import ClassMatches, match_within_classes
 from edge_effdet.evaluation.metrics import coco_metrics
 from edge_effdet.evaluation.run import SCORE_FLOOR
@@ -76,16 +76,8 @@ def precision_curve(matches: Sequence[ClassMatches], iou: float) -> Precision:
         iou: one of COCO's ten overlaps.
     """
     row = round((iou - 0.5) / 0.05)
-    curves = []
-    for own in matches:
-        boxes = int(own.boxes.sum())
-        if not boxes:
-            continue
-        counted = ~own.ignored[row]
-        true = np.cumsum(own.hits[row][counted])
-        precision = true / np.arange(1, len(true) + 1)
-        best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        curves.append(best[np.searchsorted(true / boxes, RECALLS)])
+    # Each image counts once.
+    curves = [precision_at_recalls(own, np.ones_like(own.boxes))[row] for own in matches if own.boxes.any()]
     mean = np.mean(curves, axis=0) if curves else np.zeros(len(RECALLS))
     return Precision(iou=iou, precision=tuple(np.round(mean, 5).tolist()))
 

@@ -115,15 +115,12 @@ def benchmark_engines(
     """
     opened = _open(engines)
     output, data, old = Path(config.output), as_path(config.data), as_path(config.baseline)
-    read = [path for _, engine in opened for path in (engine.path, engine.json_path)]
-    refuse_overwrite([output / name for name in FILES], [*read, data, old])
     for package, purpose in {**NEEDED, **({"faster_coco_eval": "to compute COCO metrics"} if data else {})}.items():
         _require_package(package, purpose)
     pictures = _read_pictures(opened, data, config)
-    if pictures.samples:
-        refuse_overwrite(
-            [output / name for name in FILES], [each.path for own in pictures.samples.values() for each in own]
-        )
+    read = [path for _, engine in opened for path in (engine.path, engine.json_path)]
+    images = [sample.path for own in pictures.samples.values() for sample in own]
+    refuse_overwrite([output / name for name in FILES], [*read, data, old, *images])
     require_writable(output, keep=False)
     machine = describe_machine()
     baseline, same_machine = None, True

@@ -78,7 +78,7 @@ class WorkerDied(EdgeEffDetError):
 
 
 class Worker:
-    """The benchmark's end of the pipe; a context manager. Each method asks the process to do what ``Bench`` does by that name."""
+    """The benchmark's end of the pipe; a context manager. ``call`` asks the process for a method of ``Bench``."""
 
     def __init__(self, prepare: str = "") -> None:
         """Start the process. ``prepare`` names a function, as ``module:function``, that it calls first."""
@@ -173,8 +173,7 @@ class Bench:
             golden = self._golden(detector)
             self._warm_up(detector)
             started = time.perf_counter()
-            for index in range(WARM_UP):
-                self._answer(detector, [index])
+            self._warm_up(detector)
             answer_s = (time.perf_counter() - started) / WARM_UP
             threads = (self._serial.threads or usable_cores()) if self._traits.on_cpu else 0
             return Opened(
@@ -188,20 +187,14 @@ class Bench:
             )
 
     def load(self, loads: Sequence[Load], own_loop: bool = False) -> list[Driven]:
-        """Drive one load after the other; those with several images at a time share one detector and its threads."""
-        serial = all(load.scenario == "SingleStream" for load in loads)
-        loading = self._serial if serial else self._many
-        with self._load(loading) as detector, contextlib.ExitStack() as stack:
+        """Drive loads of several images at a time, one after the other, on one detector and its threads."""
+        runs = self._many.parallel_runs or 1
+        with self._load(self._many) as detector:
             answer = partial(self._answer, detector)
-            pool = (
-                None if serial else stack.enter_context(Pool(answer, loading.parallel_runs or 1, detector.batch_size))
-            )
-            if pool is None:
-                self._warm_up(detector)
-            else:
+            with Pool(answer, runs, detector.batch_size) as pool:
                 # By the threads that are timed: some backends prepare the first run of each thread.
-                pool.answer_all(range(WARM_UP * (loading.parallel_runs or 1) * detector.batch_size))
-            return [drive(load, answer, len(self._pictures), pool, own_loop) for load in loads]
+                pool.answer_all(range(WARM_UP * runs * detector.batch_size))
+                return [drive(load, answer, len(self._pictures), pool, own_loop) for load in loads]
 
     def single(self, load: Load, network_s: float, own_loop: bool = False) -> tuple[Driven, np.ndarray]:
         """One round of one image after the other, and the seconds of runs of the network alone."""

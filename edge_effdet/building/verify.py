@@ -47,6 +47,13 @@ def find_graph(engine: Engine, sha256: str | None) -> Graph | None:
     return None
 
 
+def find_compiled_graph(engine: Engine) -> Graph | None:
+    """The graph that an engine was compiled from, beside it; where suppression is inside, the one before it: its own holds a plugin that only
+    TensorRT knows."""
+    record = engine.require_record()
+    return find_graph(engine, record.parents.get("graph" if record.nms == "efficientnms" else "compiled_graph"))
+
+
 def compare_engine_layers(engine: Engine, against: str | None = None, reference: Path | None = None) -> LayerComparison:
     """Compare the engine's layers on its golden pictures, or on drawn ones, with its graph's and with the FP32 graph's.
 
@@ -66,10 +73,7 @@ def compare_engine_layers(engine: Engine, against: str | None = None, reference:
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx", "export", "to compare layers") from error
 
-    record = engine.require_record()
-    # With suppression inside, the engine's own graph holds a plugin that only TensorRT knows; its layers are those of the graph before.
-    suppressed = record.nms == "efficientnms"
-    graph = find_graph(engine, record.parents.get("graph" if suppressed else "compiled_graph"))
+    graph = find_compiled_graph(engine)
     if graph is None:
         raise UsageError(
             f"The graph that {engine.path} was compiled from is not beside it, so its layers cannot be looked at; copy the folder "

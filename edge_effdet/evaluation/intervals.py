@@ -56,6 +56,19 @@ def average_precision(matches: Sequence[ClassMatches], drawn: np.ndarray) -> flo
 
 
 def _class_precision(own: ClassMatches, drawn: np.ndarray) -> float:
+    return float(np.mean(precision_at_recalls(own, drawn)))
+
+
+def precision_at_recalls(own: ClassMatches, drawn: np.ndarray) -> np.ndarray:
+    """COCO's precision of one class at ``RECALLS``: the best precision at that recall or a higher one.
+
+    Args:
+        own: the matches of the class, which has a box in the images that are drawn.
+        drawn: how many times each image counts, int [images].
+
+    Returns:
+        float64 [10, 101], a row for each of COCO's overlaps.
+    """
     weights = drawn[own.images] * ~own.ignored
     true = np.cumsum(weights * own.hits, axis=1, dtype=np.float64)
     every = np.cumsum(weights, axis=1, dtype=np.float64)
@@ -63,4 +76,4 @@ def _class_precision(own: ClassMatches, drawn: np.ndarray) -> float:
     precision = np.divide(true, every, out=np.zeros_like(true), where=every > 0)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     padded = np.pad(precision, ((0, 0), (0, 1)))
-    return float(np.mean([row[np.searchsorted(reached, RECALLS)] for row, reached in zip(padded, recall, strict=True)]))
+    return np.stack([row[np.searchsorted(reached, RECALLS)] for row, reached in zip(padded, recall, strict=True)])

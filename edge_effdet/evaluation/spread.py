@@ -23,7 +23,7 @@ from typing import Any
 
 from edge_effdet.artifacts import Detections, Engine, file_sha256, load_engine
 from edge_effdet.backends.base import LoadOptions, get_backend, load_runner
-from edge_effdet.cli import progress
+from edge_effdet.cli import count_of, progress
 from edge_effdet.data.base import Sample
 from edge_effdet.errors import (
     BackendUnavailable,
@@ -261,11 +261,6 @@ def reason_of(error: BaseException) -> str:
     if type(error).__name__ == "KilledWorker":
         return "each worker that tried it died; a worker that takes more memory than its limit is killed, and the workers' logs tell why"
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """``1 worker``, ``2 workers``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _answers(

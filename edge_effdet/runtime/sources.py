@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from edge_effdet.cli import count_of
 from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, first_line
 from edge_effdet.runtime.images import IMAGE_SUFFIXES, describe_unreadable, list_images
 
@@ -291,8 +292,8 @@ def find_images(source: Path) -> list[Path]:
     unreadable = describe_unreadable(files)
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES - IMAGE_SUFFIXES]
     below, first = _images_below(source)
-    others = [_counted(below, "image") + " in sub-folders"] if below else []
-    others += [_counted(len(videos), "video")] if videos else []
+    others = [count_of(below, "image") + " in sub-folders"] if below else []
+    others += [count_of(len(videos), "video")] if videos else []
     if images:
         if unreadable:
             logger.warning("%s holds pictures that cannot be read here and are left out: %s", source, unreadable)
@@ -311,10 +312,6 @@ def find_images(source: Path) -> list[Path]:
         suffixes = Counter(path.suffix.lower() or "without suffix" for path in files)
         held = [f"{count} {suffix}" for suffix, count in suffixes.most_common(3)]
     raise DataError(f"{source} holds no images (.jpg, .png, …){' but ' if held else ''}{', '.join(held)}{cure}.")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _images_below(folder: Path) -> tuple[int, str]:

@@ -53,15 +53,7 @@ def start_nvml(module: Any = None) -> Any:
     Args:
         module: what stands in for ``pynvml``.
     """
-    try:
-        nvml = importlib.import_module("pynvml") if module is None else module
-    except ImportError:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    return nvml
+    return _start(module)[0]
 
 
 def why_no_nvml(module: Any = None) -> str:
@@ -70,20 +62,25 @@ def why_no_nvml(module: Any = None) -> str:
     Args:
         module: what stands in for ``pynvml``.
     """
+    nvml, why = _start(module)
+    if nvml is not None:
+        nvml.nvmlShutdown()
+    return why
+
+
+def _start(module: Any) -> tuple[Any, str]:
+    """What ``start_nvml`` gives, and what ``why_no_nvml`` does."""
     try:
         nvml = importlib.import_module("pynvml") if module is None else module
     except ImportError:
-        return "the Python package nvidia-ml-py is not installed"
+        return None, "the Python package nvidia-ml-py is not installed"
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        missing = (
-            getattr(nvml, "NVML_ERROR_LIBRARY_NOT_FOUND", None),
-            getattr(nvml, "NVML_ERROR_DRIVER_NOT_LOADED", None),
-        )
-        return "" if getattr(error, "value", None) in missing else f"NVML failed ({error})"
-    nvml.nvmlShutdown()
-    return ""
+        names = ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED")
+        missing = [getattr(nvml, name, None) for name in names]
+        return None, "" if getattr(error, "value", None) in missing else f"NVML failed ({error})"
+    return nvml, ""
 
 
 def describe_gpus(module: Any = None) -> tuple[GpuDescription, ...]:
