@@ -150,22 +150,21 @@ def open_lanes(
         yield lanes
 
 
-def time_lanes(lanes: Sequence[Lane], effort: Effort, bound_ms: float, own_loop: bool = False) -> None:
+def time_lanes(lanes: Sequence[Lane], effort: Effort, bound_ms: float) -> None:
     """Put all engines under all loads, in turns.
 
     Args:
         lanes: the engines.
         effort: how often and how long; a kind of load with no rounds, or no rate to try, is left out.
         bound_ms: the bound on the 99th percentile, for Server.
-        own_loop: drive by our own loop although LoadGen is there.
     """
     for number, lane in _turns(lanes, effort.rounds, "one image at a time"):
-        _time_single(lane, number, effort, own_loop)
+        _time_single(lane, number, effort)
     for number, lane in _turns(lanes, effort.pool_rounds, "several images at a time"):
-        _time_pool(lane, number, effort, own_loop)
+        _time_pool(lane, number, effort)
     if effort.probes and effort.pool_rounds:
         for lane in (lane for lane in progress(lanes, len(lanes), "arrival rates") if lane.alive):
-            _search_rate(lane, effort, bound_ms / 1000, own_loop)
+            _search_rate(lane, effort, bound_ms / 1000)
 
 
 def look_into_lanes(lanes: Sequence[Lane], effort: Effort) -> None:
@@ -320,18 +319,18 @@ def _turns(lanes: Sequence[Lane], rounds: int, label: str) -> Iterator[tuple[int
             yield number, lane
 
 
-def _time_single(lane: Lane, number: int, effort: Effort, own_loop: bool) -> None:
+def _time_single(lane: Lane, number: int, effort: Effort) -> None:
     assert lane.opened is not None
     queries = -(-effort.queries // effort.rounds)
     load = Load("SingleStream", effort.single_s, queries, lane.opened.answer_s, seed=number)
     seconds = max(effort.single_s, queries * lane.opened.answer_s) + effort.network_s
-    answer = lane.ask("single", load, effort.network_s, own_loop, seconds=seconds)
+    answer = lane.ask("single", load, effort.network_s, seconds=seconds)
     if answer is not None:
         lane.single.append(answer[0])
         lane.network.append(answer[1])
 
 
-def _time_pool(lane: Lane, number: int, effort: Effort, own_loop: bool) -> None:
+def _time_pool(lane: Lane, number: int, effort: Effort) -> None:
     assert lane.opened is not None
     each = lane.opened.answer_s
     queries = -(-effort.pool_queries // effort.pool_rounds)
@@ -343,12 +342,12 @@ def _time_pool(lane: Lane, number: int, effort: Effort, own_loop: bool) -> None:
     known = lane.pooled.get("Offline")
     if known:
         loads[1] = replace(loads[1], expected_s=(known[-1].ended - known[-1].started) / known[-1].images)
-    answer = lane.ask("load", loads, own_loop, seconds=4 * effort.pool_s + 10 * queries * each)
+    answer = lane.ask("load", loads, seconds=4 * effort.pool_s + 10 * queries * each)
     for load, driven in zip(loads, answer or (), strict=False):
         lane.pooled.setdefault(load.scenario, []).append(driven)
 
 
-def _search_rate(lane: Lane, effort: Effort, bound_s: float, own_loop: bool) -> None:
+def _search_rate(lane: Lane, effort: Effort, bound_s: float) -> None:
     """Find the largest arrival rate that holds the bound, by halving the bracket in which it lies.
 
     It lies below what Offline reaches, where nobody waits for an image to arrive.
@@ -363,7 +362,7 @@ def _search_rate(lane: Lane, effort: Effort, bound_s: float, own_loop: bool) -> 
             return
         queries = max(effort.probe_queries, round(effort.probe_s * rate))
         load = Load("Server", effort.probe_s, queries, 1 / rate, rate=rate, bound_s=bound_s, seed=number)
-        answer = lane.ask("load", [load], own_loop, seconds=4 * queries / rate + 10)
+        answer = lane.ask("load", [load], seconds=4 * queries / rate + 10)
         if answer is None:
             return
         driven: Driven = answer[0]

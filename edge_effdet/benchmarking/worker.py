@@ -186,7 +186,7 @@ class Bench:
                 answer_s,
             )
 
-    def load(self, loads: Sequence[Load], own_loop: bool = False) -> list[Driven]:
+    def load(self, loads: Sequence[Load]) -> list[Driven]:
         """Drive loads of several images at a time, one after the other, on one detector and its threads."""
         runs = self._many.parallel_runs or 1
         with self._load(self._many) as detector:
@@ -194,13 +194,13 @@ class Bench:
             with Pool(answer, runs, detector.batch_size) as pool:
                 # By the threads that are timed: some backends prepare the first run of each thread.
                 pool.answer_all(range(WARM_UP * runs * detector.batch_size))
-                return [drive(load, answer, len(self._pictures), pool, own_loop) for load in loads]
+                return [drive(load, answer, len(self._pictures), pool) for load in loads]
 
-    def single(self, load: Load, network_s: float, own_loop: bool = False) -> tuple[Driven, np.ndarray]:
+    def single(self, load: Load, network_s: float) -> tuple[Driven, np.ndarray]:
         """One round of one image after the other, and the seconds of runs of the network alone."""
         with self._load(self._serial) as detector:
             self._warm_up(detector)
-            driven = drive(load, partial(self._answer, detector), len(self._pictures), None, own_loop)
+            driven = drive(load, partial(self._answer, detector), len(self._pictures), None)
             with detector.input_buffer() as buffer:
                 self._fill(detector, buffer)
                 runs: list[float] = []
