@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from edge_effdet.building.verify import verify_engine as verify_engine
     from edge_effdet.data.check import check_dataset as check_dataset
     from edge_effdet.data.registry import read_dataset as read_dataset
+    from edge_effdet.deploying.options import DeployConfig as DeployConfig
+    from edge_effdet.deploying.stage import make_bundle as make_bundle
+    from edge_effdet.device.manifest import Bundle as Bundle
     from edge_effdet.errors import EdgeEffDetError as EdgeEffDetError
     from edge_effdet.evaluation.ensemble import fuse_detections as fuse_detections
     from edge_effdet.evaluation.members import predict_image as predict_image
@@ -55,7 +58,9 @@ _HOMES = {
     "AnchorSpec": "artifacts",
     "BenchmarkConfig": "benchmarking.options",
     "BuildConfig": "building.options",
+    "Bundle": "device.manifest",
     "Checkpoint": "artifacts",
+    "DeployConfig": "deploying.options",
     "DetectOptions": "runtime.detector",
     "Detections": "artifacts",
     "Detector": "runtime.detector",
@@ -83,6 +88,7 @@ _HOMES = {
     "fuse_detections": "evaluation.ensemble",
     "get_backend": "backends.base",
     "load_engine": "artifacts",
+    "make_bundle": "deploying.stage",
     "open_source": "runtime.sources",
     "predict_files": "evaluation.prediction",
     "predict_image": "evaluation.members",
@@ -101,7 +107,15 @@ def __getattr__(name: str) -> Any:
         return metadata.version("edge-effdet")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(f"{__name__}."):
+            raise
+        # The wheel in a bundle has the device's rooms alone.
+        raise ImportError(
+            f"{name} is not in the part of edge_effdet that a device has; use it where the whole package is installed."
+        ) from error
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from edge_effdet.cli import version_text
 from edge_effdet.errors import UsageError
@@ -21,6 +22,8 @@ VERBS = {
     "detect": "find objects in images with an engine",
     "evaluate": "COCO metrics of an engine or of checkpoints, and where they go wrong",
     "benchmark": "how fast and how good engines are on this machine, as a report",
+    "deploy": "make a bundle that builds, proves and runs itself on a device",
+    "device": "install a bundle on this device, run it, update it, take it back",
 }
 
 _HELP = ("-h", "--help")
@@ -33,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = arguments[0] if arguments else "--help"
     if first in _HELP:
         usage = ["usage: edge-effdet VERB [options]", "       edge-effdet --version", ""]
-        print("\n".join([*usage, *(f"  {name:<14}{text}" for name, text in VERBS.items())]))
+        print("\n".join([*usage, *(f"  {name:<14}{text}" for name, text in VERBS.items() if _is_here(name))]))
         return 0
     if first == _VERSION:
         print(version_text())
         return 0
     # The verbs are module names; people write build-engine as often as build_engine.
     verb = first if first.startswith("-") else first.replace("-", "_")
+    if verb in VERBS and not _is_here(verb):
+        print(
+            f"error: {first} is not in the part of edge-effdet that a device has; run it where the whole package is installed.",
+            file=sys.stderr,
+        )
+        return UsageError.exit_code
     if verb in VERBS:
         return importlib.import_module(module_name(verb)).main(arguments[1:])
     nearest = difflib.get_close_matches(verb, [*VERBS, *_HELP, _VERSION], n=1, cutoff=0)[0]
@@ -50,9 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return UsageError.exit_code
 
 
+def _is_here(verb: str) -> bool:
+    """Whether the verb is installed: the wheel in a bundle has the device's alone."""
+    return find_spec(f"edge_effdet.{verb}") is not None
+
+
 def module_name(verb: str) -> str:
     """The module whose ``main`` a verb runs; one that is a package keeps it where ``python -m`` looks."""
-    return "edge_effdet.data.__main__" if verb == "data" else f"edge_effdet.{verb}"
+    return f"edge_effdet.{verb}.__main__" if verb in ("data", "device") else f"edge_effdet.{verb}"
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@
     │   ├── DataError                  a data set: images, annotations, splits, classes
     │   ├── CheckpointError            a checkpoint: missing, truncated, foreign, of another model
     │   ├── GraphError                 an ONNX file: missing, foreign, of an unexpected form
-    │   └── EngineError                an engine: missing, changed, or without its JSON
+    │   ├── EngineError                an engine: missing, changed, or without its JSON
+    │   └── BundleError                a bundle: missing, changed, unsigned, or not for this device
     ├── MissingDependency          3   an optional package; the message names the pip command
     ├── BackendUnavailable         3   a backend that cannot work on this machine
     ├── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
-    └── RegressionFound            4   an engine is slower, or finds less, than in the baseline; the report is written
+    ├── RegressionFound            4   an engine is slower, or finds less, than in the baseline; the report is written
+    └── NotHealthy                 4   a version was installed and its service did not become healthy; the one before it runs again
 
 A message is one sentence for a person: what happened, why, and what to do. It names an option by its field in backticks,
 as in `` `max_ap_drop` ``, which a Python caller sets; the command line puts the flag in its place (``cli.name_flags``).
@@ -49,6 +51,10 @@ class EngineError(InputError):
     pass
 
 
+class BundleError(InputError):
+    pass
+
+
 class MissingDependency(EdgeEffDetError):
     """An optional package is not installed.
 
@@ -80,6 +86,10 @@ class AccuracyGateFailed(EdgeEffDetError):
 
 
 class RegressionFound(EdgeEffDetError):
+    exit_code = 4
+
+
+class NotHealthy(EdgeEffDetError):
     exit_code = 4
 
 

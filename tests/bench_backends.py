@@ -32,6 +32,7 @@ TINY = Effort(
     probes=3,
     probe_s=0.2,
     probe_queries=10,
+    tries=1,
     queries=8,
     stages=5,
     profiled=2,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 CPU = "sys/devices/system/cpu"
@@ -152,4 +154,116 @@ def orin(root: Path) -> Path:
     write(root, {**files, "proc/stat": stat(*[(100, 50, 1000, 0)] * 4)})
     for cpu in range(4):
         (root / f"{CPU}/cpu{cpu}/cpufreq").symlink_to(root / f"{CPU}/cpufreq/policy0")
+    return root
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A Jetson as its files show it. The strings are those of real boards, as their owners published them; a T4000's are not known.
+
+    Attributes:
+        model: of the device tree.
+        compatible: of the device tree, with a space between its texts.
+        memory_kib: the memory that the kernel has.
+        l4t: the release of Jetson Linux.
+        ubuntu: the name of the system.
+        python: the version of the system's Python.
+        tensorrt: the version of the package python3-libnvinfer.
+        cuda: the version of CUDA.
+    """
+
+    model: str
+    compatible: str
+    memory_kib: int
+    l4t: str
+    ubuntu: str
+    python: str
+    tensorrt: str
+    cuda: str
+
+
+ORIN_NANO_6 = Board(
+    "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+    "nvidia,p3768-0000+p3767-0005-super nvidia,p3767-0005 nvidia,tegra234",
+    7802844,
+    "36.4.3",
+    "Ubuntu 22.04.5 LTS",
+    "3.10",
+    "10.3.0.30-1+cuda12.5",
+    "12.6",
+)
+ORIN_NX_6 = Board(
+    "NVIDIA Jetson Orin NX Engineering Reference Developer Kit",
+    "nvidia,p3768-0000+p3767-0000 nvidia,p3767-0000 nvidia,tegra234",
+    16017124,
+    "36.5.2",
+    "Ubuntu 22.04.5 LTS",
+    "3.10",
+    "10.3.0.30-1+cuda12.5",
+    "12.6",
+)
+AGX_ORIN_7 = Board(
+    "NVIDIA Jetson AGX Orin Developer Kit",
+    "nvidia,p3737-0000+p3701-0005 nvidia,p3701-0005 nvidia,tegra234",
+    64285572,
+    "39.2.1",
+    "Ubuntu 24.04.5 LTS",
+    "3.12",
+    "10.16.2.10-1+cuda13.2",
+    "13.2",
+)
+THOR_7 = Board(
+    "NVIDIA Jetson AGX Thor Developer Kit",
+    "nvidia,p4071-0000+p3834-0008 nvidia,p3834-0008 nvidia,tegra264",
+    128825804,
+    "38.4.0",
+    "Ubuntu 24.04.3 LTS",
+    "3.12",
+    "10.13.3.9-1+cuda13.0",
+    "13.0",
+)
+
+PROGRAM = "#!/bin/sh\nexit 0"
+
+
+def jetson(root: Path, board: Board = ORIN_NANO_6) -> Path:
+    """A Jetson on which all is installed that a bundle needs: JetPack, its CUDA toolkit, a compiler, venv, swap on a disk, a camera."""
+    orin(root)
+    release, _, revision = board.l4t.partition(".")
+    python, cuda = f"python{board.python}", f"usr/local/cuda-{board.cuda}"
+    packages = {"nvidia-l4t-core": f"{board.l4t}-20250107174145", "python3-libnvinfer": board.tensorrt}
+    blocks = [
+        f"Package: {name}\nStatus: install ok installed\nArchitecture: arm64\nVersion: {version}\n"
+        for name, version in packages.items()
+    ]
+    write(
+        root,
+        {
+            "proc/device-tree/model": f"{board.model}\0",
+            "proc/device-tree/compatible": board.compatible.replace(" ", "\0") + "\0",
+            "proc/meminfo": f"MemTotal:  {board.memory_kib} kB\nMemAvailable:  {board.memory_kib // 4 * 3} kB\nSwapTotal:  12000000 kB",
+            "proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 3611392 0 5\n/swapfile file 8388604 0 -2",
+            "proc/net/route": "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n"
+            "enP8p1s0 00000000 0101A8C0 0003 0 0 100 00000000 0 0 0\nenP8p1s0 0001A8C0 00000000 0001 0 0 100 00FFFFFF 0 0 0",
+            "etc/os-release": f'PRETTY_NAME="{board.ubuntu}"',
+            "etc/nv_tegra_release": f"# R{release} (release), REVISION: {revision}, GCID: 1, BOARD: generic, EABI: aarch64",
+            "var/lib/dpkg/status": "\n".join(blocks),
+            "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nowner:x:{os.getuid() or 1000}:1000::/home/owner:/bin/sh",
+            "etc/group": "root:x:0:\nvideo:x:44:owner\nowner:x:1000:",
+            "dev/video0": "",
+            "run/systemd/system/.keep": "",
+            f"usr/bin/{python}": PROGRAM,
+            "usr/bin/g++": PROGRAM,
+            f"usr/lib/{python}/venv/__init__.py": "",
+            f"usr/lib/{python}/ensurepip/_bundled/pip-24.0-py3-none-any.whl": "",
+            f"usr/lib/{python}/dist-packages/tensorrt/__init__.py": "",
+            f"usr/include/{python}/Python.h": "",
+            f"{cuda}/bin/nvcc": PROGRAM,
+            f"{cuda}/include/cuda.h": "",
+        },
+    )
+    (root / "usr/bin/python3").symlink_to(python)
+    (root / "usr/local/cuda").symlink_to(Path(cuda).name)
+    for name in (f"usr/bin/{python}", "usr/bin/g++", f"{cuda}/bin/nvcc"):
+        (root / name).chmod(0o755)
     return root

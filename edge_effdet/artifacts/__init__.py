@@ -1,6 +1,7 @@
 """The types that pass between the stages, and the hashes and JSON that chain them.
 
-Nothing here imports torch or onnx: the device reads engines with this package. What only the host does with an ONNX file
+Nothing here imports torch or onnx: the device reads engines with this package. Nor is NumPy imported before there are detections, for a
+bundle is checked before anything is installed. What only the host does with an ONNX file
 is in ``graph.model``, and with a checkpoint in ``models.checkpoint``. The names of ``spec``, ``files`` and ``record`` that other rooms use
 are imported from here.
 """
@@ -11,9 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from edge_effdet.artifacts.files import (
     atomic_output,
@@ -31,6 +30,9 @@ from edge_effdet.artifacts.reading import from_json, to_json
 from edge_effdet.artifacts.record import RECORD_FORMAT, EngineRecord
 from edge_effdet.artifacts.spec import FUSIONS, PRECISIONS, AnchorSpec, ModelSpec, PreprocessSpec, Size
 from edge_effdet.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "FUSIONS",
@@ -76,6 +78,8 @@ class Detections:
     class_ids: np.ndarray
 
     def __post_init__(self) -> None:
+        import numpy as np
+
         count = len(self.scores)
         for name, shape, dtype in (
             ("boxes", (count, 4), np.float32),

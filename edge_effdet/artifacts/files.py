@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,24 +49,39 @@ def atomic_output(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = _make_beside(path)
     except OSError as error:
         raise InputError(
             f"Cannot write {path}: {error.strerror or error}; choose another folder with `output`."
         ) from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only the owner reads; an engine is for other users too.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        # A device is switched off by pulling the plug, and the name must not be on the disk before the content is.
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"Writing {path} failed: {error.strerror or error}; is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def name_beside(path: Path) -> Path:
+    """A hidden name beside ``path`` for what will take its place."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}"
+
+
+def _make_beside(path: Path) -> Path:
+    """An empty file of a name that nobody has, beside ``path``.
+
+    tempfile's files are for their owner alone, and an engine is for other users too; here the system takes the mask of the process off the mode.
+    To ask for the mask is to change it, also for the threads that write at the same time.
+    """
+    while True:
+        temporary = name_beside(path)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return temporary
 
 
 def require_writable(folder: Path, keep: bool = True) -> None:

@@ -357,18 +357,25 @@ def _search_rate(lane: Lane, effort: Effort, bound_s: float) -> None:
     most = sum(each.images for each in offline) / sum(each.ended - each.started for each in offline)
     low, high = 0.0, 1.1 * most
     rate = 0.8 * most
-    for number in range(effort.probes):
+    number = 0
+    for _ in range(effort.probes):
         if rate < LEAST_SHARE * most:
             return
-        queries = max(effort.probe_queries, round(effort.probe_s * rate))
-        load = Load("Server", effort.probe_s, queries, 1 / rate, rate=rate, bound_s=bound_s, seed=number)
-        answer = lane.ask("load", [load], seconds=4 * queries / rate + 10)
-        if answer is None:
-            return
-        driven: Driven = answer[0]
-        p99 = _p99(driven)
-        held = p99 <= bound_s
-        lane.probes.append((Probe(rate=rate, queries=len(driven.seconds), p99_ms=1000 * p99, held=held), driven))
+        held = False
+        for _ in range(effort.tries):
+            queries = max(effort.probe_queries, round(effort.probe_s * rate))
+            load = Load("Server", effort.probe_s, queries, 1 / rate, rate=rate, bound_s=bound_s, seed=number)
+            number += 1
+            answer = lane.ask("load", [load], seconds=4 * queries / rate + 10)
+            if answer is None:
+                return
+            driven: Driven = answer[0]
+            p99 = _p99(driven)
+            held = p99 <= bound_s
+            probe = Probe(rate=rate, queries=len(driven.seconds), p99_ms=1000 * p99, held=held)
+            lane.probes.append((probe, driven))
+            if held:
+                break
         low, high = (rate, high) if held else (low, rate)
         rate = (low + high) / 2
 

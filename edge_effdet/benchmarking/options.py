@@ -28,6 +28,7 @@ class Effort:
         probes: how many arrival rates are tried.
         probe_s: seconds of one of them.
         probe_queries: how many images arrive at least at one of them.
+        tries: how often a rate is tried that did not hold: what else the machine does may spoil the 99th percentile of a try, and never helps it.
         queries: how many images one after the other at least, over all rounds.
         stages: images whose stages are timed apart.
         profiled: runs with the backend's profiler.
@@ -42,6 +43,7 @@ class Effort:
     probes: int
     probe_s: float
     probe_queries: int
+    tries: int
     queries: int
     stages: int
     profiled: int
@@ -59,6 +61,7 @@ EFFORTS = {
         probes=5,
         probe_s=2.0,
         probe_queries=10,
+        tries=1,
         queries=64,
         stages=60,
         profiled=3,
@@ -74,6 +77,7 @@ EFFORTS = {
         probes=7,
         probe_s=10.0,
         probe_queries=662,
+        tries=2,
         queries=662,
         stages=200,
         profiled=20,

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.backends.cores import usable_cpus
-from edge_effdet.benchmarking.host.kernel_files import read_fields, read_text
 from edge_effdet.benchmarking.record import Peaks
+from edge_effdet.device.kernel_files import read_fields, read_text
 
 logger = logging.getLogger("edge_effdet.benchmarking")
 

@@ -72,8 +72,8 @@ class ExportChoices(SourceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOptions, GateOptions):
-    """All that a build is told; every field is a flag of ``python -m edge_effdet.build_engine``, which has its help.
+class LoweringOptions(ExportChoices, CalibrationOptions, QuantizeOptions, GateOptions):
+    """Which graph is built, in which precision, and what it may lose, whatever compiles it.
 
     Raises:
         UsageError: a precision that does not exist, or options that contradict each other.
@@ -81,7 +81,6 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
 
     precision: str = "int8"
     name: str | None = option(None, help="what the files are called (default: as the checkpoint)")
-    output: Path | str = option(Path("engines"), help="the folder to write into")
     # Only a build knows which backend will run the graph.
     high_precision: str | None = option(  # type: ignore[assignment]
         None,
@@ -109,3 +108,10 @@ class BuildConfig(ExportChoices, BackendOptions, CalibrationOptions, QuantizeOpt
         values["high_precision"] = self.high_precision or get_backend(backend).TRAITS.rest
         values["weight_codes"] = portable_weight_codes(backend) if self.weight_codes is None else self.weight_codes
         return QuantizeOptions(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(LoweringOptions, BackendOptions):
+    """All that a build is told; every field is a flag of ``python -m edge_effdet.build_engine``, which has its help."""
+
+    output: Path | str = option(Path("engines"), help="the folder to write into")

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import json_text, refuse_overwrite
+from edge_effdet.artifacts.files import name_beside
 from edge_effdet.cli import progress
 from edge_effdet.data.base import Dataset, Sample
 from edge_effdet.data.registry import get_reader
@@ -101,16 +101,14 @@ def _new_folder(output: Path) -> Iterator[Path]:
     """A folder beside ``output`` that takes its place when the block ends without an error, and else is removed."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        folder = name_beside(output)
+        folder.mkdir()
     except OSError as error:
         raise InputError(
             f"Cannot write {output}: {error.strerror or error}; choose another folder with `output`."
         ) from error
     try:
         yield folder
-        umask = os.umask(0)
-        os.umask(umask)
-        folder.chmod(0o777 & ~umask)
         if output.exists():
             output.rmdir()
         os.replace(folder, output)

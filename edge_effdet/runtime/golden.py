@@ -77,14 +77,20 @@ class Check:
 
 
 def make_golden(
-    runner: Runner, spec: ModelSpec, images: Sequence[np.ndarray], kind: str, precision: str, proven_on: Fingerprint
+    runner: Runner,
+    spec: ModelSpec,
+    images: Sequence[np.ndarray | bytes],
+    kind: str,
+    precision: str,
+    proven_on: Fingerprint,
 ) -> Golden:
     """The golden pictures of an engine, with what it finds in them here.
 
     Args:
         runner: the engine, or the graph that it was compiled from where the engine cannot run here.
         spec: the engine's spec.
-        images: uint8 [H, W, 3] in the size of the network's input; the ``PICTURES`` in which most is found are taken.
+        images: uint8 [H, W, 3] in the size of the network's input, or the content of such JPEG files; the ``PICTURES`` in which most is found are
+            taken.
         kind: one of ``KINDS``; for ``none`` only the fingerprint is kept.
         precision: the engine's precision, which gives the tolerance.
         proven_on: the fingerprint of this machine and of the backend that runs here.
@@ -93,7 +99,7 @@ def make_golden(
         return Golden(kind="none", fingerprint=proven_on)
     seen = []
     for image in images:
-        picture = encode_picture(image)
+        picture = image if isinstance(image, bytes) else encode_picture(image)
         seen.append((picture, find_best(runner, spec, _decode(picture))))
     seen.sort(key=lambda each: -total_score([each[1]]))
     if total_score([found for _, found in seen[:PICTURES]]) < LEAST_TOTAL:

@@ -36,12 +36,13 @@ class Turns:
     least_seconds: float = 0.0
 
 
-def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[Latency]:
+def measure_latency(engines: Sequence[Engine], image: np.ndarray, turns: Turns | None = None) -> list[Latency]:
     """Time engines in turns on one letterboxed picture, without pre- and post-processing.
 
     Args:
         engines: what is timed.
         image: the picture, uint8 [height, width, 3].
+        turns: how they take turns; None for the usual ones.
 
     Returns:
         One record an engine, in their order.
@@ -52,7 +53,7 @@ def measure_latency(engines: Sequence[Engine], image: np.ndarray) -> list[Latenc
         runners = [stack.enter_context(load_runner(engine)) for engine in engines]
         feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
         calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
-        times = [1000 * np.concatenate(own) for own in time_in_turns(calls, Turns())]
+        times = [1000 * np.concatenate(own) for own in time_in_turns(calls, turns or Turns())]
     return [
         Latency(float(np.median(own)), float(np.percentile(own, 90)), len(own), len(feed["images"]), runner.arithmetic)
         for own, feed, runner in zip(times, feeds, runners, strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_effdet.benchmarking.host.kernel_files import read_text
+from edge_effdet.device.kernel_files import read_text
 
 
 @dataclass(frozen=True, slots=True)

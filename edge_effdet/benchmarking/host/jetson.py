@@ -1,4 +1,4 @@
-"""What only a Jetson has: its releases, its power modes, the clocks of its GPU, and the meters on its power rails.
+"""What only a Jetson has, as a report tells it, and the meters on its power rails.
 
 The kernel's files have all that is measured; where one has no power meters, ``tegrastats`` prints them.
 """
@@ -6,37 +6,16 @@ The kernel's files have all that is measured; where one has no power meters, ``t
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_effdet.benchmarking.host.kernel_files import read_number, read_text
 from edge_effdet.benchmarking.record import Jetson
-
-_JETPACKS = {
-    "35.1.0": "5.0.2",
-    "35.2.1": "5.1",
-    "35.3.1": "5.1.1",
-    "35.4.1": "5.1.2",
-    "35.5.0": "5.1.3",
-    "35.6.0": "5.1.4",
-    "36.3.0": "6.0",
-    "36.4.0": "6.1",
-    "36.4.3": "6.2",
-    "36.4.4": "6.2.1",
-    "36.5.0": "6.2.2",
-    "38.2.0": "7.0",
-    "38.2.1": "7.0",
-    "38.4.0": "7.1",
-    "39.2.0": "7.2",
-}
-"""The JetPack release of a release of Jetson Linux, by NVIDIA's JetPack archive."""
-
-_GPU_NAMES = re.compile(r"gpu-gpc-0|[0-9a-f]+\.(gpu|ga10b|gv11b|gp10b|gm20b)")
-"""The GPU among the devices whose clock the kernel scales: Thor, then Orin and older ones with the name of their GPU."""
+from edge_effdet.device.board import clocks_locked, read_l4t, read_model, read_power_mode
+from edge_effdet.device.kernel_files import read_number, read_text
+from edge_effdet.device.targets import find_jetpack
 
 _INPUTS = {"VDD_IN": "module", "POM_5V_IN": "module", "VIN": "board"}
 """Rails that feed the whole, and what that is."""
@@ -48,7 +27,6 @@ _SUMS = (
 )
 """Rails that feed a module together, of AGX Orin, Thor and AGX Xavier. AGX Orin's VDDQ_VDD2_1V8AO branches off VIN_SYS_5V0."""
 
-_POWER_MODE = re.compile(r"NV Power Mode:\s*(\S+)")
 _TEMPERATURE = re.compile(r"\b(\w+)@(-?[\d.]+)C\b")
 _GPU_CLOCK = re.compile(r"GR3D_FREQ\s+(?:\d+%)?@\[?([\d,]+)")
 _RAIL = re.compile(r"\b([A-Z]\w*) (\d+)(?:mW)?/\d+(?:mW)?(?:/\d+mW)?(?=\s|$)")
@@ -89,54 +67,18 @@ def describe_jetson(root: Path, cpus: Collection[int]) -> Jetson | None:
         root: where the file system begins.
         cpus: the logical cores that this process may use.
     """
-    model = read_text(root / "proc/device-tree/model") or ""
+    model = read_model(root)
     release = read_l4t(root)
+    jetpack = None if release is None else find_jetpack(release)
     if "Jetson" not in model and release is None:
         return None
     return Jetson(
         model=model or "unknown Jetson",
         l4t=release,
-        jetpack=None if release is None else _JETPACKS.get(release),
-        power_mode=_power_mode(root),
+        jetpack=None if jetpack is None else jetpack.version,
+        power_mode=read_power_mode(root),
         clocks_locked=clocks_locked(root, cpus),
     )
-
-
-def read_l4t(root: Path) -> str | None:
-    """The release of Jetson Linux, such as 36.4.3; None on another machine."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release") or "")
-    if found:
-        return f"{found[1]}.{found[2]}"
-    status = read_text(root / "var/lib/dpkg/status") or ""
-    found = re.search(r"^Package: nvidia-l4t-core\n(?:.+\n)*?Version: ([\d.]+)", status, re.MULTILINE)
-    return found[1] if found else None
-
-
-def parse_power_mode(text: str) -> str | None:
-    """The mode in the answer of ``nvpmodel -q``, such as MAXN; None where it says none."""
-    found = _POWER_MODE.search(text)
-    return found[1] if found else None
-
-
-def clocks_locked(root: Path, cpus: Collection[int]) -> bool | None:
-    """Whether the lowest allowed clock of the processors and of the GPU is the highest, as ``jetson_clocks`` sets them.
-
-    ``jetson_clocks`` itself tells it to the superuser alone.
-    """
-    processors = [root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq" for cpu in sorted(cpus)]
-    pairs = [(read_number(each / "scaling_min_freq"), read_number(each / "scaling_max_freq")) for each in processors]
-    gpu = find_gpu_clock(root)
-    if gpu is not None:
-        pairs.append((read_number(gpu / "min_freq"), read_number(gpu / "max_freq")))
-    known = [(low, high) for low, high in pairs if low is not None and high is not None]
-    return all(low == high for low, high in known) if known else None
-
-
-def find_gpu_clock(root: Path) -> Path | None:
-    """The folder in which the kernel tells the clock of the GPU (``cur_freq``, in Hz)."""
-    folder = root / "sys/class/devfreq"
-    found = sorted(each for each in folder.glob("*") if _GPU_NAMES.fullmatch(each.name))
-    return found[0] if found else None
 
 
 def choose_rails(names: Collection[str]) -> PowerInput | None:
@@ -224,22 +166,3 @@ def _meter(voltage: Path, current: Path | None = None) -> Callable[[], float | N
         return None if first is None or second is None else first * second / 1e6
 
     return watts
-
-
-def _power_mode(root: Path) -> str | None:
-    if root == Path("/") and shutil.which("nvpmodel"):
-        try:
-            answer = subprocess.run(
-                ["nvpmodel", "-q"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            answer = None
-        mode = None if answer is None else parse_power_mode(answer.stdout)
-        if mode is not None:
-            return mode
-    # Older releases let the superuser alone ask, but all may read what was set last.
-    number = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
-    modes = dict(
-        re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", read_text(root / "etc/nvpmodel.conf") or "")
-    )
-    return modes.get(number[1]) if number else None

@@ -16,9 +16,9 @@ from typing import Any
 from edge_effdet.backends.cores import cpu_flags, group_folders, read_quota, usable_cores, usable_cpus
 from edge_effdet.backends.fingerprint import INSTRUCTION_SETS
 from edge_effdet.benchmarking.host.jetson import describe_jetson
-from edge_effdet.benchmarking.host.kernel_files import read_fields, read_number, read_text
 from edge_effdet.benchmarking.host.nvml import describe_gpus, why_no_nvml
 from edge_effdet.benchmarking.record import Cpu, Limits, Machine
+from edge_effdet.device.kernel_files import read_fields, read_number, read_text
 
 PACKAGES = (
     "edge-effdet",

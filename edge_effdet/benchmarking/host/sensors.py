@@ -23,11 +23,8 @@ from edge_effdet.benchmarking.host.jetson import (
     PowerInput,
     TegrastatsReader,
     choose_rails,
-    find_gpu_clock,
     find_rails,
-    read_l4t,
 )
-from edge_effdet.benchmarking.host.kernel_files import read_fields, read_number
 from edge_effdet.benchmarking.host.nvml import GpuState, NvmlGpu, start_nvml
 from edge_effdet.benchmarking.host.sources import (
     CpuClock,
@@ -37,6 +34,8 @@ from edge_effdet.benchmarking.host.sources import (
     find_gpu_temperature,
 )
 from edge_effdet.benchmarking.record import Reading
+from edge_effdet.device.board import find_gpu_clock, read_l4t
+from edge_effdet.device.kernel_files import read_fields, read_number
 
 OTHERS_ALLOWED = 0.05
 """The share of the processors that other processes may take before a reading is marked."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edge_effdet.benchmarking.host.kernel_files import read_number, read_text
+from edge_effdet.device.kernel_files import read_number, read_text
 
 MOST_CORES = 16
 

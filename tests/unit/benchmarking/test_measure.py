@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from edge_effdet.benchmarking.host.sensors import Sensors
+from edge_effdet.benchmarking.load import Driven
 from edge_effdet.benchmarking.measure import (
+    _search_rate,
     look_into_lanes,
     open_lanes,
     row_of,
@@ -17,7 +19,7 @@ from edge_effdet.benchmarking.measure import (
     sustain_lanes,
     time_lanes,
 )
-from edge_effdet.benchmarking.options import BenchmarkConfig
+from edge_effdet.benchmarking.options import EFFORTS, BenchmarkConfig
 from edge_effdet.benchmarking.record import Row
 from edge_effdet.runtime.golden import draw_pictures, encode_picture
 from tests.bench_backends import MILLISECONDS, make_engine
@@ -102,3 +104,32 @@ def test_a_machine_that_throttles_is_told_by_its_drift():
     assert steady.drift_percent.low <= 0 <= steady.drift_percent.high and "as long as at the start" in steady.text
     assert slower.drift_percent.value == pytest.approx(24, abs=2) and slower.drift_percent.low > 10
     assert "longer than at the start" in slower.text
+
+
+class Spoiled:
+    """A lane whose rates hold up to a limit, but for the tries at some places in their order, in which the machine does something else."""
+
+    def __init__(self, limit, spoiled):
+        self.limit, self.spoiled, self.probes, self.bound_ms = limit, spoiled, [], 0.0
+        self.pooled = {"Offline": [Driven(np.zeros(1), 100, 0.0, 1.0, "own loop")]}
+
+    def ask(self, what, loads, seconds):
+        (load,) = loads
+        late = load.rate > self.limit or len(self.probes) in self.spoiled
+        return [Driven(np.full(load.queries, 0.5 if late else 0.05), load.queries, 0.0, 1.0, "own loop")]
+
+
+def test_one_spoiled_try_does_not_lower_the_rate_that_holds():
+    full = EFFORTS["full"]
+    undisturbed, disturbed = Spoiled(60, ()), Spoiled(60, (1,))
+    for lane in (undisturbed, disturbed):
+        _search_rate(lane, full, 0.1)
+
+    def best(lane):
+        return max(probe.rate for probe, _ in lane.probes if probe.held)
+
+    # The bracket is halved once for each rate, from 0 to 110 a second.
+    assert 60 - 110 / 2 ** (full.probes - 1) < best(undisturbed) <= 60
+    assert best(disturbed) == best(undisturbed)
+    # A try that does not count is there to be seen.
+    assert len(disturbed.probes) > len({probe.rate for probe, _ in disturbed.probes})

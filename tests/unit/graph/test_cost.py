@@ -89,14 +89,17 @@ def test_a_dense_kernel_of_one_position_is_the_pointwise_convolution(pair, targe
 
 
 def test_a_layer_counted_by_hand():
-    """A layer of 64 x 64 x 64 on an Orin Nano at FP16 has 128 x 2 tiles of 32 x 32 x 576, or moves 1 MB at 102 GB/s."""
+    """A layer of 64 x 64 x 64 on an Orin Nano at FP16 has 128 x 2 tiles of 32 x 32 x 576, or moves 1 MB at 102.4 GB/s.
+
+    Its 8 multiprocessors have 4 tensor cores each, which do 512 operations a clock at 1020 MHz.
+    """
     target = get_target("orin-nano-8gb")
     dense = dense_us(bifpn(64), target, "fp16") - target.launch_us
-    assert dense == pytest.approx(2 * 256 * 32 * 32 * 576 / (0.35 * 16.7e12) * 1e6)
+    assert dense == pytest.approx(2 * 256 * 32 * 32 * 576 / (0.35 * 8 * 4 * 512 * 1020e6) * 1e6)
     pointwise = pointwise_us(bifpn(64), target, "fp16") - target.launch_us
-    assert pointwise == pytest.approx(2 * (2 * 64**3 + 64 * 64) / (cost.MEMORY * 102e9) * 1e6)
+    assert pointwise == pytest.approx(2 * (2 * 64**3 + 64 * 64) / (cost.MEMORY * 102.4e9) * 1e6)
     depthwise = depthwise_us(bifpn(64), target, "fp16") - target.launch_us
-    assert depthwise == pytest.approx(2 * (2 * 64**3 + 64 * 9) / (cost.MEMORY * 102e9) * 1e6)
+    assert depthwise == pytest.approx(2 * (2 * 64**3 + 64 * 9) / (cost.MEMORY * 102.4e9) * 1e6)
 
 
 def test_channels_are_padded_to_what_a_kernel_reads():
@@ -136,12 +139,16 @@ SIDES = (64, 32, 16, 8, 4)
         # D0's BiFPN and heads: 64 channels at 64 x 64 down to 4 x 4. Small levels are all launch, large ones all work.
         ("orin-nano-8gb", "fp16", {16, 8, 4}),
         ("orin-nano-8gb", "int8", {16, 8, 4}),
+        ("orin-nano-4gb", "fp16", {8, 4}),
+        ("orin-nx-8gb", "int8", {16, 8, 4}),
         ("agx-orin-64gb", "int8", {32, 16, 8, 4}),
+        ("agx-orin-32gb", "fp16", {16, 8, 4}),
         ("t4", "fp32", set()),
         ("t4", "fp16", {32, 16, 8, 4}),
         ("t4", "int8", {32, 16, 8, 4}),
         ("rtx-4090", "int8", set(SIDES)),
         ("thor", "fp16", set(SIDES)),
+        ("thor-t4000", "int8", set(SIDES)),
     ],
 )
 def test_what_the_table_says_of_d0(target, precision, dense):
@@ -179,6 +186,16 @@ def test_each_row_is_whole(name):
     if target.compute_capability:
         assert target.matrix.fp32 <= target.matrix.fp16 < target.matrix.int8
         assert target.vector.fp16 <= target.matrix.fp16
+
+
+def test_the_rates_follow_from_the_hardware():
+    """Those that data sheets give, dense: an Orin Nano's and a Thor's INT8, a T4's and an RTX 4090's FP32, FP16 and INT8."""
+    assert TARGETS["orin-nano-8gb"].matrix.int8 == pytest.approx(67 / 2, rel=0.01)
+    assert TARGETS["thor"].matrix.int8 == pytest.approx(2070 / 4, rel=0.01)
+    for name, rates in (("t4", (8.1, 65, 130)), ("rtx-4090", (82.6, 165.2, 660.6))):
+        found = [TARGETS[name].matrix.at(precision) for precision in PRECISIONS]
+        assert found == pytest.approx(rates, rel=0.01)
+    assert TARGETS["rtx-4090"].vector.fp32 == pytest.approx(82.6, rel=0.01)
 
 
 def test_unknown_names_are_told_what_there_is():

@@ -1,4 +1,4 @@
-"""A Jetson's releases, modes, clocks and power rails, from files and from lines of ``tegrastats`` as their boards print them."""
+"""What a report says of a Jetson, and its power rails, from files and from lines of ``tegrastats`` as their boards print them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import pytest
 from edge_effdet.benchmarking.host.jetson import (
     TegrastatsReader,
     choose_rails,
-    clocks_locked,
     describe_jetson,
-    find_gpu_clock,
     find_rails,
-    parse_power_mode,
     parse_tegrastats,
-    read_l4t,
 )
 from tests import kernel_trees
-from tests.kernel_trees import CPU, write
+from tests.kernel_trees import write
 
 NANO_4 = (
     "RAM 1766/3964MB (lfb 197x4MB) SWAP 0/2048MB (cached 0MB) CPU [24%@1224,15%@1224,13%@1224,10%@1224] EMC_FREQ 0% GR3D_FREQ 0% "
@@ -103,27 +99,6 @@ def test_the_input_of_a_thor(tmp_path: Path):
     assert {name: ask() for name, ask in rails.items()} == {"VIN": 150.0}
 
 
-@pytest.mark.parametrize(
-    ("files", "release"),
-    [
-        ({"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic"}, "36.4.3"),
-        ({"etc/nv_tegra_release": "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic"}, "38.2.0"),
-        # A container has no /etc/nv_tegra_release, and may have the package.
-        (
-            {
-                "var/lib/dpkg/status": "Package: libc6\nVersion: 2.35\n\nPackage: nvidia-l4t-core\nStatus: install ok installed\n"
-                "Architecture: arm64\nVersion: 36.4.4-20250616085344\n\nPackage: zlib1g\nVersion: 1.2"
-            },
-            "36.4.4",
-        ),
-        ({"var/lib/dpkg/status": "Package: libc6\nVersion: 2.35"}, None),
-        ({}, None),
-    ],
-)
-def test_the_release_of_jetson_linux(tmp_path: Path, files, release):
-    assert read_l4t(write(tmp_path, files)) == release
-
-
 def test_a_release_that_nobody_knows_has_no_jetpack(tmp_path: Path):
     root = write(kernel_trees.orin(tmp_path), {"etc/nv_tegra_release": "# R36 (release), REVISION: 9.9, GCID: 1"})
     jetson = describe_jetson(root, range(4))
@@ -132,49 +107,6 @@ def test_a_release_that_nobody_knows_has_no_jetpack(tmp_path: Path):
 
 def test_another_machine_is_no_jetson(tmp_path: Path):
     assert describe_jetson(kernel_trees.laptop(tmp_path), range(4)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "mode"),
-    [
-        ("NV Fan Mode:quiet\nNV Power Mode: 30W\n2\n", "30W"),
-        ("NV Power Mode: MAXN\n0\n", "MAXN"),
-        ("NVPM ERROR: Error opening /var/lib/nvpmodel/status: 13\n", None),
-        ("", None),
-    ],
-)
-def test_the_answer_of_nvpmodel(text: str, mode):
-    assert parse_power_mode(text) == mode
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"var/lib/nvpmodel/status": ""},
-        {"var/lib/nvpmodel/status": "pmode:0007"},
-        {"etc/nvpmodel.conf": "< PM_CONFIG DEFAULT=2 >"},
-    ],
-)
-def test_a_power_mode_that_the_files_do_not_tell(tmp_path: Path, files):
-    jetson = describe_jetson(write(kernel_trees.orin(tmp_path), files), range(4))
-    assert jetson is not None and jetson.power_mode is None
-
-
-def test_clocks_are_locked_where_the_lowest_is_the_highest(tmp_path: Path):
-    root = kernel_trees.orin(tmp_path)
-    assert clocks_locked(root, range(4)) is False
-    write(root, {f"{CPU}/cpufreq/policy0/scaling_min_freq": 1_728_000})
-    assert clocks_locked(root, range(4)) is False, "the GPU's clock may still change"
-    write(root, {"sys/class/devfreq/17000000.gpu/min_freq": 1_020_000_000})
-    assert clocks_locked(root, range(4)) is True
-    assert clocks_locked(tmp_path / "nothing", range(4)) is None
-
-
-@pytest.mark.parametrize("name", ["17000000.gpu", "17000000.ga10b", "17000000.gv11b", "57000000.gpu", "gpu-gpc-0"])
-def test_the_folder_of_the_gpu_clock(tmp_path: Path, name: str):
-    write(tmp_path, {f"sys/class/devfreq/{each}/cur_freq": 1 for each in ("15340000.vic", name, "gpu-nvd-0")})
-    found = find_gpu_clock(tmp_path)
-    assert found is not None and found.name == name
 
 
 def test_tegrastats_is_followed_and_ended(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Reading what the kernel tells in small files, below ``/proc`` and ``/sys``. A file that cannot be read tells nothing."""
+"""Reading what the kernel and the system tell in small files. A file that cannot be read tells nothing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""Starting the service again after a switch, and waiting until it is healthy."""
+
+from __future__ import annotations
+
+import logging
+
+from edge_effdet.device.service.health import Health, wait_until_healthy
+from edge_effdet.device.service.manager import ServiceManager, get_manager
+from edge_effdet.device.steps import LOG_FILE
+from edge_effdet.device.store import LOG, Store, Version
+from edge_effdet.errors import EdgeEffDetError
+
+logger = logging.getLogger("edge_effdet.device")
+
+
+def manager_of(store: Store, kind: str) -> ServiceManager | None:
+    """What runs the engine of a store; None where nothing does.
+
+    Args:
+        store: whose.
+        kind: of ``manager.KINDS``; for ``auto`` the kind that was used before.
+    """
+    if kind == "auto":
+        kind = store.service_kind() or "auto"
+    return None if kind == "none" else get_manager(kind, store.name, store.folder)
+
+
+def restart_and_wait(store: Store, version: Version, manager: ServiceManager, seconds: float) -> Health:
+    """Start the service again and wait until it says that it runs the version and is healthy.
+
+    Returns:
+        Whether it is; an error while it is started is a reason why not.
+    """
+    try:
+        manager.install()
+        manager.restart()
+        return wait_until_healthy(store.folder, version.id, seconds)
+    except EdgeEffDetError as error:
+        return Health(False, str(error).rstrip(".").split("\n")[0])
+
+
+def go_back(store: Store, version: Version, manager: ServiceManager, reason: str, seconds: float) -> str:
+    """Leave a version that did not become healthy: mark it bad, switch to the one before it, and start that.
+
+    Returns:
+        What was done, as a part of a sentence.
+    """
+    # Marked before the switch: after a kill in between, no rollback returns to it.
+    store.mark_bad(version, reason)
+    before = store.last_good(version)
+    if before is None:
+        stop_quietly(manager)
+        return "there is no version before it to return to and the service was stopped"
+    store.switch(before)
+    logger.warning("switched back to %s", before.id)
+    health = restart_and_wait(store, before, manager, seconds)
+    if health.healthy:
+        return f"{before.id} runs again"
+    return f"{before.id} was switched back to, which is not healthy either ({health.reason})"
+
+
+def stop_quietly(manager: ServiceManager) -> None:
+    """Stop the service; where that fails it was not running."""
+    try:
+        manager.stop()
+    except EdgeEffDetError as error:
+        logger.warning("%s", error)
+
+
+def see_log(store: Store) -> str:
+    """The end of a message that leads to the log."""
+    return f"see {store.folder / LOG / LOG_FILE}"

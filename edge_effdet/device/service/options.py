@@ -1,0 +1,89 @@
+"""What the service is told: ``config.json`` in the folder of an installation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge_effdet.artifacts import write_json
+from edge_effdet.artifacts.reading import from_json, to_json
+from edge_effdet.device.store import CONFIG
+from edge_effdet.errors import InputError, UsageError
+from edge_effdet.options import check_choices, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """What the service looks at and what it keeps.
+
+    Raises:
+        UsageError: a number or a choice makes no sense.
+    """
+
+    source: str = option(
+        "",
+        help="an image, a folder of images, a video, a camera (/dev/video0), a stream (rtsp://…), or a GStreamer pipeline",
+    )
+    score_threshold: float = option(0.3, help="lower scores are dropped")
+    threads: int = option(
+        0, help="threads of one run on a CPU; 0 for the cores that the service may use, shared by the runs"
+    )
+    batch_size: int | None = option(None, help="images a run, for an engine with a dynamic batch (default: 1)")
+    at_end: str = option(
+        "idle",
+        help="what the service does when pictures or a video are through: idle goes on without work, stop ends it, repeat begins again",
+        choices=("idle", "stop", "repeat"),
+    )
+    results_mib: int = option(16, help="a file of results is full at so many MiB")
+    keep_results: int = option(8, help="so many files of results are kept, the newest; 0 writes none")
+    memory_share: float = option(
+        0.8, help="systemd: the share of the machine's memory beyond which the service is ended and started again"
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 <= self.score_threshold <= 1:
+            raise UsageError(f"`score_threshold` {self.score_threshold} is not between 0 and 1; 0.3 is usual.")
+        if not 0 < self.memory_share <= 1:
+            raise UsageError(f"`memory_share` {self.memory_share} is not above 0 and up to 1; 0.8 is usual.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"`batch_size` {self.batch_size} makes no sense; give at least 1.")
+        for name, least in (("threads", 0), ("results_mib", 1), ("keep_results", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"`{name}` {getattr(self, name)} makes no sense; give at least {least}.")
+
+
+def read_options(store_folder: Path) -> ServiceOptions:
+    """The options in ``CONFIG``, with the usual value of each that it does not name; all usual ones where there is no such file.
+
+    Args:
+        store_folder: the folder of the installation, ``ROOT/NAME``.
+
+    Raises:
+        InputError: the file is damaged, or has an option that does not exist.
+        UsageError: an option in it makes no sense.
+    """
+    path = store_folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no object")
+        return from_json(ServiceOptions, {**to_json(ServiceOptions()), **raw})
+    except FileNotFoundError:
+        return ServiceOptions()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); make it readable for this user.") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be used ({error}); correct it, or remove it and install with `source` again."
+        ) from error
+
+
+def write_options(store_folder: Path, options: ServiceOptions) -> None:
+    """Write ``CONFIG``. A file or folder as the source becomes an absolute path, since the service runs in another folder."""
+    source = options.source
+    # Neither a pipeline with a "!" nor an address is a path, unless there is a file of that name.
+    if source and Path(source).exists():
+        source = str(Path(source).absolute())
+    write_json(store_folder / CONFIG, to_json(replace(options, source=source)))

@@ -1,0 +1,193 @@
+"""Unpacking the archive of a bundle. Its content is not trusted, for nothing was checked yet: only files and folders, inside one folder, within limits."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from edge_effdet.artifacts import printable
+from edge_effdet.device.durable import telling_errors
+from edge_effdet.errors import BackendUnavailable, BundleError, InputError
+
+MOST_FILES = 10_000
+MOST_BYTES = 8 << 30
+"""Of all files together. TensorRT's wheels, the largest that a bundle can hold, take 2 GiB."""
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_NAME = re.compile(r"[!-~]+")
+_HIDDEN = ".unpacked-"
+
+
+@contextlib.contextmanager
+def unpacked(archive: Path, place: Path) -> Iterator[Path]:
+    """Unpack the archive of a bundle into a hidden folder, which is removed when the block ends.
+
+    Args:
+        archive: a ``.tar.gz`` or ``.tar.zst``; the first bytes tell which.
+        place: the folder that the hidden one is made in. What an earlier run left there after a kill is removed.
+
+    Returns:
+        The folder in the archive.
+
+    Raises:
+        BundleError: it is no such archive, is cut off or damaged, or holds what no bundle has, such as links or paths that lead out.
+        InputError: it cannot be read, or the place not be written.
+        BackendUnavailable: nothing here can read a ``.tar.zst``.
+    """
+    made = not place.exists()
+    with telling_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+        with _locked(place, wait=True):
+            _remove_leftovers(place)
+            folder = place / f"{_HIDDEN}{os.getpid()}"
+            folder.mkdir(mode=0o700)
+            # This lock tells the folder of a process at work from one that a kill left.
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with telling_errors(place):
+            _unpack(archive, folder)
+            (inside,) = folder.iterdir()
+        yield inside
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+        # What was refused leaves nothing behind.
+        with contextlib.suppress(OSError):
+            if made:
+                place.rmdir()
+
+
+def _remove_leftovers(place: Path) -> None:
+    for left in place.glob(f"{_HIDDEN}*"):
+        with contextlib.suppress(BlockingIOError), _locked(left):
+            shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a folder. Raises BlockingIOError where another process holds it, unless it is waited for."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        # Read as a stream, from front to back: nothing in the archive decides where is read next.
+        with _decompressed(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                _extract(tar, archive, folder)
+            # The checksum of gzip is at the end, behind what tar reads.
+            while stream.read(1 << 20):
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
+        raise BundleError(f"{archive} is cut off or damaged ({error}); copy it again.") from error
+
+
+def _extract(tar: tarfile.TarFile, archive: Path, folder: Path) -> None:
+    total = count = 0
+    tops: set[str] = set()
+    for member in tar:
+        name = member.name
+        path = PurePosixPath(name)
+        if not _NAME.fullmatch(name) or path.is_absolute() or ".." in path.parts or path.as_posix() != name:
+            raise _refused(archive, f"a path that no bundle has, {printable(name)[:80]!r}")
+        if not (member.isreg() or member.isdir()) or member.issparse():
+            raise _refused(archive, f"{name[:80]!r}, which is a link, a device or the like")
+        total, count = total + member.size, count + 1
+        tops.add(path.parts[0])
+        if total > MOST_BYTES or count > MOST_FILES:
+            raise _refused(archive, f"more than {MOST_FILES} files or {MOST_BYTES >> 30} GiB")
+        if len(tops) > 1 or (len(path.parts) == 1 and not member.isdir()):
+            raise _refused(archive, "more than one folder")
+        target = folder / name
+        if member.isdir():
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = tar.extractfile(member)
+        assert content is not None
+        try:
+            with open(target, "xb") as stream:
+                shutil.copyfileobj(content, stream, 1 << 20)
+        except FileExistsError as error:
+            raise _refused(archive, f"{name[:80]!r} twice") from error
+        target.chmod(0o755 if member.mode & 0o100 else 0o644)
+    if not tops:
+        raise _refused(archive, "nothing")
+
+
+@contextlib.contextmanager
+def _decompressed(archive: Path) -> Iterator[Any]:
+    try:
+        stream = open(archive, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(
+            f"{archive} cannot be read ({error.strerror}); give the folder of a bundle, or its archive."
+        ) from error
+    with stream:
+        start = stream.read(4)
+        stream.seek(0)
+        if start.startswith(_GZIP):
+            with gzip.open(stream) as content:
+                yield content
+        elif start == _ZSTD:
+            with _from_zstd(archive, stream) as content:
+                yield content
+        else:
+            raise BundleError(
+                f"{archive} is neither a .tar.gz nor a .tar.zst; give the folder or the archive that python -m edge_effdet.deploy wrote."
+            )
+
+
+@contextlib.contextmanager
+def _from_zstd(archive: Path, stream: IO[bytes]) -> Iterator[Any]:
+    """By Python 3.14's module, or by the program ``zstd``."""
+    try:
+        from compression import zstd  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        program = shutil.which("zstd")
+    else:
+        with zstd.open(stream) as content:
+            try:
+                yield content
+            except zstd.ZstdError as error:
+                raise EOFError(str(error)) from error
+        return
+    if program is None:
+        raise BackendUnavailable(
+            f"Nothing on this machine can read {archive}; install the program zstd, for example by apt install zstd, or take the .tar.gz."
+        )
+    # The look at the first bytes has moved the file on, for the program too.
+    os.lseek(stream.fileno(), 0, os.SEEK_SET)
+    with subprocess.Popen(
+        [program, "-dcq"], stdin=stream, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            raise EOFError("zstd found an error in it")
+
+
+def _refused(archive: Path, what: str) -> BundleError:
+    return BundleError(
+        f"{archive} holds {what}, so it is not the archive of a bundle; do not use it, and copy the bundle again."
+    )

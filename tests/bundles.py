@@ -1,0 +1,168 @@
+"""Small bundles that can really be installed: a network of three convolutions, the wheel of the device side, and one more wheel.
+
+That wheel stands for NumPy, Pillow and onnxruntime. It holds a ``.pth`` file that leads to the packages of the Python that runs the tests, so that an
+environment takes seconds: it is made by ``venv`` and filled by pip, without an index and with hashes, as on a device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edge_effdet import deploying
+from edge_effdet.artifacts import file_sha256, json_text
+from edge_effdet.artifacts.reading import to_json
+from edge_effdet.deploying.wheel import write_device_wheel
+from edge_effdet.device.manifest import ENTRY, SIGNATURE, BundledGraph, Manifest, read_manifest, write_manifest
+from tests.emulation.engines import write_engine
+from tests.emulation.small_detector import ExactRunner, make_pictures, write_small_detector
+
+TARGET = "x86-cpu"
+PACKAGES = "host_packages-1.0-py3-none-any.whl"
+
+
+class WeakRunner(ExactRunner):
+    """Finds each object with half of the score."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = super().run(feeds)
+        return {**found, "scores": found["scores"] / 2}
+
+
+def write_template(folder: Path, weak: bool = False) -> None:
+    """Write a bundle into an empty folder; ``write_bundle`` makes others of it.
+
+    Args:
+        folder: of the bundle.
+        weak: whether the golden pictures were looked at by a network that is half as sure, so that the bundle's own does not find what it found.
+    """
+    import onnx_ir as ir
+
+    from edge_effdet.quant.proof import list_convolutions
+
+    for name in ("graphs", "records", "layers", "wheels"):
+        (folder / name).mkdir()
+    graph = write_small_detector(folder / "graphs" / "cells.int8.onnx", bits=7)
+    with tempfile.TemporaryDirectory() as aside:
+        engine = write_engine(
+            graph,
+            "onnxruntime",
+            Path(aside, "cells.int8.onnx"),
+            WeakRunner() if weak else ExactRunner(),
+            make_pictures(),
+        )
+    record = json_text(to_json(engine.require_record()), indent=2)
+    (folder / "records" / "int8.json").write_text(record, encoding="utf-8")
+    layers = [to_json(each) for each in list_convolutions(ir.load(str(graph.path)))]
+    (folder / "layers" / "int8.json").write_text(json.dumps(layers), encoding="utf-8")
+    wheel = write_device_wheel(folder / "wheels")
+    packages = folder / "wheels" / PACKAGES
+    write_wheel(packages, {"host_packages.pth": sysconfig.get_path("purelib") + "\n"})
+    requirements = f"host-packages==1.0 --hash=sha256:{file_sha256(packages)}\n"
+    (folder / "requirements.txt").write_text(requirements, encoding="ascii")
+    shutil.copyfile(Path(deploying.__file__).parent / "files" / ENTRY, folder / ENTRY)
+    (folder / ENTRY).chmod(0o755)
+    manifest = Manifest(
+        name="cells",
+        release="1.0",
+        created_at="2026-01-01T00:00:00+00:00",
+        made_by=wheel.name.split("-")[1],
+        target=TARGET,
+        backend="onnxruntime",
+        precision="int8",
+        graphs={
+            "int8": BundledGraph(graph="graphs/cells.int8.onnx", record="records/int8.json", layers="layers/int8.json")
+        },
+        wheel=f"wheels/{wheel.name}",
+        requirements="requirements.txt",
+        complete=True,
+    )
+    write_manifest(folder, manifest)
+
+
+def write_bundle(
+    template: Path,
+    folder: Path,
+    changes: Mapping[str, str] | None = None,
+    packages: Mapping[str, str] | None = None,
+    **manifest: object,
+) -> Path:
+    """A bundle like the template, with another manifest.
+
+    Args:
+        template: what ``write_template`` wrote.
+        folder: of the new bundle, which is not there yet.
+        changes: new texts of modules in the wheel of the device side, by their paths in it.
+        packages: what the other wheel has beside its ``.pth`` file, by its paths in it.
+        manifest: fields of the manifest.
+    """
+    shutil.copytree(template, folder)
+    before = read_manifest(folder)
+    if changes:
+        rewrite_wheel(folder / before.wheel, changes)
+    if packages is not None:
+        wheel = folder / "wheels" / PACKAGES
+        rewrite_wheel(wheel, packages)
+        (folder / "requirements.txt").write_text(
+            f"host-packages==1.0 --hash=sha256:{file_sha256(wheel)}\n", encoding="ascii"
+        )
+    (folder / SIGNATURE).unlink(missing_ok=True)
+    write_manifest(folder, replace(before, **manifest))  # type: ignore[arg-type]
+    return folder
+
+
+def write_wheel(path: Path, files: Mapping[str, str]) -> None:
+    """A wheel of pure Python."""
+    name, version, *_ = path.name.split("-")
+    about = f"{name}-{version}.dist-info"
+    metadata = {
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for inside, text in {**files, **metadata}.items():
+            archive.writestr(inside, text)
+        # pip looks neither at hashes nor at sizes of it.
+        archive.writestr(
+            f"{about}/RECORD", "".join(f"{inside},,\n" for inside in (*files, *metadata, f"{about}/RECORD"))
+        )
+
+
+def rewrite_wheel(path: Path, changes: Mapping[str, str]) -> None:
+    """Change or add files of a wheel."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {each.filename: archive.read(each) for each in archive.infolist()}
+    contents |= {name: text.encode() for name, text in changes.items()}
+    (record,) = (name for name in contents if name.endswith(".dist-info/RECORD"))
+    contents[record] = "".join(f"{name},,\n" for name in contents).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+
+
+def copy_root(root: Path, place: Path) -> Path:
+    """A root with all that is installed in it, as hard links: what writes there replaces files and changes none."""
+    return Path(shutil.copytree(root, place, symlinks=True, copy_function=os.link))
+
+
+def all_files(folder: Path, but: Sequence[str] = ()) -> dict[str, str]:
+    """What is in a folder: the hash of each file, and where each link leads; without what is below the names in ``but``."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if any(name == each or name.startswith(f"{each}/") for each in but):
+            continue
+        if path.is_symlink():
+            found[name] = f"-> {path.readlink()}"
+        else:
+            found[name] = file_sha256(path) if path.is_file() else "folder"
+    return found
