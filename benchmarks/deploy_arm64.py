@@ -226,7 +226,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     }
     data["equal"] = data["distance"] <= data["allowed"]
     rows = [("under emulation", "s"), *((name, f"{value:.0f}") for name, value in seconds.items())]
-    path = save_result("deploy-arm64", data, engine.backend)
+    path = save_result("deploy-arm64", data, f"{engine.backend}-{engine.precision}")
     verdict = "within" if data["equal"] else "NOT within"
     text = f"the scores of {len(pictures)} pictures differ by {100 * data['distance']:.1f} %, {verdict} the {100 * data['allowed']:.0f} % allowed"
     return Result(f"{table(rows)}\n\n{text}\n{path}", data)

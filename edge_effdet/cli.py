@@ -274,14 +274,19 @@ def count_of(number: int, noun: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the header, as aligned text; numbers to the right. A line break in a cell is written as ``\\n``."""
+    """Rows of cells, the first the header, as aligned text; numbers to the right. A line break in a cell is written as ``\\n``.
+
+    A column in which half of the cells or more begin with a letter is one of words, and a cell that begins with a digit stands to the left there too.
+    """
     rows = [[_one_line(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [2 * sum(cell[:1].isalpha() for cell in column[1:]) >= len(column[1:]) > 0 for column in columns]
     lines = ["  ".join("-" * width for width in widths)]
     for row in rows:
         cells = [
-            cell.rjust(width) if row is not rows[0] and cell[:1].isdigit() else cell.ljust(width)
-            for cell, width in zip(row, widths, strict=True)
+            cell.rjust(width) if row is not rows[0] and cell[:1].isdigit() and not wordy else cell.ljust(width)
+            for cell, width, wordy in zip(row, widths, words, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([lines[1], lines[0], *lines[2:]])

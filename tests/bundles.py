@@ -6,6 +6,7 @@ environment takes seconds: it is made by ``venv`` and filled by pip, without an 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edge_effdet import deploying
 from edge_effdet.artifacts import file_sha256, json_text
@@ -25,9 +27,16 @@ from edge_effdet.deploying.wheel import write_device_wheel
 from edge_effdet.device.manifest import ENTRY, SIGNATURE, BundledGraph, Manifest, read_manifest, write_manifest
 from tests.emulation.engines import write_engine
 from tests.emulation.small_detector import ExactRunner, make_pictures, write_small_detector
+from tests.once import make_once
 
 TARGET = "x86-cpu"
 PACKAGES = "host_packages-1.0-py3-none-any.whl"
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test changes, made once a run; ``write_bundle`` makes others of it."""
+    return make_once(tmp_path_factory, "bundle_template", write_template)
 
 
 class WeakRunner(ExactRunner):
@@ -38,12 +47,14 @@ class WeakRunner(ExactRunner):
         return {**found, "scores": found["scores"] / 2}
 
 
-def write_template(folder: Path, weak: bool = False) -> None:
+def write_template(folder: Path, weak: bool = False, target: str = TARGET, packages: str = "") -> None:
     """Write a bundle into an empty folder; ``write_bundle`` makes others of it.
 
     Args:
         folder: of the bundle.
         weak: whether the golden pictures were looked at by a network that is half as sure, so that the bundle's own does not find what it found.
+        target: that it is for.
+        packages: the folder that has NumPy, Pillow and onnxruntime, where the bundle is installed; empty for the one of this Python.
     """
     import onnx_ir as ir
 
@@ -65,9 +76,9 @@ def write_template(folder: Path, weak: bool = False) -> None:
     layers = [to_json(each) for each in list_convolutions(ir.load(str(graph.path)))]
     (folder / "layers" / "int8.json").write_text(json.dumps(layers), encoding="utf-8")
     wheel = write_device_wheel(folder / "wheels")
-    packages = folder / "wheels" / PACKAGES
-    write_wheel(packages, {"host_packages.pth": sysconfig.get_path("purelib") + "\n"})
-    requirements = f"host-packages==1.0 --hash=sha256:{file_sha256(packages)}\n"
+    stand_in = folder / "wheels" / PACKAGES
+    write_wheel(stand_in, {"host_packages.pth": (packages or sysconfig.get_path("purelib")) + "\n"})
+    requirements = f"host-packages==1.0 --hash=sha256:{file_sha256(stand_in)}\n"
     (folder / "requirements.txt").write_text(requirements, encoding="ascii")
     shutil.copyfile(Path(deploying.__file__).parent / "files" / ENTRY, folder / ENTRY)
     (folder / ENTRY).chmod(0o755)
@@ -76,7 +87,7 @@ def write_template(folder: Path, weak: bool = False) -> None:
         release="1.0",
         created_at="2026-01-01T00:00:00+00:00",
         made_by=wheel.name.split("-")[1],
-        target=TARGET,
+        target=target,
         backend="onnxruntime",
         precision="int8",
         graphs={
@@ -166,3 +177,24 @@ def all_files(folder: Path, but: Sequence[str] = ()) -> dict[str, str]:
         else:
             found[name] = file_sha256(path) if path.is_file() else "folder"
     return found
+
+
+def main() -> None:
+    """Write two releases, for ``benchmarks/deploy_kills.py``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bundles", description="Write two releases of a small bundle."
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="write the folders 1.0 and 1.1 into it"
+    )
+    parser.add_argument("--target", default=TARGET, help=f"that they are for (default: {TARGET})")
+    parser.add_argument("--packages", default="", metavar="DIR", help="has NumPy, Pillow and onnxruntime on the device")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as aside:
+        write_template(Path(aside), target=arguments.target, packages=arguments.packages)
+        for release in ("1.0", "1.1"):
+            write_bundle(Path(aside), arguments.output / release, release=release)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
-"""The files of a bundle with which it runs in a container: a Dockerfile for its target, what the container starts, and a file for Docker Compose.
+"""The files of a bundle with which it runs in a container: a Dockerfile for its target, what the container starts, and a file for Docker
+Compose.
 
-An engine is built on the GPU that runs it, which is not there while an image is built. So the image holds the bundle, and the container installs it
-into a volume when it starts: the same installation as without a container, with all of its checks. The next start finds it done.
+An engine is built on the GPU that runs it, which is not there while an image is built. So the image holds the bundle, and the container
+installs it into a volume when it starts: the same installation as without a container, with all of its checks. The next start finds it
+done.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ _BASES = {
     "cuda": "nvcr.io/nvidia/cuda:13.0.1-devel-ubuntu24.04",
     "cpu": "python:3.11-slim-bookworm",
 }
-"""What an image is made from: for JetPack 6; for JetPack 7.0 on Thor (CUDA 13.0, TensorRT 10.13); for a GPU of a server; without a GPU. Those of
-NVIDIA are named from its catalogue and were never fetched."""
+"""What an image is made from: for JetPack 6; for JetPack 7.0 on Thor (CUDA 13.0, TensorRT 10.13); for a GPU of a server; without a GPU.
+Those of NVIDIA are named from its catalogue and were never fetched."""
 
 _GPU = """\
     # NVIDIA's Container Toolkit gives the GPU and its driver to the container.
@@ -50,8 +52,8 @@ _JETSON_MOUNTS = """\
 
 
 def write_containers(folder: Path, manifest: Manifest) -> None:
-    """Write the files for containers into the folder ``containers`` of a bundle: ``Dockerfile.l4t``, ``.cuda`` or ``.cpu``, whichever suits its target and
-    backend, ``entrypoint.sh`` and ``compose.yaml``.
+    """Write the files for containers into the folder ``containers`` of a bundle: ``Dockerfile.l4t``, ``.cuda`` or ``.cpu``, whichever suits
+    its target and backend, ``entrypoint.sh`` and ``compose.yaml``.
 
     Args:
         folder: the bundle, before its hashes are taken.

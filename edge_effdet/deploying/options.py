@@ -41,6 +41,10 @@ class DeployConfig(LoweringOptions):
     wheels: bool = option(
         False, help="put the wheels of all requirements into the bundle, so that the device needs no network"
     )
+    video: bool = option(
+        True,
+        help="bring what reads videos, cameras and streams, 35 MB with --wheels; a device that looks at pictures alone needs none",
+    )
     archive: str = option("gz", help="write an archive of the bundle too", choices=ARCHIVES)
     sign: Path | str | None = option(None, help="sign the bundle and its archive with this secret key of minisign")
     trust: Path | str | None = option(

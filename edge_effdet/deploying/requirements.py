@@ -42,8 +42,8 @@ EXTRAS = {
 }
 """The extra of the package that brings each backend."""
 
-STUBS = ("tensorrt",)
-"""What fetches its content by itself when pip installs it, so that it has no hash."""
+STUBS = ("tensorrt", "tensorrt-rtx")
+"""What is a source archive that fetches its content when pip installs it, or names it as requirements only then, so that no hash covers it."""
 
 _GLIBC_OF_UBUNTU = {"22.04": 35, "24.04": 39}
 """The minor version of glibc 2, which decides which wheels run, by the release of Ubuntu."""
@@ -88,7 +88,7 @@ class _NoNetwork(InputError):
 
 
 def write_target_requirements(
-    folder: Path, target: DeployTarget, backend: str, python: str | None, wheels: bool
+    folder: Path, target: DeployTarget, backend: str, python: str | None, wheels: bool, video: bool = False
 ) -> bool:
     """Write ``requirements.txt`` of a bundle, and on request the files of all packages.
 
@@ -99,6 +99,7 @@ def write_target_requirements(
         python: the device's Python, as in 3.10; None for those that the target's systems have, and on a target that is no Jetson for the version
             that runs this.
         wheels: whether the files go into the folder ``wheels``.
+        video: whether what reads videos and cameras is among the packages.
 
     Returns:
         Whether the bundle has all that pip needs. False too where there is no network: then ``requirements.txt`` has the bounds of the package in
@@ -119,7 +120,7 @@ def write_target_requirements(
     path = folder / "requirements.txt"
     try:
         sources = _fetch_sources(target, backend)
-        pins = [pin for each in pythons for pin in _resolve(target, backend, each, sources)]
+        pins = [pin for each in pythons for pin in _resolve(target, backend, each, sources, video)]
         if wheels:
             download(pins, folder / "wheels", target.name)
     except _NoNetwork as error:
@@ -129,23 +130,27 @@ def write_target_requirements(
             "%s The bundle has the bounds of versions alone, so the device takes the newest ones and checks no hash.",
             error,
         )
-        path.write_text("".join(f"{each}\n" for each in (*unpinned_requirements(backend), *stubs)), encoding="ascii")
+        path.write_text(
+            "".join(f"{each}\n" for each in (*unpinned_requirements(backend, video), *stubs)), encoding="ascii"
+        )
         return False
     if stubs:
         logger.warning(
-            "%s is fetched by the device and has no hash, so no other package has one either", ", ".join(stubs)
+            "%s is fetched by the device and has no hash, so no other package has one either",
+            ", ".join(map(_name, stubs)),
         )
     write_requirements(path, pins, stubs, head=f"for {target.name}, {backend}, CPython {', '.join(pythons)}")
     return wheels
 
 
-def resolve(target: str, backend: str, python: str) -> list[Pin]:
+def resolve(target: str, backend: str, python: str, video: bool = False) -> list[Pin]:
     """Let pip choose the packages of a device, without TensorRT.
 
     Args:
         target: a key of ``targets.TARGETS``.
         backend: what runs the engine there.
         python: the device's Python, as in 3.10.
+        video: whether what reads videos and cameras is among the packages.
 
     Returns:
         The packages, by name, and those by which they are installed.
@@ -155,12 +160,12 @@ def resolve(target: str, backend: str, python: str) -> list[Pin]:
         MissingDependency: ``packaging`` is not installed.
     """
     machine = get_target(target)
-    return _resolve(machine, backend, python, _fetch_sources(machine, backend))
+    return _resolve(machine, backend, python, _fetch_sources(machine, backend), video)
 
 
-def _resolve(target: DeployTarget, backend: str, python: str, sources: Sequence[_Source]) -> list[Pin]:
+def _resolve(target: DeployTarget, backend: str, python: str, sources: Sequence[_Source], video: bool) -> list[Pin]:
     platform = _platform_flags(target, python)
-    bounds = [*unpinned_requirements(backend), *_cuda_bounds(target, backend, python)]
+    bounds = [*unpinned_requirements(backend, video), *_cuda_bounds(target, backend, python)]
     wanted = [_requirement(text) for text in bounds if _name(text) not in target.compiled]
     wanted += [_requirement(text) for source in sources for text in source.requires]
     pins = [*_choose(wanted, target, python, platform), *(source.pin(python) for source in sources)]
@@ -171,9 +176,10 @@ def _resolve(target: DeployTarget, backend: str, python: str, sources: Sequence[
     return sorted(pins, key=lambda pin: (pin.name.lower(), pin.version))
 
 
-def unpinned_requirements(backend: str) -> list[str]:
-    """The package's own bounds for a backend, as ``requirements.txt`` takes them, without TensorRT."""
-    return [text for text in requirements_of(EXTRAS[backend]) if _name(text) not in STUBS]
+def unpinned_requirements(backend: str, video: bool = False) -> list[str]:
+    """The package's own bounds for a backend, as ``requirements.txt`` takes them, without TensorRT; ``video`` adds what reads videos and cameras."""
+    found = [*requirements_of(EXTRAS[backend]), *(requirements_of("video") if video else ())]
+    return [text for text in dict.fromkeys(found) if _name(text) not in STUBS]
 
 
 def _stubs(target: DeployTarget, backend: str) -> list[str]:

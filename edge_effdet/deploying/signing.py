@@ -212,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> Result:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "deploying.signing",
         "Make a key pair in minisign's format, to sign bundles with.",
@@ -228,7 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_switch(
         parser, "--password", True, f"encrypt the secret key with the password in {PASSWORD}, or one that is asked for"
     )
-    return run_verb(parser, _run, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_verb(make_argument_parser(), _run, argv)
 
 
 if __name__ == "__main__":

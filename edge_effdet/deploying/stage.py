@@ -23,7 +23,7 @@ from edge_effdet.building.options import BuildConfig
 from edge_effdet.building.verify import find_compiled_graph, find_graph
 from edge_effdet.deploying.archive import write_archive
 from edge_effdet.deploying.containers import write_containers
-from edge_effdet.deploying.options import DeployConfig
+from edge_effdet.deploying.options import ARCHIVES, DeployConfig
 from edge_effdet.deploying.requirements import write_target_requirements
 from edge_effdet.deploying.signing import read_public_keys, read_secret_key, sign_file
 from edge_effdet.deploying.wheel import write_device_wheel
@@ -89,14 +89,19 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
     chosen = graphs[precision]
     name = config.name or require_name(chosen.record.engine.split(".")[0])
     path = output / f"{name}-{release}-{config.target}"
-    if path.exists():
-        raise UsageError(f"{path} is there already, and a release never changes; give another `release`, or remove it.")
+    for each in (path, *(path.with_name(f"{path.name}.tar.{kind}") for kind in ARCHIVES[:-1])):
+        if each.exists():
+            raise UsageError(
+                f"{each} is there already, and a release never changes; give another `release`, or remove it."
+            )
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=output) as aside:
         folder = Path(aside) / path.name
         folder.mkdir()
         bundled = {each: _write_graph(folder, name, graph) for each, graph in graphs.items()}
         wheel = write_device_wheel(folder / "wheels")
-        complete = write_target_requirements(folder, target, config.chosen_backend, config.python, config.wheels)
+        complete = write_target_requirements(
+            folder, target, config.chosen_backend, config.python, config.wheels, config.video
+        )
         manifest = Manifest(
             name=name,
             release=release,

@@ -34,7 +34,7 @@ PARTS = (
 )
 """What is in the wheel, by its place in the package."""
 
-EXTRAS = ("openvino", "ort", "ort-cuda", "tensorrt", "tensorrt-rtx")
+EXTRAS = ("openvino", "ort", "ort-cuda", "tensorrt", "tensorrt-rtx", "video")
 """The extras of the package that the wheel has: one for each backend."""
 
 _DISTRIBUTION = "edge-effdet"

@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "",
             *(f"  {name:<11}{text}" for name, text in VERBS.items()),
         ]
+        lines += ["", "example:", f"  {caller.program} install --help"]
         print(printable("\n".join(lines)))
         return 0
     if verb == "--version":
@@ -175,7 +176,7 @@ def _describe_install(done: Installed) -> str:
     rows.append(("engine", str(done.engine)))
     head = [("step", "done"), *rows]
     skipped = (
-        f"\n{len(done.skipped)} steps were done by an earlier run: {', '.join(done.skipped)}" if done.skipped else ""
+        f"\nnothing had to be done for {', '.join(done.skipped)}" if done.skipped else ""
     )
     return f"{table(head)}{skipped}\n\nnext: {done.store / 'edge-effdet'} status"
 

@@ -60,10 +60,8 @@ def _sentence(folder: Path, error: OSError) -> str:
 
 def write_durably(path: Path, text: str) -> None:
     """Write a file as a whole, and return when it and its name are on the disk: a power cut after that loses neither."""
-    with atomic_output(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(printable(text))
-        stream.flush()
-        os.fsync(stream.fileno())
+    with atomic_output(path) as temporary:
+        temporary.write_text(printable(text), encoding="utf-8")
     sync_folder(path.parent)
 
 

@@ -160,8 +160,11 @@ def make_environment(
             f"{python.executable} -m venv failed: {_last_line(done)}; see whether {_apt_install(python)} mends that, or give another `python`."
         )
     # Not run from inside the wheel: pip starts itself once more to compile a package, which it cannot do from a zip file.
-    with zipfile.ZipFile(pip) as archive:
-        archive.extractall(_site_packages(venv))
+    try:
+        with zipfile.ZipFile(pip) as archive:
+            archive.extractall(_site_packages(venv))
+    except zipfile.BadZipFile as error:
+        raise BackendUnavailable(f"{pip} is damaged ({error}); run {_apt_install(python)} again.") from error
     wheels = (bundle.path / bundle.manifest.wheel).parent
     requirements = bundle.path / bundle.manifest.requirements
     offline = bundle.manifest.complete

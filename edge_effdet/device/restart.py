@@ -39,8 +39,15 @@ def restart_and_wait(store: Store, version: Version, manager: ServiceManager, se
         return Health(False, str(error).rstrip(".").split("\n")[0])
 
 
-def go_back(store: Store, version: Version, manager: ServiceManager, reason: str, seconds: float) -> str:
+def go_back(store: Store, version: Version, manager: ServiceManager, reason: str, seconds: float | None) -> str:
     """Leave a version that did not become healthy: mark it bad, switch to the one before it, and start that.
+
+    Args:
+        store: where both are.
+        version: the one that is left.
+        manager: of the service.
+        reason: why it is left.
+        seconds: how long the one before it may take to become healthy; None not to wait for that.
 
     Returns:
         What was done, as a part of a sentence.
@@ -53,8 +60,8 @@ def go_back(store: Store, version: Version, manager: ServiceManager, reason: str
         return "there is no version before it to return to and the service was stopped"
     store.switch(before)
     logger.warning("switched back to %s", before.id)
-    health = restart_and_wait(store, before, manager, seconds)
-    if health.healthy:
+    health = restart_and_wait(store, before, manager, seconds or 0)
+    if health.healthy or seconds is None:
         return f"{before.id} runs again"
     return f"{before.id} was switched back to, which is not healthy either ({health.reason})"
 

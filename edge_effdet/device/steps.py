@@ -33,6 +33,9 @@ LOG_FILE = "install.log"
 _LOG_BYTES, _LOG_FILES = 1 << 20, 3
 
 
+DONE = "done already"
+
+
 def _nothing() -> None:
     return
 
@@ -49,6 +52,7 @@ class Step:
         undo: removes what an attempt that was cut off left; ``do`` begins after that.
         mark: notes that it is done.
         forget: takes the mark away, because an earlier step is repeated whose results this one used.
+        idle: what is said where there is nothing to do.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Step:
     undo: Callable[[], None] = _nothing
     mark: Callable[[], None] = _nothing
     forget: Callable[[], None] = _nothing
+    idle: str = DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +121,9 @@ def run_steps(steps: Sequence[Step]) -> tuple[list[str], list[str]]:
     before: list[str] = []
     for index, step in enumerate(steps):
         if step.is_done():
-            logger.info("%s: done already", step.name)
-            before.append(step.name)
+            logger.info("%s: %s", step.name, step.idle)
+            if step.idle == DONE:
+                before.append(step.name)
             continue
         logger.info("%s: %s", step.name, step.what)
         for later in steps[index + 1 :]:
@@ -143,7 +149,7 @@ def plan_steps(steps: Sequence[Step]) -> list[str]:
         # The mark of a later step goes when an earlier one is repeated; a step without one looks at things that only then change.
         done = step.is_done() and not (repeated and step.forget is not _nothing)
         repeated = repeated or not done
-        lines.append(f"{step.name}: {'done already' if done else step.what}")
+        lines.append(f"{step.name}: {step.idle if done else step.what}")
     return lines
 
 
@@ -175,7 +181,9 @@ def logging_to(folder: Path) -> Iterator[Path]:
     finally:
         for each in (logger, output_logger):
             each.removeHandler(handler)
-        logger.level, output_logger.level, output_logger.propagate = levels
+        logger.setLevel(levels[0])
+        output_logger.setLevel(levels[1])
+        output_logger.propagate = levels[2]
         handler.close()
 
 
@@ -214,7 +222,8 @@ def run_program(
         BackendUnavailable: there is no such program, or it may not be run.
     """
     words = [str(each) for each in command]
-    output_logger.info("$ %s", printable(" ".join(words)))
+    # A program of several lines as an argument would fill the log each time.
+    output_logger.info("$ %s", printable(" ".join("…" if "\n" in each else each for each in words)))
     try:
         process = subprocess.Popen(
             words,

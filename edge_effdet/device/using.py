@@ -37,14 +37,15 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
     manager = _manager_for(work, config)
     keys = _keys_to_keep(work)
 
+    kind = "none" if manager is None else manager.kind
+
     def is_proven() -> bool:
         proven = store.version(version.id).standing.good and not (version.folder / _EARLIER_CONFIG).exists()
-        return proven and (manager is None or manager.is_running())
+        # What ran the engine until now may be of another kind, and is then to be stopped.
+        return proven and store.service_kind() in (None, kind) and (manager is None or manager.is_running())
 
     within = f"{work.options.healthy_within:g} s"
-    serve = (
-        "let nothing run the engine" if manager is None else f"restart it and wait {within} at most until it is healthy"
-    )
+    serve = "keep no service" if manager is None else f"restart it and wait {within} at most until it is healthy"
     return [
         Step(
             name="configure",
@@ -64,6 +65,7 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
             what=f"remove {' and '.join(each.id for each in store.superfluous(keep, version))}",
             is_done=lambda: not store.superfluous(keep, version),
             do=lambda: _retain(store, keep),
+            idle="nothing to do",
         ),
         # Last: a run that is cut off before this is repeated while the keys that signed the bundle are still trusted.
         Step(
@@ -71,6 +73,7 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
             what=f"trust {' and '.join(read_public_key(each).id for each in keys)}",
             is_done=lambda: not keys or set(keys) == {read_public_key(each).text for each in store.trusted_keys()},
             do=lambda: store.replace_keys(keys),
+            idle="nothing to do",
         ),
     ]
 
@@ -138,7 +141,7 @@ def _serve(work: InstallWork, version: Version, manager: ServiceManager | None) 
         health = restart_and_wait(store, version, manager, seconds)
     except KeyboardInterrupt:
         _take_config_back(store, version)
-        logger.warning("interrupted: %s", go_back(store, version, manager, "interrupted before it was healthy", 0))
+        logger.warning("interrupted: %s", go_back(store, version, manager, "interrupted before it was healthy", None))
         raise
     if health.healthy:
         _prove(store, version)

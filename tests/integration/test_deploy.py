@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,12 +21,14 @@ from edge_effdet.deploying import stage
 from edge_effdet.deploying.options import DeployConfig
 from edge_effdet.deploying.signing import make_keys
 from edge_effdet.deploying.stage import make_bundle
+from edge_effdet.device import __main__ as device_verbs
 from edge_effdet.device.engine import read_graph
 from edge_effdet.device.install import InstallOptions, install
 from edge_effdet.device.manifest import ENTRY, SUMS, Bundle, files_of, read_bundle, write_manifest
 from edge_effdet.errors import BundleError, UsageError
 from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.golden import decode_pictures, encode_picture, read_golden
+from tests.integration.conftest import BCCD_CHECKPOINT, QUICK
 from tests.once import make_once
 
 CLEAN = {"PATH": "/usr/bin:/bin"}
@@ -37,7 +42,7 @@ def config_of(output: Path, **changes) -> DeployConfig:
 def without_index(monkeypatch):
     """Requirements without versions, as where there is no network, in tests that are about other things."""
 
-    def write(folder, target, backend, python, wheels):
+    def write(folder, target, backend, python, wheels, video):
         (folder / "requirements.txt").write_text("numpy\npillow\nonnxruntime\n")
         return False
 
@@ -193,3 +198,63 @@ def test_from_the_archive_to_boxes_in_an_empty_environment(whole_bundle, bccd_in
     assert "SHA-256 differs" in run_there([store / ENTRY, "verify"], tmp_path, code=2)
     run_there([store / ENTRY, "uninstall", "--purge"], tmp_path)
     assert not store.exists()
+
+
+GUIDES = [Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("jetson", "trust", "service")]
+
+
+def commands_of_guides() -> list[str]:
+    """The commands in the blocks of the guides, each on one line."""
+    blocks = [
+        block
+        for guide in GUIDES
+        for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```", guide.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [
+        line
+        for line in lines
+        if re.search(r"python -m edge_effdet\.|edge-effdet [a-z]", line) and not line.startswith("#")
+    ]
+
+
+@pytest.mark.parametrize("command", commands_of_guides())
+def test_commands_of_the_guides_are_understood(command):
+    """What cannot be run here, for want of a Jetson or a camera, is understood at least: each verb and each flag is there."""
+    words = [word for word in shlex.split(command, comments=True) if word != "sudo" and "=" not in word.split("/")[0]]
+    if "-m" in words:
+        module, arguments = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+        if module == "edge_effdet.data":
+            return
+        parser = importlib.import_module(module).make_argument_parser()
+    else:
+        at = next(index for index, word in enumerate(words) if word.endswith("edge-effdet"))
+        verb, arguments = words[at + 1], words[at + 2 :]
+        installed = words[at].startswith("/opt")
+        make, _ = device_verbs._PARTS[verb]
+        parser = make(device_verbs.Caller(store=Path("/opt/x")) if installed else device_verbs.Caller(bundle=Path()))
+    parser.parse_args(arguments)
+
+
+def test_the_guide_has_commands():
+    assert len(commands_of_guides()) > 10
+
+
+@pytest.mark.data
+def test_the_host_side_of_the_guide(bccd_part, tmp_path, monkeypatch, without_index, capsys):
+    """The guide's bundle for a Jetson, from a checkpoint, with a quicker INT8."""
+    (command,) = (each for each in commands_of_guides() if "--calibration-data" in each)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bccd").symlink_to(bccd_part)
+    (tmp_path / "runs" / "bccd").mkdir(parents=True)
+    shutil.copy(BCCD_CHECKPOINT, tmp_path / "runs" / "bccd" / "best.safetensors")
+    arguments = shlex.split(command)[shlex.split(command).index("edge_effdet.deploy") + 1 :]
+    assert main([*arguments, *QUICK.split(), "--max-ap-drop", "none", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    bundle = read_bundle(tmp_path / "bundles" / "bccd-1.0-jetson-orin-nano")
+    assert (told["backend"], told["precision"], sorted(told["graphs"])) == ("tensorrt", "int8", ["fp32", "int8"])
+    _, record, convolutions = read_graph(bundle, "int8")
+    # Quantized for TensorRT, whose rest is FP16, and judged on the host by the graph.
+    assert {each.precision for each in convolutions if each.final} == {"fp16"}
+    assert record.accuracy is not None and record.accuracy.drop is not None
+    assert read_graph(bundle, "fp32")[1].accuracy.AP == record.accuracy.reference_AP

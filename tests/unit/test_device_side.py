@@ -19,7 +19,13 @@ def modules_under(package: str) -> list[str]:
     return [package, *(found.name for found in pkgutil.walk_packages(path, f"{package}."))]
 
 
-DEVICE_PACKAGES = ("edge_effdet.runtime", "edge_effdet.backends", "edge_effdet.evaluation", "edge_effdet.benchmarking")
+DEVICE_PACKAGES = (
+    "edge_effdet.runtime",
+    "edge_effdet.backends",
+    "edge_effdet.device",
+    "edge_effdet.evaluation",
+    "edge_effdet.benchmarking",
+)
 DEVICE_VERBS = ("benchmark", "detect", "evaluate", "predict", "verify")
 GROUND_FLOOR = ("errors", "artifacts", "options", "cli", "__main__")
 DEVICE_SIDE = (

@@ -1,8 +1,9 @@
 """The service itself: the engine of the installed version on a source of pictures, for as long as the device is on.
 
-One thread watches: it writes the results and the status, answers systemd's watchdog and never waits for a camera or for the engine. Other threads load
-the engine and read the source. What goes away comes back: a source that ends, fails or falls silent is opened again after growing waits. What only a
-new process can cure, an engine that hangs or a camera whose driver does not answer, ends this one with an error, and what started it starts it again.
+One thread watches: it writes the results and the status, answers systemd's watchdog and never waits for a camera or for the engine. Other
+threads load the engine and read the source. What goes away comes back: a source that ends, fails or falls silent is opened again after
+growing waits. What only a new process can cure, an engine that hangs or a camera whose driver does not answer, ends this one with an error,
+and what started it starts it again.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ from edge_effdet.device.service.processes import process_identity, seconds_since
 from edge_effdet.device.service.results import ResultsLog
 from edge_effdet.device.service.status import ServiceStatus, status_path, write_status
 from edge_effdet.device.service.temperature import read_heat
+from edge_effdet.device.service.watched import Aside, Repeated, SourceReading
 from edge_effdet.device.store import STATE, Store, Version
 from edge_effdet.errors import DataError, EngineError, InputError, UsageError
 from edge_effdet.runtime.detector import DetectOptions, Detector
-from edge_effdet.runtime.pipeline import FrameResult, Pipeline, PipelineOptions, loading_for
+from edge_effdet.runtime.pipeline import FrameResult, PipelineOptions, loading_for
 from edge_effdet.runtime.sinks import detections_to_json
-from edge_effdet.runtime.sources import Frame, Source, _without_password, open_source
+from edge_effdet.runtime.sources import _without_password, open_source
 
 logger = logging.getLogger("edge_effdet.device.service")
 
@@ -56,8 +58,8 @@ LATE = 15.0
 """Seconds without a frame after which the service is not healthy. A picture takes that long on no device that is meant to be used."""
 
 SILENCE = 30.0
-"""Seconds after which a camera that sends nothing is opened again; ``runtime.sources`` has tried so itself before. As long as an engine may take for
-a frame before the watchdog is left without an answer."""
+"""Seconds after which a camera that sends nothing is opened again; ``runtime.sources`` has tried so itself before. As long as an engine may
+take for a frame before the watchdog is left without an answer."""
 
 HANG = 60.0
 """Seconds without any result, with frames under way, after which the engine counts as hung."""
@@ -92,8 +94,8 @@ def serve(store_folder: Path) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if any(thread.name.startswith("edge-effdet-") for thread in threading.enumerate()):
-        # A thread that is inside a library, as one that loads an engine, would end the process with an error when it comes back to an interpreter
-        # that is gone.
+        # A thread that is inside a library, as one that loads an engine, would end the process with an error when it comes back to an
+        # interpreter that is gone.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -171,12 +173,12 @@ class _Service:
         self._lock = threading.Lock()
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST_RECENT)
         self._last_frame: float | None = None
-        self._reading: _Reading | None = None
+        self._reading: SourceReading | None = None
         self._abandoned = False
         self._error, self._error_at = "", 0.0
         self._next_status = 0.0
         self._said: dict[str, str] = {}
-        self._repeated = _Repeated()
+        self._repeated = Repeated()
 
     def run(self) -> int:
         logger.info("version %s starts, with %s as its source", self._version.id, self._source)
@@ -185,7 +187,7 @@ class _Service:
         try:
             # At once, so that nobody takes the status of an earlier process for this one's.
             self._tick()
-            loading = _Aside(self._load, "load")
+            loading = Aside(self._load, "load")
             if not self._attend(loading):
                 self._state = "stopped"
                 return 0
@@ -269,8 +271,8 @@ class _Service:
         """
         # A source that is away stays so until a frame has come.
         self._state = "waiting" if self._away else "running"
-        reading = self._reading = _Reading(self._options.source, detector, self._loading, self._note)
-        aside = _Aside(reading.run, "read")
+        reading = self._reading = SourceReading(self._options.source, detector, self._loading, self._note)
+        aside = Aside(reading.run, "read")
         problem = ""
         if not self._attend(aside, lambda: reading.is_silent(SILENCE)):
             if not self._stop.is_set():
@@ -287,7 +289,7 @@ class _Service:
             problem = "None of its pictures could be decoded."
         return problem
 
-    def _end(self, reading: _Reading, aside: _Aside) -> None:
+    def _end(self, reading: SourceReading, aside: Aside) -> None:
         """End a reading, as far as it can be ended in time. Raises DataError where a camera's driver does not let go."""
         reading.close()
         begun = time.monotonic()
@@ -305,7 +307,7 @@ class _Service:
                     "started anew; look at its cable if this returns."
                 )
 
-    def _attend(self, aside: _Aside, given_up: Callable[[], bool] = lambda: False) -> bool:
+    def _attend(self, aside: Aside, given_up: Callable[[], bool] = lambda: False) -> bool:
         """Watch while something else works. False where it had not ended when the service was stopped, or it was given up."""
         while not aside.ended.wait(TICK):
             if self._stop.is_set() or given_up():
@@ -453,152 +455,3 @@ class _Service:
         else:
             self._said.pop(subject, None)
             logger.warning("%s", over)
-
-
-class _Reading:
-    """One reading of the source, from its opening to its end."""
-
-    def __init__(
-        self, address: str, detector: Detector, loading: LoadOptions, note: Callable[[FrameResult], None]
-    ) -> None:
-        self._address, self._detector, self._loading, self._note = address, detector, loading, note
-        self._source: _WatchedSource | None = None
-        self._pipeline: Pipeline | None = None
-        self._closing = threading.Event()
-        self._seen = -1
-        self._busy_since = time.monotonic()
-
-    def run(self) -> None:
-        """Read to the end. Raises what opening, reading or the engine raises."""
-        source = self._source = _WatchedSource(open_source(self._address))
-        with Pipeline(self._detector, source, loading=self._loading) as pipeline:
-            self._pipeline = pipeline
-            if self._closing.is_set():
-                return
-            for found in pipeline:
-                self._note(found)
-                if self._closing.is_set():
-                    return
-
-    def close(self) -> None:
-        """Ask for the end; returns at once."""
-        self._closing.set()
-        threading.Thread(target=self._close, name="edge-effdet-close", daemon=True).start()
-
-    def _close(self) -> None:
-        while self._pipeline is not None and not _closed(self._pipeline):
-            time.sleep(0.01)
-
-    @property
-    def done(self) -> int:
-        return 0 if self._pipeline is None else self._pipeline.progress.done
-
-    @property
-    def failed(self) -> int:
-        return 0 if self._pipeline is None else self._pipeline.progress.failed
-
-    @property
-    def dropped(self) -> int:
-        return 0 if self._pipeline is None else self._pipeline.progress.dropped
-
-    @property
-    def live(self) -> bool:
-        return self._source is not None and self._source.live
-
-    def busy_for(self, now: float) -> float:
-        """Seconds for which frames have been under way without one that came through. Called at short intervals."""
-        through = self.done + self.failed
-        under_way = 0 if self._source is None else self._source.given - through - self.dropped
-        if under_way <= 0 or through != self._seen:
-            self._seen, self._busy_since = through, now
-        return now - self._busy_since
-
-    def is_silent(self, seconds: float) -> bool:
-        """Whether a camera has sent nothing for so long."""
-        source = self._source
-        return source is not None and source.live and time.monotonic() - source.last > seconds
-
-    def is_held(self) -> bool:
-        """Whether a thread is still inside a camera's driver."""
-        return self._source is not None and self._source.live and self._source.inside
-
-
-def _closed(pipeline: Pipeline) -> bool:
-    """Close a pipeline. False while it cannot be, as one of its threads is only about to start."""
-    try:
-        pipeline.close()
-    except RuntimeError:
-        return False
-    return True
-
-
-class _WatchedSource:
-    """A source that tells when its last frame came.
-
-    Attributes:
-        given: how many frames it gave.
-        last: when the last one came, by ``time.monotonic``; before the first, when the source was opened.
-        inside: whether somebody waits for a frame.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.name, self.live, self.total, self.rate = source.name, source.live, source.total, source.rate
-        self.given, self.last, self.inside = 0, time.monotonic(), False
-        self._source = source
-
-    def __iter__(self) -> Iterator[Frame]:
-        self.inside = True
-        try:
-            for frame in self._source:
-                self.given, self.last = self.given + 1, time.monotonic()
-                yield frame
-        finally:
-            self.inside = False
-
-    def stop(self) -> None:
-        self._source.stop()
-
-
-class _Aside:
-    """Work in a thread of its own, which ends with the process at the latest.
-
-    Attributes:
-        ended: set when it is over.
-    """
-
-    def __init__(self, work: Callable[[], Any], name: str) -> None:
-        self.ended = threading.Event()
-        self._work = work
-        self._value: Any = None
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, name=f"edge-effdet-{name}", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._work()
-        except BaseException as error:  # the thread that watches raises it
-            self._error = error
-        finally:
-            self.ended.set()
-
-    def result(self) -> Any:
-        """What the work gave; raises what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
-class _Repeated(logging.Filter):
-    """Lets each kind of message through once, until it is told to forget: ``runtime.sources`` logs every attempt to open a camera."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kinds: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        seen = str(record.msg) in self._kinds
-        self._kinds.add(str(record.msg))
-        return not seen
-
-    def forget(self) -> None:
-        self._kinds.clear()

@@ -1,7 +1,7 @@
 """Processes told apart beyond doubt, and a clock that goes on from the start of the machine.
 
-The number of a process is given again to a later one, and the wall clock of a device without a battery for it begins in 1970 at each start, so neither
-tells alone whether a process that wrote its number down is still there.
+The number of a process is given again to a later one, and the wall clock of a device without a battery for it begins in 1970 at each start,
+so neither tells alone whether a process that wrote its number down is still there.
 """
 
 from __future__ import annotations

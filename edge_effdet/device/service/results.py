@@ -114,13 +114,18 @@ class ResultsLog:
         """See that a file is open to which a line of this length may be added."""
         if self._descriptor is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            numbers = self._numbers()
-            self._open(numbers[-1] if numbers else 1)
+            last = (self._numbers() or [1])[-1]
+            try:
+                self._open(last)
+            except OSError:
+                # Another user wrote it, as root does who runs the service by hand.
+                self._open(last + 1)
         if self._size and self._size + length > self._limit:
             self._shut()
             # Before the new one, so that a full disk has room for it.
             for number in self._numbers()[: -(self._keep - 1) or None]:
-                self._path(number).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self._path(number).unlink()
             self._open(self._number + 1)
 
     def _open(self, number: int) -> None:

@@ -32,12 +32,13 @@ _READS, _PAUSE = 3, 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
-    """How the service is. All times that end in ``_s`` are ``seconds_since_boot``, for the wall clock of a device may be wrong.
+    """How the service is. All times but ``started_at`` are ``seconds_since_boot``, for the wall clock of a device may be wrong.
 
     Attributes:
         format: ``STATUS_FORMAT``.
         version: the id of the version that runs.
-        state: ``loading``, ``running``, ``waiting`` (for a source that is away), ``idle`` (all pictures are through), ``stopped`` or ``failed``.
+        state: ``loading``, ``running``, ``waiting`` (for a source that is away), ``idle`` (all pictures are through), ``stopped`` or
+            ``failed``.
         healthy: whether it does what it is there for.
         reason: why not, in a sentence without its end; empty where it is healthy.
         pid: the process.
@@ -50,7 +51,8 @@ class ServiceStatus:
         backend, precision: of the engine.
         frames: frames in which was looked, since the start.
         fps: of them a second, over the last ten seconds.
-        latency_ms_p50, latency_ms_p90: milliseconds from the arrival of a frame to its detections, over the last ten seconds; None where there was none.
+        latency_ms_p50, latency_ms_p90: milliseconds from the arrival of a frame to its detections, over the last ten seconds; None where
+            there was none.
         last_frame_s: when the last one was through; None before the first.
         dropped: frames of a camera that were too old when their turn came.
         skipped: frames that could not be decoded.
@@ -109,7 +111,8 @@ def status_path(store_folder: Path) -> Path:
 def write_status(path: Path, status: ServiceStatus) -> None:
     """Replace the status as a whole. Where there is no room for a new file, it is written over the old one, which has room already.
 
-    It is not brought to the disk at once, as other files are: after a power cut it tells nothing that is still true, and a memory card would wear.
+    It is not brought to the disk at once, as other files are: after a power cut it tells nothing that is still true, and a memory card
+    would wear.
 
     Raises:
         OSError: neither could be done.
@@ -178,7 +181,8 @@ def describe_service(store: Store, running: bool | None = None) -> Result:
         running: whether what starts the service says that it runs; None where nobody was asked.
 
     Returns:
-        Two tables; for machines ``service``, None where it never ran, and ``versions``. ``healthy`` is there in any case.
+        The service, a line for each thing, and a table of the versions; for machines ``service``, None where it never ran, and ``versions``.
+        ``healthy`` is there in any case.
     """
     status = read_status(store.folder)
     reason = judge(status)
@@ -202,8 +206,14 @@ def describe_service(store: Store, running: bool | None = None) -> Result:
                 ("note", f"the installed version is {current.id}, and the service has not been started again since")
             )
     installed = [("version", "release", "precision", "state"), *(_version_row(each, current) for each in versions)]
-    parts = [table(rows), table(installed) if versions else f"no version is installed in {store.folder}"]
+    parts = [_aligned(rows), table(installed) if versions else f"no version is installed in {store.folder}"]
     return Result("\n\n".join(parts), data)
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and what they stand for, all to the left: in a table those that begin with a digit would stand to the right."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {printable(' '.join(value.split()))}" for name, value in rows)
 
 
 def _service_rows(status: ServiceStatus) -> list[tuple[str, str]]:

@@ -62,7 +62,8 @@ def read_pid_file(state: Path) -> Supervised | None:
 
 
 def end_group(pid: int, process: str, patience: float = PATIENCE) -> None:
-    """End a process and all of its group, in order where it does so in time. Nothing happens where the number belongs to another process by now."""
+    """End a process and all of its group, in order where it does so in time. Nothing happens where the number belongs to another process by
+    now."""
     if not pid or process_identity(pid) != process:
         return
     with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 """The systemd unit of the service: how it is started, when it is started again, and what it may not do.
 
-Directives that a systemd does not know would be left out with a warning at each start, so those that came later than systemd 249, which JetPack 6 has
-(Ubuntu 22.04), are written only where they mean something. No unit of this module was ever started on a Jetson.
+Directives that a systemd does not know would be left out with a warning at each start, so those that came later than systemd 249, which
+JetPack 6 has (Ubuntu 22.04), are written only where they mean something. No unit of this module was ever started on a Jetson.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STEPS_SINCE = 254
 """The first systemd with ``RestartSteps`` and ``RestartMaxDelaySec``, by its release notes."""
 
 SERVICE_USER = "edge-effdet"
-"""The system user that the service runs as. A ``DynamicUser`` would change its number, and with it whose the state is."""
+"""The system user that the service runs as. A dynamic user of systemd would change its number, and with it whose the state is."""
 
 SERVICE_GROUPS = ("video", "render")
 """Groups whose members may use cameras and GPUs, on Debian, Ubuntu and Jetson Linux."""
@@ -59,8 +59,8 @@ def unit_name(name: str) -> str:
 def make_unit(settings: UnitSettings) -> str:
     """The text of the unit.
 
-    The service is ready when the engine is loaded, be the camera there or not. It answers the watchdog while frames come through, and while it waits for a
-    source that is away or has no more pictures, which no restart would change.
+    The service is ready when the engine is loaded, be the camera there or not. It answers the watchdog while frames come through, and while
+    it waits for a source that is away or has no more pictures, which no restart would change.
 
     Raises:
         UsageError: the folder's path cannot be written into a unit.

@@ -293,3 +293,12 @@ def test_every_ubuntu_of_a_jetson_is_known():
     for target in TARGETS.values():
         for version in target.jetpacks:
             assert JETPACKS[version].ubuntu in module._GLIBC_OF_UBUNTU
+
+
+@pytest.mark.parametrize("backend", EXTRAS)
+def test_what_reads_cameras_is_asked_for_with_video_alone(backend):
+    names = [re.split(r"[<>=~; ]", text)[0] for text in unpinned_requirements(backend, video=True)]
+    assert "av" in names and len(names) == len(set(names))
+    assert unpinned_requirements(backend) == [
+        text for text in unpinned_requirements(backend, video=True) if not text.startswith("av")
+    ]

@@ -29,7 +29,7 @@ from tests.deploying import find_python
 
 VERSION = metadata.version("edge-effdet")
 INFO = f"edge_effdet-{VERSION}.dist-info"
-WITH_NUMPY = ("edge_effdet.device.engine", "edge_effdet.device.service.loop")
+WITH_NUMPY = tuple(f"edge_effdet.device.{name}" for name in ("engine", "service.loop", "service.watched"))
 """Modules of the device's room that run in the installed environment."""
 
 

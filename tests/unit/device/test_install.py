@@ -13,6 +13,7 @@ from PIL import Image
 
 from edge_effdet.deploying.archive import write_archive
 from edge_effdet.deploying.signing import make_keys, sign_file
+from edge_effdet.device import using
 from edge_effdet.device.install import Installed, install
 from edge_effdet.device.integrity import verify_installed
 from edge_effdet.device.manifest import SIGNATURE, SUMS
@@ -145,7 +146,7 @@ def test_a_bundle_is_installed_updated_rolled_back_and_removed(bundles, root, pi
 def test_a_second_time_nothing_is_done(bundles, ready):
     before = all_files(ready, but=["cells/log", "cells/lock"])
     again = put(bundles / "1.0", ready)
-    assert again.done == () and len(again.skipped) == 9
+    assert again.done == () and len(again.skipped) == 7
     assert all_files(ready, but=["cells/log", "cells/lock"]) == before
 
 
@@ -159,7 +160,8 @@ def test_a_dry_run_tells_all_steps_and_changes_nothing(bundles, root, installed_
     put(archive, root, dry_run=True)
     assert not root.exists()
     before = all_files(installed_once)
-    assert all(line.endswith("done already") for line in put(bundles / "1.0", installed_once, dry_run=True).plan[2:])
+    plan = put(bundles / "1.0", installed_once, dry_run=True).plan
+    assert all(line.endswith(("done already", "nothing to do")) for line in plan[2:])
     update = put(bundles / "1.10", installed_once, dry_run=True, keep=1).plan
     assert update[2].startswith("copy: copy the bundle into ") and "lead to 1.10-" in update[7]
     assert all_files(installed_once) == before
@@ -449,9 +451,34 @@ def test_a_first_version_that_is_not_healthy_is_stopped(bundles, root, stopped):
     assert manager is not None and not manager.is_running()
 
 
+def test_an_interruption_while_it_is_waited_takes_the_switch_back(
+    template, ready, pictures, tmp_path, monkeypatch, stopped
+):
+    first = current(ready)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(using, "restart_and_wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        put(write_bundle(template, tmp_path / "2", release="2.0"), ready, service="process", source=str(pictures))
+    assert current(ready) == first
+    store = Store.at(ready, "cells")
+    assert [each.standing.bad for each in store.versions()] == [None, "interrupted before it was healthy"]
+    assert json.loads((store.folder / "config.json").read_text())["source"] == ""
+
+
 def test_a_service_without_anything_to_look_at_is_refused(bundles, root):
     with pytest.raises(UsageError, match="needs something to look at"):
         put(bundles / "1.0", root, service="process")
+
+
+def test_a_service_that_is_no_longer_wanted_is_stopped(bundles, ready, root, pictures, stopped):
+    put(bundles / "1.0", root, service="process", source=str(pictures))
+    manager = manager_of(Store.at(root, "cells"), "auto")
+    assert manager is not None and manager.is_running()
+    assert put(bundles / "1.0", root, service="none").done == ("service",)
+    assert not manager.is_running()
 
 
 def test_what_is_removed_stops_first(bundles, ready, root, pictures):

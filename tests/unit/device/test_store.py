@@ -322,6 +322,21 @@ def test_a_version_that_a_kill_kept_from_being_reached_is_not_returned_to(store)
     assert name_of(store.last_good()) == "1.0-a"
 
 
+def test_a_rollback_that_was_cut_off_is_known_until_something_else_is_installed(store):
+    for name in ("1.0-a", "2.0-b"):
+        run_version(store, name)
+    assert store.pending_rollback() is None
+    store.begin_rollback(store.current(), store.version("1.0-a"))
+    assert store.pending_rollback() == ("2.0-b", store.version("1.0-a"))
+    store.switch(store.version("1.0-a"))
+    assert store.pending_rollback() == ("2.0-b", store.version("1.0-a"))
+    run_version(store, "3.0-c")
+    assert store.pending_rollback() is None
+    store.end_rollback()
+    store.switch(store.version("1.0-a"))
+    assert store.pending_rollback() is None
+
+
 # Which folder a bundle gets
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The command of the container. It installs the bundle of the image into the volume and runs it. An installation that is there already is only checked.
-# With arguments it is the installed edge-effdet, as in: docker compose exec detector sh /bundle/containers/entrypoint.sh status
+# The command of the container. It installs the bundle of the image into the volume and runs it. An installation that is there already is
+# only checked. With arguments it is the installed edge-effdet, as in:
+# docker compose exec detector sh /bundle/containers/entrypoint.sh status
 set -eu
 
 bundle=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)

@@ -205,7 +205,7 @@ elif verb == "is-active":
 
 @pytest.fixture
 def systemctl(tmp_path, monkeypatch):
-    """A folder in which a program in the place of systemctl notes its calls. No systemd runs where the tests do."""
+    """A folder in which a program in the place of systemctl notes its calls. A real systemd is in ``test_systemd.py``."""
     place = tmp_path / "systemctl"
     (place / "bin").mkdir(parents=True)
     program = place / "bin/systemctl"

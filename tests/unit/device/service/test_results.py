@@ -79,6 +79,16 @@ def test_a_later_process_goes_on_behind_the_last_whole_line(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_file_that_cannot_be_opened_is_passed_over(tmp_path):
+    # A folder stands for the file of another user, which root could open.
+    (tmp_path / "results-00000003.jsonl").mkdir()
+    log = ResultsLog(tmp_path, mib=1, keep=2)
+    fill(log, range(3000))
+    log.close()
+    assert (log.lost, log.problem) == (0, "")
+    assert max(each.name for each in tmp_path.iterdir() if each.is_file()) == "results-00000006.jsonl"
+
+
 def test_what_no_disk_takes_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "MOST_PENDING", 10_000)
     log = ResultsLog(tmp_path, mib=1, keep=1)

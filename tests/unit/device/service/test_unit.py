@@ -13,7 +13,7 @@ import pytest
 from edge_effdet.device.service.unit import UnitSettings, make_unit, quote, unit_name
 from edge_effdet.errors import UsageError
 
-EXPOSURE = {"cpu": 18, "gpu": 25}
+EXPOSURE = {"cpu": 17, "gpu": 20}
 """The most that ``systemd-analyze security`` may find, in tenths of its scale, on which 100 is a service without limits."""
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
