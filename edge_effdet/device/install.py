@@ -168,8 +168,11 @@ def _prepare(folder: Path, options: InstallOptions, given: Sequence[str], into: 
             f"The bundle has no graph in {options.precision.upper()}, only in {' and '.join(sorted(manifest.graphs)).upper()}; give another `precision`."
         )
     inspection = inspect_device(manifest.target, manifest, install_root=options.place, python=options.python)
+    if options.dry_run:
+        # All that was found, also where one thing stands in the way: a person mends everything at once.
+        logger.info("inspect: this device, held against the target %s:\n\n%s\n", manifest.target, inspection.text())
     inspection.require()
-    for each in inspection.warnings:
+    for each in () if options.dry_run else inspection.warnings:
         logger.warning("inspect: %s is %s; %s", each.what, each.found, each.fix)
     logger.info("inspect: this device suits %s", get_target(manifest.target).title)
     limit = inspection.workspace_mib if options.workspace_mib is None else options.workspace_mib

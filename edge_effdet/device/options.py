@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_effdet.artifacts import PRECISIONS
-from edge_effdet.device.service.manager import KINDS
+from edge_effdet.device.service.starting import KINDS
 from edge_effdet.device.store import default_root
 from edge_effdet.errors import UsageError
 from edge_effdet.options import as_path, check_choices, option

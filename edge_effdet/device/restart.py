@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from edge_effdet.device.service.health import Health, wait_until_healthy
-from edge_effdet.device.service.manager import ServiceManager, get_manager
+from edge_effdet.device.service.starting import ServiceManager, get_manager
 from edge_effdet.device.steps import LOG_FILE
 from edge_effdet.device.store import LOG, Store, Version
 from edge_effdet.errors import EdgeEffDetError

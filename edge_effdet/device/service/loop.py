@@ -126,11 +126,18 @@ def run_service(store_folder: Path, options: ServiceOptions, stop: threading.Eve
             f"{store_folder / 'config.json'} names no `source`; install again with `source`, or write it there."
         )
     store = Store.at(store_folder.parent, store_folder.name)
-    version = store.current()
+    version = _own_version(store) or store.current()
     if version is None:
         raise InputError(f"No version is installed in {store_folder}; run ./edge-effdet install in a bundle.")
     with _alone(store_folder / STATE):
         return _Service(store_folder, version, options, stop).run()
+
+
+def _own_version(store: Store) -> Version | None:
+    """The version whose environment this Python is of: ``current`` may have been switched since it was started."""
+    folder = Path(os.path.realpath(sys.prefix)).parent
+    version = store.version(folder.name)
+    return version if version.folder == folder and version.record is not None else None
 
 
 @contextlib.contextmanager

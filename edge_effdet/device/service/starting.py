@@ -24,7 +24,7 @@ from edge_effdet.device.service.options import read_options
 from edge_effdet.device.service.processes import process_identity
 from edge_effdet.device.service.supervisor import PATIENCE, PID_FILE, Supervised, end_group, read_pid_file
 from edge_effdet.device.service.unit import SERVICE_GROUPS, SERVICE_USER, UnitSettings, make_unit, unit_name
-from edge_effdet.device.store import ENTRY, STATE, Store
+from edge_effdet.device.store import CONFIG, ENTRY, STATE, Store
 from edge_effdet.errors import InputError, UsageError, first_line
 
 logger = logging.getLogger("edge_effdet.device.service")
@@ -154,6 +154,7 @@ class SystemdService(ServiceManager):
             _make_user()
             _require_open(self.store_folder)
             _give_state(self.store_folder / STATE)
+            _hide(self.store_folder / CONFIG, pwd.getpwnam(SERVICE_USER).pw_gid)
         text = make_unit(self._settings())
         if not self.unit_path.is_file() or self.unit_path.read_text(encoding="utf-8") != text:
             try:
@@ -288,6 +289,13 @@ def _give_state(state: Path) -> None:
                 os.chown(name, user.pw_uid, user.pw_gid, dir_fd=descriptor, follow_symlinks=False)
 
 
+def _hide(config: Path, group: int = -1) -> None:
+    """Let only the owner and the group of the service read the settings: the address of a camera may hold a password."""
+    with contextlib.suppress(FileNotFoundError):
+        os.chown(config, -1, group)
+        config.chmod(0o640)
+
+
 def _has_group(name: str) -> bool:
     try:
         grp.getgrnam(name)
@@ -302,6 +310,7 @@ class ProcessService(ServiceManager):
     kind = "process"
 
     def install(self) -> None:
+        _hide(self.store_folder / CONFIG)
         logger.warning(
             "the service runs as a process in the background, which nothing starts with the machine: run %s in what does, as in a container's command",
             " ".join(self.command),
