@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,30 @@ PACKAGES = "host_packages-1.0-py3-none-any.whl"
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that no test changes, made once a run; ``write_bundle`` makes others of it."""
     return make_once(tmp_path_factory, "bundle_template", write_template)
+
+
+def make_manifest(name: str = "cells", precisions: Sequence[str] = ("int8",), **changes: Any) -> Manifest:
+    """The manifest of a bundle for this machine by onnxruntime, installed in the last of the precisions, with some of its fields changed."""
+    graphs = {
+        each: BundledGraph(
+            graph=f"graphs/{name}.{each}.onnx", record=f"records/{each}.json", layers=f"layers/{each}.json"
+        )
+        for each in precisions
+    }
+    usual: dict[str, Any] = {
+        "name": name,
+        "release": "1.0",
+        "created_at": "2026-01-01T00:00:00+00:00",
+        "made_by": "0.1.0",
+        "target": TARGET,
+        "backend": "onnxruntime",
+        "precision": precisions[-1],
+        "graphs": graphs,
+        "wheel": "wheels/edge_effdet-0.1.0-py3-none-any.whl",
+        "requirements": "requirements.txt",
+        "complete": False,
+    }
+    return Manifest(**(usual | changes))
 
 
 class WeakRunner(ExactRunner):
@@ -82,20 +107,8 @@ def write_template(folder: Path, weak: bool = False, target: str = TARGET, packa
     (folder / "requirements.txt").write_text(requirements, encoding="ascii")
     shutil.copyfile(Path(deploying.__file__).parent / "files" / ENTRY, folder / ENTRY)
     (folder / ENTRY).chmod(0o755)
-    manifest = Manifest(
-        name="cells",
-        release="1.0",
-        created_at="2026-01-01T00:00:00+00:00",
-        made_by=wheel.name.split("-")[1],
-        target=target,
-        backend="onnxruntime",
-        precision="int8",
-        graphs={
-            "int8": BundledGraph(graph="graphs/cells.int8.onnx", record="records/int8.json", layers="layers/int8.json")
-        },
-        wheel=f"wheels/{wheel.name}",
-        requirements="requirements.txt",
-        complete=True,
+    manifest = make_manifest(
+        target=target, made_by=wheel.name.split("-")[1], wheel=f"wheels/{wheel.name}", complete=True
     )
     write_manifest(folder, manifest)
 

@@ -13,7 +13,8 @@ from benchmarks import deploy_flips as module
 from benchmarks.deploy_flips import flip_bytes
 from edge_effdet.deploying.signing import make_keys, sign_file
 from edge_effdet.deploying.wheel import write_device_wheel
-from edge_effdet.device.manifest import ENTRY, SIGNATURE, SUMS, BundledGraph, Manifest, files_of, write_manifest
+from edge_effdet.device.manifest import ENTRY, SIGNATURE, SUMS, files_of, write_manifest
+from tests.bundles import make_manifest
 
 CONTENTS = {
     "graphs/cells.fp32.onnx": bytes(range(256)) * 8,
@@ -31,20 +32,7 @@ def bundle(tmp_path: Path) -> Path:
         (folder / name).write_bytes(content)
     shutil.copy(Path(edge_effdet.deploying.__file__).parent / "files" / ENTRY, folder)
     wheel = write_device_wheel(folder / "wheels")
-    graph = BundledGraph(graph="graphs/cells.fp32.onnx", record="records/fp32.json", layers="layers/fp32.json")
-    manifest = Manifest(
-        name="cells",
-        release="1.2",
-        created_at="2026-01-01T00:00:00+00:00",
-        made_by="0.1.0",
-        target="x86-cpu",
-        backend="onnxruntime",
-        precision="fp32",
-        graphs={"fp32": graph},
-        wheel=wheel.relative_to(folder).as_posix(),
-        requirements="requirements.txt",
-        complete=False,
-    )
+    manifest = make_manifest(precisions=("fp32",), release="1.2", wheel=wheel.relative_to(folder).as_posix())
     write_manifest(folder, manifest)
     return folder
 

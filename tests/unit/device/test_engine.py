@@ -19,11 +19,12 @@ from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.device import engine as device_engine
 from edge_effdet.device.engine import DEVICE_RECORD, DeviceBuildOptions, build_on_device, main
-from edge_effdet.device.manifest import BundledGraph, Manifest, read_bundle, write_manifest
+from edge_effdet.device.manifest import read_bundle, write_manifest
 from edge_effdet.errors import AccuracyGateFailed, BundleError, UsageError
 from edge_effdet.quant.proof import list_convolutions
 from edge_effdet.runtime import latency
 from edge_effdet.runtime.golden import _golden_sha256, make_golden
+from tests.bundles import make_manifest
 from tests.emulation.small_detector import make_pictures, write_small_detector
 
 ACCURACY = Accuracy(AP=0.4, AP50=0.7, images=9, split="test", measured_on="engine", data_sha256="0" * 64)
@@ -56,23 +57,7 @@ def write_bundle(tmp_path):
         (folder / "layers" / "int8.json").write_text(json.dumps([to_json(each) for each in layers]))
         (folder / "wheels" / "x.whl").write_bytes(b"")
         (folder / "requirements.txt").write_text("")
-        manifest = Manifest(
-            name=name,
-            release="1.0",
-            created_at="2026-01-01T00:00:00+00:00",
-            made_by="0.1.0",
-            target="x86-cpu",
-            backend="onnxruntime",
-            precision="int8",
-            graphs={
-                "int8": BundledGraph(
-                    graph="graphs/small.int8.onnx", record="records/int8.json", layers="layers/int8.json"
-                )
-            },
-            wheel="wheels/x.whl",
-            requirements="requirements.txt",
-            complete=False,
-        )
+        manifest = make_manifest(name, wheel="wheels/x.whl")
         write_manifest(folder, manifest)
         return read_bundle(folder)
 

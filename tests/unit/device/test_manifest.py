@@ -20,8 +20,6 @@ from edge_effdet.device.manifest import (
     MANIFEST,
     SIGNATURE,
     SUMS,
-    BundledGraph,
-    Manifest,
     is_bundle,
     parse_release,
     read_bundle,
@@ -30,6 +28,7 @@ from edge_effdet.device.manifest import (
     write_manifest,
 )
 from edge_effdet.errors import BundleError
+from tests.bundles import make_manifest
 
 CONTENTS = {
     "edge-effdet": b"#!/usr/bin/env python3\n",
@@ -42,24 +41,7 @@ CONTENTS = {
     "requirements.txt": b"numpy>=1.26\n",
     "wheels/edge_effdet-0.1.0-py3-none-any.whl": b"PK\x03\x04",
 }
-THE_MANIFEST = Manifest(
-    name="cells",
-    release="1.2.0",
-    created_at="2026-01-01T00:00:00+00:00",
-    made_by="0.1.0",
-    target="x86-cpu",
-    backend="onnxruntime",
-    precision="int8",
-    graphs={
-        each: BundledGraph(
-            graph=f"graphs/cells.{each}.onnx", record=f"records/{each}.json", layers=f"layers/{each}.json"
-        )
-        for each in ("fp32", "int8")
-    },
-    wheel="wheels/edge_effdet-0.1.0-py3-none-any.whl",
-    requirements="requirements.txt",
-    complete=False,
-)
+THE_MANIFEST = make_manifest(precisions=("fp32", "int8"), release="1.2.0", target="x86-cpu")
 
 
 @pytest.fixture

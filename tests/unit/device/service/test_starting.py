@@ -16,9 +16,9 @@ import pytest
 
 from edge_effdet.device.service import starting as managers
 from edge_effdet.device.service.health import wait_until_healthy
-from edge_effdet.device.service.starting import ProcessService, SystemdService, get_manager
 from edge_effdet.device.service.options import ServiceOptions, write_options
 from edge_effdet.device.service.processes import process_identity
+from edge_effdet.device.service.starting import ProcessService, SystemdService, get_manager
 from edge_effdet.device.service.status import read_status
 from edge_effdet.device.service.supervisor import read_pid_file
 from edge_effdet.errors import UsageError

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.device.service.health import wait_until_healthy
-from edge_effdet.device.service.starting import SystemdService
 from edge_effdet.device.service.options import ServiceOptions, write_options
 from edge_effdet.device.service.processes import process_identity
+from edge_effdet.device.service.starting import SystemdService
 from edge_effdet.device.service.status import read_status
 from edge_effdet.device.service.unit import UnitSettings, make_unit
 
