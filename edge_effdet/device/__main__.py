@@ -175,9 +175,7 @@ def _describe_install(done: Installed) -> str:
         rows.append(("network", f"{latency['median_ms']:.2f} ms (the median of {latency['runs']} runs)"))
     rows.append(("engine", str(done.engine)))
     head = [("step", "done"), *rows]
-    skipped = (
-        f"\nnothing had to be done for {', '.join(done.skipped)}" if done.skipped else ""
-    )
+    skipped = f"\nnothing had to be done for {', '.join(done.skipped)}" if done.skipped else ""
     return f"{table(head)}{skipped}\n\nnext: {done.store / 'edge-effdet'} status"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from edge_effdet.device.durable import sync_all, write_durably
 from edge_effdet.device.making import InstallWork
 from edge_effdet.device.restart import go_back, manager_of, restart_and_wait, see_log
-from edge_effdet.device.service.starting import ServiceManager
 from edge_effdet.device.service.options import ServiceOptions, read_options, write_options
+from edge_effdet.device.service.starting import ServiceManager
 from edge_effdet.device.signature import read_public_key
 from edge_effdet.device.steps import Step
 from edge_effdet.device.store import CONFIG, CURRENT, Store, Version
