@@ -17,6 +17,10 @@ KEPT, BEST = 100, 20
 """Detections of a picture that are kept, and of these the best that are compared, each with all that the other side kept: which one is
 the twentieth and which the twenty-first is decided by any rounding. Further ones have scores of a hundredth."""
 
+SAME_PLACE = 0.5
+"""Or if none of their sides is further apart than so many pixels. A box without an area, as a network finds that has hardly learned anything, has no
+overlap with itself either."""
+
 SCORE_FLOOR, KEPT_FLOOR = 0.01, 0.003
 """Scores from which detections are compared, and from which they are kept: one that is just above the first on one side may be just
 below it on the other."""
@@ -115,7 +119,8 @@ def _missing(wanted: Sequence[Detections], found: Sequence[Detections]) -> float
     for ours, theirs in zip(map(_compared, wanted), found, strict=True):
         if not len(ours):
             continue
-        same = iou_matrix(ours.boxes, theirs.boxes) >= SAME_BOX
+        apart = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(axis=2, initial=0.0)
+        same = (iou_matrix(ours.boxes, theirs.boxes) >= SAME_BOX) | (apart <= SAME_PLACE)
         same &= ours.class_ids[:, None] == theirs.class_ids[None]
         differences = np.where(same, np.abs(ours.scores[:, None] - theirs.scores[None]), np.inf)
         missing += float(np.minimum(differences.min(axis=1, initial=np.inf), ours.scores).sum())

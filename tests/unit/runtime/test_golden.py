@@ -90,6 +90,11 @@ def runner() -> Counted:
 def test_distance():
     one = [found((0, 0.8, 0), (30, 0.2, 1))]
     assert detection_distance(one, one) == 0
+    # A box without an area has no overlap with itself, and is the same all the same.
+    flat = Detections(np.array([[9, 9, 9, 30]], np.float32), np.array([0.8], np.float32), np.array([0], np.int32))
+    assert detection_distance([flat], [flat]) == 0
+    moved = replace(flat, boxes=flat.boxes + 2)
+    assert detection_distance([flat], [moved]) == pytest.approx(1)
     assert detection_distance(one, [found((0, 0.7, 0), (30, 0.2, 1))]) == pytest.approx(0.1)
     # Another class, or a box elsewhere, is not the same object.
     assert detection_distance(one, [found((0, 0.8, 1), (30, 0.2, 1))]) == pytest.approx(0.8)
