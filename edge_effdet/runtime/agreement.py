@@ -17,16 +17,16 @@ KEPT, BEST = 100, 20
 """Detections of a picture that are kept, and of these the best that are compared, each with all that the other side kept: which one is
 the twentieth and which the twenty-first is decided by any rounding. Further ones have scores of a hundredth."""
 
-SAME_PLACE = 0.5
-"""Or if none of their sides is further apart than so many pixels. A box without an area, as a network finds that has hardly learned anything, has no
-overlap with itself either."""
-
 SCORE_FLOOR, KEPT_FLOOR = 0.01, 0.003
 """Scores from which detections are compared, and from which they are kept: one that is just above the first on one side may be just
 below it on the other."""
 
 SAME_BOX = 0.5
 """Two boxes of one class are the same object from this overlap (IoU) on."""
+
+SAME_PLACE = 0.5
+"""They are the same too if none of their sides is further apart than so many pixels. A box without an area, as a network finds that has hardly learned anything, has no
+overlap with itself either."""
 
 TOLERANCES: Mapping[str, float] = {"fp32": 0.02, "fp16": 0.1, "int8": 0.1}
 """The distance (``detection_distance``) that still counts as the same, by the engine's precision.
