@@ -13,6 +13,7 @@ from edge_effdet.cli import Result, add_options, make_parser, options_from, run_
 from edge_effdet.deploying.options import DeployConfig
 from edge_effdet.deploying.stage import make_bundle
 from edge_effdet.device.manifest import Bundle, files_of
+from edge_effdet.errors import UsageError
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
@@ -36,8 +37,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
             dest="precision",
             action="store_const",
             const=name,
-            default="int8",
-            help=f"install in {name.upper()}",
+            help=f"install in {name.upper()}" + (" (the default)" if name == "int8" else ""),
         )
     add_options(parser, DeployConfig)
     return parser
@@ -47,6 +47,12 @@ def _run(arguments: argparse.Namespace) -> Result:
     source = arguments.checkpoint if arguments.onnx is None else arguments.onnx
     if arguments.engine is not None:
         source = load_engine(arguments.engine)
+        if arguments.precision not in (None, source.precision):
+            raise UsageError(
+                f"{arguments.engine} is {source.precision.upper()}, and --{arguments.precision} asks for another precision; leave it out, or give the "
+                "checkpoint."
+            )
+    arguments.precision = arguments.precision or "int8"
     bundle = make_bundle(source, options_from(DeployConfig, arguments))
     data = {
         "bundle": str(bundle.path),

@@ -12,7 +12,7 @@
     ├── BackendUnavailable         3   a backend that cannot work on this machine
     ├── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
     ├── RegressionFound            4   an engine is slower, or finds less, than in the baseline; the report is written
-    └── NotHealthy                 4   a version was installed and its service did not become healthy; the one before it runs again
+    └── NotHealthy                 4   a service did not become healthy after an installation or a rollback; the message says what runs
 
 A message is one sentence for a person: what happened, why, and what to do. It names an option by its field in backticks,
 as in `` `max_ap_drop` ``, which a Python caller sets; the command line puts the flag in its place (``cli.name_flags``).

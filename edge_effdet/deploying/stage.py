@@ -79,6 +79,9 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx-ir", "export", "to make bundles") from error
     output, target = Path(config.output), get_target(config.target)
+    if isinstance(source, Engine) and config.backend is None and source.backend in target.backends:
+        # What was proven is what is to run.
+        config = replace(config, backend=source.backend)
     # Keys are read before minutes of work, and the release is chosen once: it is a time where none was given.
     key = None if config.sign is None else read_secret_key(Path(config.sign))
     trusted = () if config.trust is None else read_public_keys(Path(config.trust))

@@ -58,9 +58,18 @@ def _sentence(folder: Path, error: OSError) -> str:
     return f"Writing {place} failed: {advice}."
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a file as a whole, and return when it and its name are on the disk: a power cut after that loses neither."""
+def write_durably(path: Path, text: str, mode: int | None = None) -> None:
+    """Write a file as a whole, and return when it and its name are on the disk: a power cut after that loses neither.
+
+    Args:
+        path: the file.
+        text: its content.
+        mode: its permissions; None for those of any new file.
+    """
     with atomic_output(path) as temporary:
+        if mode is not None:
+            # Before the content is in it.
+            temporary.chmod(mode)
         temporary.write_text(printable(text), encoding="utf-8")
     sync_folder(path.parent)
 

@@ -100,9 +100,13 @@ def install(source: Path | str, options: InstallOptions, into: str | None = None
         if options.dry_run:
             return _plan(work)
         store = work.store
-        store.create()
-        with store.lock() as lock, telling_errors(store.folder), logging_to(store.folder / LOG), _readable_by_all():
-            return _run(work, lock)
+        with _readable_by_all():
+            store.create()
+            with store.lock() as lock, telling_errors(store.folder):
+                # Whoever held the lock until now may have removed a part.
+                store.create()
+                with logging_to(store.folder / LOG):
+                    return _run(work, lock, given)
 
 
 def read_given_keys(given: str | None) -> tuple[str, ...]:
@@ -213,12 +217,17 @@ def _plan(work: InstallWork) -> Installed:
     return Installed(store=work.store.folder, version=version.id, bundle=work.bundle, before=before, plan=tuple(lines))
 
 
-def _run(work: InstallWork, lock: int) -> Installed:
-    """Install. The store is locked."""
+def _run(work: InstallWork, lock: int, given: Sequence[str]) -> Installed:
+    """Install. The store is locked; ``given`` are the keys that the options name."""
     store = work.store
-    # Both may have changed until the lock was taken.
+    # What runs and what is trusted may have changed until the lock was taken.
     _refuse_downgrade(work)
-    work = replace(work, keys=tuple(dict.fromkeys([*store.trusted_keys(), *work.keys])))
+    keys = tuple(dict.fromkeys([*store.trusted_keys(), *given]))
+    signed_by = require_trusted(work.bundle.path, keys, work.options.require_signature or bool(keys))
+    work = replace(work, keys=keys, bundle=replace(work.bundle, signed_by=signed_by))
+    if given:
+        # Before anything can fail: from now on an unsigned bundle is refused.
+        store.replace_keys(keys)
     store.sweep()
     version, before = _choose(work, mark=True), _current_id(store)
     logger.info("installing %s into %s", version.id, store.folder)

@@ -105,8 +105,13 @@ def making_steps(work: InstallWork, version: Version, lock: int | None) -> list[
 
 
 def _is_bundle(work: InstallWork, folder: Path) -> bool:
+    """Whether the folder has the bundle, as it was checked, with the signature that was."""
     try:
-        return read_bundle(folder).sha256 == work.bundle.sha256
+        copy = read_bundle(folder)
+        if work.bundle.signed_by is not None:
+            require_trusted(folder, work.keys, required=True)
+        # The manifest too: whoever can write the source may have shown another one for a moment.
+        return copy.sha256 == work.bundle.sha256 and copy.manifest == work.bundle.manifest
     except BundleError:
         return False
 

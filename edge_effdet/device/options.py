@@ -95,16 +95,27 @@ class InstallOptions(PlaceOptions, RunSettings, WatchOptions, VersionOptions, Tr
         check_choices(self)
         for name, least in (("keep", 1), ("workspace_mib", 0), ("threads", 0), ("healthy_within", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            # Written so that what is no number is refused too.
+            if value is not None and not least <= value < float("inf"):
                 raise UsageError(f"`{name}` {value} makes no sense; give at least {least}.")
+        if self.source is not None and not self.source.strip():
+            raise UsageError(
+                "`source` is empty; leave it out to keep what the service looks at, or give `service` none to keep no service."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackOptions(PlaceOptions, WatchOptions):
-    """Where and how a rollback is done."""
+    """Where and how a rollback is done.
+
+    Raises:
+        UsageError: a choice that does not exist, or a time that makes no sense.
+    """
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if not 0 <= self.healthy_within < float("inf"):
+            raise UsageError(f"`healthy_within` {self.healthy_within} makes no sense; give seconds, 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

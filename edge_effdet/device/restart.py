@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from edge_effdet.device.integrity import check_version
 from edge_effdet.device.service.health import Health, wait_until_healthy
 from edge_effdet.device.service.starting import ServiceManager, get_manager
 from edge_effdet.device.steps import LOG_FILE
 from edge_effdet.device.store import LOG, Store, Version
-from edge_effdet.errors import EdgeEffDetError
+from edge_effdet.errors import BundleError, EdgeEffDetError, EngineError
 
 logger = logging.getLogger("edge_effdet.device")
 
@@ -18,11 +19,39 @@ def manager_of(store: Store, kind: str) -> ServiceManager | None:
 
     Args:
         store: whose.
-        kind: of ``manager.KINDS``; for ``auto`` the kind that was used before.
+        kind: of ``starting.KINDS``; for ``auto`` the kind that was used before, and nothing where none was.
     """
     if kind == "auto":
-        kind = store.service_kind() or "auto"
+        kind = store.service_kind() or "none"
     return None if kind == "none" else get_manager(kind, store.name, store.folder)
+
+
+def end_other_kind(store: Store, manager: ServiceManager | None) -> None:
+    """Stop what ran the engine until now where that is of another kind: it would go on beside the new one."""
+    before = manager_of(store, "auto")
+    if before is not None and (manager is None or before.kind != manager.kind):
+        before.stop()
+        before.remove()
+
+
+def find_good(store: Store, beside: Version | None = None) -> Version | None:
+    """The last good version that is still as it was; one that is not is marked bad. None where there is none.
+
+    Args:
+        store: where the versions are.
+        beside: the version that is left; None for the current one.
+    """
+    while True:
+        version = store.last_good(beside)
+        if version is None:
+            return None
+        try:
+            check_version(version)
+        except (BundleError, EngineError) as error:
+            logger.warning("%s is damaged and is passed over: %s", version.id, error)
+            store.mark_bad(version, f"damaged: {error}")
+        else:
+            return version
 
 
 def restart_and_wait(store: Store, version: Version, manager: ServiceManager, seconds: float) -> Health:
@@ -54,7 +83,7 @@ def go_back(store: Store, version: Version, manager: ServiceManager, reason: str
     """
     # Marked before the switch: after a kill in between, no rollback returns to it.
     store.mark_bad(version, reason)
-    before = store.last_good(version)
+    before = find_good(store, version)
     if before is None:
         stop_quietly(manager)
         return "there is no version before it to return to and the service was stopped"

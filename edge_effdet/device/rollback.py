@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_effdet.device.durable import remove_path, sync_folder, telling_errors
-from edge_effdet.device.integrity import check_version
 from edge_effdet.device.manifest import ENTRY
 from edge_effdet.device.options import RollbackOptions, UninstallOptions
-from edge_effdet.device.restart import manager_of, restart_and_wait, see_log, stop_quietly
+from edge_effdet.device.restart import end_other_kind, find_good, manager_of, restart_and_wait, see_log, stop_quietly
+from edge_effdet.device.service.options import read_options
 from edge_effdet.device.steps import logging_to
 from edge_effdet.device.store import (
     CACHE,
@@ -27,7 +27,8 @@ from edge_effdet.device.store import (
     Store,
     Version,
 )
-from edge_effdet.errors import BundleError, EngineError, NotHealthy
+from edge_effdet.device.using import take_config_back
+from edge_effdet.errors import BundleError, NotHealthy
 
 logger = logging.getLogger("edge_effdet.device")
 
@@ -68,6 +69,9 @@ def rollback(name: str | None, options: RollbackOptions) -> RolledBack:
     with store.lock(), telling_errors(store.folder), logging_to(store.folder / LOG):
         store.sweep()
         current, manager = store.current(), manager_of(store, options.service)
+        if manager is not None:
+            # Damaged settings would stop a service that runs well.
+            read_options(store.folder)
         pending = store.pending_rollback()
         if pending is not None:
             left, version = pending
@@ -78,8 +82,13 @@ def rollback(name: str | None, options: RollbackOptions) -> RolledBack:
         if current is not None and current.id != version.id:
             # Before the switch: after a kill in between nothing returns to it.
             store.mark_bad(current, "rolled back by hand")
+            # Settings of an installation that was cut off before its service was healthy.
+            take_config_back(store, current)
         store.switch(version)
         logger.info("rolled back from %s to %s", left or "nothing", version.id)
+        if options.service != "auto":
+            end_other_kind(store, manager)
+            store.keep_service_kind("none" if manager is None else manager.kind)
         service = "no service is kept"
         if manager is not None:
             health = restart_and_wait(store, version, manager, options.healthy_within)
@@ -95,22 +104,15 @@ def rollback(name: str | None, options: RollbackOptions) -> RolledBack:
 
 
 def _find_target(store: Store, current: Version | None) -> Version:
-    """The last good version before the current one that is still as it was; one that is not is marked bad."""
-    while True:
-        version = store.last_good()
-        if version is None:
-            running = f"{current.id} runs, and " if current is not None else ""
-            raise BundleError(
-                f"{running}there is no version before it in {store.folder} that was good and is still whole; install an earlier bundle with "
-                "`allow_downgrade`."
-            )
-        try:
-            check_version(version)
-        except (BundleError, EngineError) as error:
-            logger.warning("%s is damaged and is passed over: %s", version.id, error)
-            store.mark_bad(version, f"damaged: {error}")
-        else:
-            return version
+    """The last good version before the current one that is still as it was. Raises BundleError where there is none."""
+    version = find_good(store)
+    if version is None:
+        running = f"{current.id} runs, and " if current is not None else ""
+        raise BundleError(
+            f"{running}there is no version before it in {store.folder} that was good and is still whole; install an earlier bundle with "
+            "`allow_downgrade`."
+        )
+    return version
 
 
 def uninstall(name: str | None, options: UninstallOptions) -> list[str]:
@@ -135,7 +137,9 @@ def uninstall(name: str | None, options: UninstallOptions) -> list[str]:
             manager.remove()
         store.sweep()
         # First what makes it run: a kill later leaves nothing that half works. Last what tells that the folder is ours, so that a second run goes on.
-        remove_path(store.folder / CURRENT)
+        # Nothing else than a link is ours.
+        if (store.folder / CURRENT).is_symlink():
+            (store.folder / CURRENT).unlink()
         sync_folder(store.folder)
         for version in store.versions():
             store.remove(version)

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,9 @@ ROLLBACK = "rollback.json"
 COMPLETE = "complete.json"
 STANDING = "standing.json"
 REQUEST = "request.json"
+
+_LEFT = re.compile(r"\.gone-.+|\.current\.\d+|\..+\.[0-9a-z_]{8}")
+"""What a run that was killed leaves: a version on its way out, a link that was not moved yet, and what ``atomic_output`` and ``tempfile`` write aside."""
 
 _GONE = ".gone-"
 """What the name of a version begins with while it is removed, so that what is left of it after a kill is never taken for a version."""
@@ -309,11 +313,11 @@ class Store:
             os.close(handle)
 
     def sweep(self) -> None:
-        """Remove what a killed run left: all hidden names are of files and folders that were not finished, or not removed to the end."""
+        """Remove what a killed run left: files and folders that were not finished, or not removed to the end. Hidden files of others stay."""
         with telling_errors(self.folder):
             for folder in (self.folder, self.folder / KEYS, self.folder / VERSIONS, *self._version_folders()):
                 for name in _names(folder):
-                    if name.startswith("."):
+                    if _LEFT.fullmatch(name):
                         remove_path(folder / name)
 
     def versions(self) -> list[Version]:

@@ -94,7 +94,11 @@ def _unpack(archive: Path, folder: Path) -> None:
             # The checksum of gzip is at the end, behind what tar reads.
             while stream.read(1 << 20):
                 pass
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, UnicodeError) as error:
+    except (
+        *(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),
+        # What tarfile raises for headers that are malformed in other ways.
+        *(ValueError, OverflowError, RecursionError, MemoryError),
+    ) as error:
         raise BundleError(f"{archive} is cut off or damaged ({error}); copy it again.") from error
 
 
@@ -104,6 +108,8 @@ def _extract(tar: tarfile.TarFile, archive: Path, folder: Path) -> None:
     for member in tar:
         name = member.name
         path = PurePosixPath(name)
+        if name == "." and member.isdir():
+            raise _refused(archive, "no folder around its files; pack the folder of the bundle and not what is in it")
         if not _NAME.fullmatch(name) or path.is_absolute() or ".." in path.parts or path.as_posix() != name:
             raise _refused(archive, f"a path that no bundle has, {printable(name)[:80]!r}")
         if not (member.isreg() or member.isdir()) or member.issparse():

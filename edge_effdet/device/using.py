@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edge_effdet.device.durable import sync_all, write_durably
 from edge_effdet.device.making import InstallWork
-from edge_effdet.device.restart import go_back, manager_of, restart_and_wait, see_log
+from edge_effdet.device.restart import end_other_kind, go_back, manager_of, restart_and_wait, see_log
 from edge_effdet.device.service.options import ServiceOptions, read_options, write_options
-from edge_effdet.device.service.starting import ServiceManager
+from edge_effdet.device.service.starting import ServiceManager, get_manager
 from edge_effdet.device.signature import read_public_key
 from edge_effdet.device.steps import Step
 from edge_effdet.device.store import CONFIG, CURRENT, Store, Version
@@ -56,7 +56,7 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
         Step(
             name="switch",
             what=f"let {store.folder / CURRENT} lead to {version.id}",
-            is_done=lambda: (current := store.current()) is not None and current.id == version.id,
+            is_done=lambda: _is_current(store, version),
             do=lambda: _switch(store, version),
         ),
         Step(name="service", what=serve, is_done=is_proven, do=lambda: _serve(work, version, manager)),
@@ -76,6 +76,12 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
             idle="nothing to do",
         ),
     ]
+
+
+def _is_current(store: Store, version: Version) -> bool:
+    """Whether the link leads there, and by a switch: a version that was made again in its place has no number yet."""
+    current = store.current()
+    return current is not None and current.id == version.id and current.standing.order > 0
 
 
 def _wanted_config(work: InstallWork) -> ServiceOptions:
@@ -98,6 +104,8 @@ def _manager_for(work: InstallWork, config: ServiceOptions) -> ServiceManager | 
     asked = work.options.service
     if asked == "auto" and not config.source:
         return None
+    if asked == "auto" and work.store.service_kind() is None:
+        return get_manager(asked, work.store.name, work.store.folder)
     manager = manager_of(work.store, asked)
     if manager is not None and not config.source:
         raise UsageError(f"A service needs something to look at; give `source`, or `service` none in place of {asked}.")
@@ -108,12 +116,12 @@ def _configure(store: Store, version: Version, config: ServiceOptions) -> None:
     path, earlier = store.folder / CONFIG, version.folder / _EARLIER_CONFIG
     # After several attempts it is the one from before the first that a service that fails goes back to.
     if not earlier.exists():
-        write_durably(earlier, path.read_text(encoding="utf-8") if path.exists() else "")
+        write_durably(earlier, path.read_text(encoding="utf-8") if path.exists() else "", mode=0o600)
     write_options(store.folder, config)
     sync_all()
 
 
-def _take_config_back(store: Store, version: Version) -> bool:
+def take_config_back(store: Store, version: Version) -> bool:
     """Restore the settings from before the installation. Returns whether they were others."""
     path, earlier = store.folder / CONFIG, version.folder / _EARLIER_CONFIG
     if not earlier.exists():
@@ -130,7 +138,7 @@ def _take_config_back(store: Store, version: Version) -> bool:
 def _serve(work: InstallWork, version: Version, manager: ServiceManager | None) -> str:
     store, seconds = work.store, work.options.healthy_within
     version = store.version(version.id)
-    _end_other_kind(store, manager)
+    end_other_kind(store, manager)
     # Without a source nothing runs for now, which is no choice for later.
     if manager is not None or work.options.service == "none":
         store.keep_service_kind("none" if manager is None else manager.kind)
@@ -140,14 +148,20 @@ def _serve(work: InstallWork, version: Version, manager: ServiceManager | None) 
     try:
         health = restart_and_wait(store, version, manager, seconds)
     except KeyboardInterrupt:
-        _take_config_back(store, version)
-        logger.warning("interrupted: %s", go_back(store, version, manager, "interrupted before it was healthy", None))
+        reverted = take_config_back(store, version)
+        if version.standing.good and reverted:
+            restart_and_wait(store, version, manager, 0)
+            logger.warning("interrupted: the earlier settings are back")
+        else:
+            logger.warning(
+                "interrupted: %s", go_back(store, version, manager, "interrupted before it was healthy", None)
+            )
         raise
     if health.healthy:
         _prove(store, version)
         return "healthy"
     logger.error("%s is not healthy: %s", version.id, health.reason)
-    reverted = _take_config_back(store, version)
+    reverted = take_config_back(store, version)
     if version.standing.good and reverted:
         again = restart_and_wait(store, version, manager, seconds)
         back = "the earlier settings are back"
@@ -163,14 +177,6 @@ def _switch(store: Store, version: Version) -> None:
     store.switch(store.count_up(store.version(version.id)))
     # A rollback that was cut off before is not to be finished now.
     store.end_rollback()
-
-
-def _end_other_kind(store: Store, manager: ServiceManager | None) -> None:
-    """Stop what ran the engine until now where that is of another kind: it would go on beside the new one."""
-    before = manager_of(store, "auto") if store.service_kind() else None
-    if before is not None and (manager is None or before.kind != manager.kind):
-        before.stop()
-        before.remove()
 
 
 def _prove(store: Store, version: Version) -> None:

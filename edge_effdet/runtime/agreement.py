@@ -56,7 +56,7 @@ def find_best(runner: Runner, spec: ModelSpec, image: np.ndarray) -> Detections:
 def detection_distance(proven: Sequence[Detections], found: Sequence[Detections]) -> float:
     """How far two lists of detections of the same pictures lie apart, 0 for the same and 1 for nothing in common.
 
-    Each of the ``BEST`` detections of one list is looked for in the other: the same class, an overlap of ``SAME_BOX`` or more, and of those the
+    Each of the ``BEST`` detections of one list is looked for in the other: the same class, an overlap of ``SAME_BOX`` or more or the ``SAME_PLACE``, and of those the
     nearest score. What its score differs by is added up, or all of its score where nothing is found. The larger of both directions
     counts, so that objects that are made up count as those that are missed. The result is a share of the scores of the list with more,
     so that a detector with low scores is not judged more mildly.

@@ -137,6 +137,13 @@ def test_the_command_says_what_it_made(bccd_engine, tmp_path, without_index, cap
     assert "give another --release" in capsys.readouterr().err
 
 
+def test_a_precision_that_contradicts_the_engine_is_refused(bccd_engine, tmp_path, capsys):
+    flags = ["--engine", str(bccd_engine.path), "--target", "x86-cpu", "--output", str(tmp_path / "out")]
+    assert main([*flags, "--int8"]) == 2
+    assert "is FP32, and --int8 asks for another precision" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def whole_bundle(int8_beside_fp32, tmp_path_factory) -> Path:
     """A bundle with all wheels, in a folder with a space and letters beyond ASCII."""

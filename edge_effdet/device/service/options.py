@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_effdet.artifacts import write_json
+from edge_effdet.artifacts import json_text
 from edge_effdet.artifacts.reading import from_json, to_json
+from edge_effdet.device.durable import write_durably
 from edge_effdet.device.store import CONFIG
 from edge_effdet.errors import InputError, UsageError
 from edge_effdet.options import check_choices, option
@@ -74,7 +75,7 @@ def read_options(store_folder: Path) -> ServiceOptions:
         return ServiceOptions()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); make it readable for this user.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be used ({error}); correct it, or remove it and install with `source` again."
         ) from error
@@ -86,4 +87,6 @@ def write_options(store_folder: Path, options: ServiceOptions) -> None:
     # Neither a pipeline with a "!" nor an address is a path, unless there is a file of that name.
     if source and Path(source).exists():
         source = str(Path(source).absolute())
-    write_json(store_folder / CONFIG, to_json(replace(options, source=source)))
+    text = json_text(to_json(replace(options, source=source)), indent=2)
+    # The address of a camera may hold a password. What starts the service lets its user read the file.
+    write_durably(store_folder / CONFIG, text + "\n", mode=0o600)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,8 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edge_effdet.artifacts import json_text
+from edge_effdet.deploying import containers
 from edge_effdet.deploying.containers import FOLDER, image_name, write_containers
 from edge_effdet.device.manifest import BundledGraph, Manifest, files_of
+from edge_effdet.device.service.status import describe_service
+from edge_effdet.device.store import Store
 from edge_effdet.device.targets import TARGETS
 
 KINDS = {
@@ -107,7 +110,7 @@ def test_compose_reads_what_is_meant(tmp_path, target):
     assert mounts == (["/etc/nv_tegra_release"] if KINDS[target] == "l4t" else [])
     kind, check = service["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
-    assert check.endswith("""grep -q '"healthy": true'""")
+    assert check.endswith("""grep -q '"reason": "", "service"'""")
     for name in ("interval", "timeout", "start_period"):
         assert re.fullmatch(r"\d+[smh]", service["healthcheck"][name])
 
@@ -204,6 +207,14 @@ def test_a_container_whose_installation_fails_does_not_run(container):
     assert (done.returncode, done.stdout) == (4, "")
 
 
-def test_the_sample_of_a_health_check_is_what_status_prints():
-    """``status --json`` prints by ``json_text``, and the health check looks for this text."""
-    assert '"healthy": true' in json.dumps({"healthy": True})
+def test_the_health_check_looks_at_the_judgement_and_not_at_what_the_service_last_said(tmp_path):
+    """A service that hangs wrote of itself that it is healthy, and ``status --json`` prints that too."""
+    looked_for = '"reason": "", "service"'
+    text = (Path(containers.__file__).parent / "files" / "containers" / "compose.yaml").read_text()
+    assert looked_for.replace('"', '\\"') in text
+    store = Store.at(tmp_path, "bccd")
+    store.create()
+    data = dict(describe_service(store).data)
+    assert looked_for in json_text({**data, "healthy": True, "reason": "", "service": {"healthy": True}})
+    hangs = {**data, "healthy": False, "reason": "it hangs", "service": {"healthy": True, "reason": "", "state": "x"}}
+    assert looked_for not in json_text(hangs)

@@ -205,6 +205,17 @@ def test_a_mask_of_the_user_does_not_hide_the_version_from_the_service(bundles, 
     version = Store.at(root, "cells").current()
     assert version is not None
     assert all(path.stat().st_mode & 0o004 for path in (version.engine, version.bundle / SUMS, version.python))
+    folders = [parent for parent in version.engine.parents if parent.is_relative_to(root)]
+    assert len(folders) > 4 and all(folder.stat().st_mode & 0o001 for folder in folders)
+
+
+def test_a_rollback_starts_no_service_where_none_was_ever_asked_for(bundles, root):
+    """Without a source nothing runs the engine, and nobody chose that."""
+    for release in ("1.0", "1.10"):
+        put(bundles / release, root, service="auto")
+    done = rollback(None, RollbackOptions(root=root, healthy_within=5))
+    assert (done.service, release_of(root)) == ("no service is kept", "1.0")
+    assert not (root / "cells" / "state" / "service.pid").exists()
 
 
 # Whole or damaged
@@ -487,3 +498,39 @@ def test_what_is_removed_stops_first(bundles, ready, root, pictures):
     assert manager is not None and manager.is_running()
     uninstall(None, UninstallOptions(root=root, purge=True))
     assert not manager.is_running() and not (root / "cells").exists()
+
+
+# What is not ours
+
+
+def test_hidden_files_of_others_stay(bundles, root):
+    put(bundles / "1.0", root)
+    store = root / "cells"
+    (store / ".env").write_text("mine")
+    (store / ".git").mkdir()
+    for name in (".config.json.0a1b2c3d", ".current.4711", ".gone-x"):
+        (store / name).write_text("")
+    put(bundles / "1.10", root)
+    assert sorted(path.name for path in store.iterdir() if path.name.startswith(".")) == [".env", ".git"]
+
+
+def test_a_folder_in_place_of_the_link_is_not_removed(bundles, root):
+    put(bundles / "1.0", root)
+    link = root / "cells" / "current"
+    link.unlink()
+    link.mkdir()
+    (link / "mine").write_text("x")
+    assert "current" in uninstall("cells", UninstallOptions(root=root))
+    assert (link / "mine").read_text() == "x"
+
+
+def test_an_empty_source_is_refused():
+    with pytest.raises(UsageError, match="`source` is empty"):
+        InstallOptions(source=" ")
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_a_time_that_never_ends_is_refused(seconds):
+    for options in (InstallOptions, RollbackOptions):
+        with pytest.raises(UsageError, match="`healthy_within`"):
+            options(healthy_within=seconds)
