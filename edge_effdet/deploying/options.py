@@ -29,7 +29,7 @@ class DeployConfig(LoweringOptions):
     output: Path | str = option(help="write the bundle, its archive, and the folder build into this folder")
     backend: str | None = option(
         None,
-        help="what runs the engine there (default: tensorrt for a GPU, onnxruntime for a CPU)",
+        help="what runs the engine there (default: what runs the given engine, else tensorrt for a GPU and onnxruntime for a CPU)",
         choices=tuple(BACKENDS),
     )
     release: str | None = option(
