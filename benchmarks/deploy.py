@@ -28,7 +28,7 @@ from edge_effdet.artifacts import Engine, engine_json_path, load_engine
 from edge_effdet.cli import Result, progress, run_verb, table
 from edge_effdet.deploying.options import DeployConfig
 from edge_effdet.deploying.stage import make_bundle
-from edge_effdet.device.manifest import Bundle, files_of
+from edge_effdet.device.manifest import Bundle, file_sizes
 from edge_effdet.runtime.golden import decode_pictures, encode_picture, read_golden
 
 ASKED = {"without wheels, MB": 25.0, "with wheels, MB": 130.0, "to the first boxes, s": 60.0}
@@ -90,7 +90,7 @@ def by_hand(bundle: Path, engine: Engine, python: Path, picture: Path, folder: P
 
 
 def _megabytes(bundle: Bundle) -> float:
-    return sum((bundle.path / name).stat().st_size for name in files_of(bundle.path)) / 1e6
+    return sum(file_sizes(bundle.path).values()) / 1e6
 
 
 def _run(arguments: argparse.Namespace) -> Result:

@@ -12,7 +12,7 @@ from edge_effdet.artifacts.reading import to_json
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table
 from edge_effdet.deploying.options import DeployConfig
 from edge_effdet.deploying.stage import make_bundle
-from edge_effdet.device.manifest import Bundle, files_of
+from edge_effdet.device.manifest import Bundle, file_sizes
 from edge_effdet.errors import UsageError
 
 
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         "id": bundle.id,
         "sha256": bundle.sha256,
         "signed_by": bundle.signed_by,
-        "bytes": _bytes(bundle),
+        "bytes": sum(file_sizes(bundle.path).values()),
         **to_json(bundle.manifest),
     }
     return Result(describe(bundle), data)
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> Result:
 def describe(bundle: Bundle) -> str:
     """What is in a bundle, and what to do with it."""
     manifest = bundle.manifest
-    sizes = {name: (bundle.path / name).stat().st_size for name in files_of(bundle.path)}
+    sizes = file_sizes(bundle.path)
     folders: dict[str, int] = {}
     for name, size in sizes.items():
         top = name.partition("/")[0] + ("/" if "/" in name else "")
@@ -93,10 +93,6 @@ def describe(bundle: Bundle) -> str:
         lines.append(f"       and {bundle.archive} ({bundle.archive.stat().st_size / 1e6:.1f} MB)")
     lines += ["", "on the device: unpack it, then ./edge-effdet install --dry-run"]
     return "\n".join(lines)
-
-
-def _bytes(bundle: Bundle) -> int:
-    return sum((bundle.path / name).stat().st_size for name in files_of(bundle.path))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

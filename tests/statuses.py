@@ -1,12 +1,26 @@
-"""A status as a healthy service of this process would write it."""
+"""What tests of the service share: a status as a healthy service of this process would write it, and waiting."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 from edge_effdet.device.service.processes import process_identity, seconds_since_boot
 from edge_effdet.device.service.status import ServiceStatus
+
+PATIENCE = 60.0
+"""Seconds after which what is waited for will not come any more."""
+
+
+def wait(is_so: Callable[[], Any]) -> Any:
+    """Wait until a call gives something true, and return that."""
+    end = time.monotonic() + PATIENCE
+    while not (found := is_so()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
 
 
 def make_status(**changes: Any) -> ServiceStatus:

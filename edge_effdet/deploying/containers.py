@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from edge_effdet.device.manifest import Manifest
-from edge_effdet.device.targets import get_target
+from edge_effdet.device.targets import ON_CPU, get_target
 
 FOLDER = "containers"
 """The folder in the bundle."""
@@ -60,7 +60,7 @@ def write_containers(folder: Path, manifest: Manifest) -> None:
         manifest: what it is.
     """
     target = get_target(manifest.target)
-    on_gpu = manifest.backend not in ("onnxruntime", "openvino")
+    on_gpu = manifest.backend not in ON_CPU
     kind = "cpu" if not on_gpu else "l4t" if target.is_jetson else "cuda"
     dockerfile = f"Dockerfile.{kind}"
     values = {

@@ -30,7 +30,7 @@ from edge_effdet.device.service.status import describe_service
 from edge_effdet.device.signature import require_trusted
 from edge_effdet.device.steps import run_program
 from edge_effdet.device.store import Store
-from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, EngineError, InputError, UsageError
+from edge_effdet.errors import InputError, UsageError
 
 VERBS = {
     "install": "install a bundle, or update to it: check, build the engine, prove it, switch",
@@ -228,12 +228,7 @@ def _ask_installed(store: Store) -> dict[str, Any]:
     )
     if done.code == 0:
         return json.loads(done.answer)
-    said = next(
-        (line.removeprefix("error: ") for line in reversed(done.lines) if line.startswith("error: ")),
-        "it gave no reason",
-    )
-    kinds = {AccuracyGateFailed.exit_code: AccuracyGateFailed, BackendUnavailable.exit_code: BackendUnavailable}
-    raise kinds.get(done.code, EngineError)(f"The installed version is not right: {said}")
+    raise done.as_error(f"The installed version is not right: {done.complaint or 'it gave no reason'}")
 
 
 def _verify_store(store: Store) -> Result:

@@ -21,12 +21,12 @@ from typing import Any
 from edge_effdet.artifacts import printable
 from edge_effdet.device.manifest import Bundle
 from edge_effdet.device.steps import Finished, run_program
+from edge_effdet.device.targets import PYTHONS
 from edge_effdet.errors import BackendUnavailable, BundleError, first_line
 
 CUDA = Path("/usr/local/cuda")
 """Where JetPack and NVIDIA's packages put CUDA, which is not on the PATH there."""
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 
 _LOOK = """
 import glob, importlib.util, json, os, sys, sysconfig
@@ -107,10 +107,9 @@ def look_at_python(python: str | None) -> HostPython:
         found["executable"], tuple(found["version"]), found["has_venv"], found["pip_wheel"], found["has_tensorrt"]
     )
     shown = ".".join(map(str, looked.version))
-    if not OLDEST_PYTHON <= looked.version[:2] <= NEWEST_PYTHON:
-        oldest, newest = (".".join(map(str, each)) for each in (OLDEST_PYTHON, NEWEST_PYTHON))
+    if ".".join(map(str, looked.version[:2])) not in PYTHONS:
         raise BackendUnavailable(
-            f"{looked.executable} is Python {shown}, and {oldest} to {newest} work; give another `python`."
+            f"{looked.executable} is Python {shown}, and {PYTHONS[0]} to {PYTHONS[-1]} work; give another `python`."
         )
     if not looked.has_venv:
         raise BackendUnavailable(

@@ -28,7 +28,7 @@ from edge_effdet.device.nvidia import (
     note_power,
     read_jetpack,
 )
-from edge_effdet.device.targets import PYTHONS, DeployTarget, JetPack, get_target
+from edge_effdet.device.targets import ON_CPU, PYTHONS, DeployTarget, JetPack, get_target
 
 DISK_MIB = {"onnxruntime": 400, "openvino": 500, "tensorrt": 500, "tensorrt-rtx": 700, "onnxruntime-cuda": 4000}
 """What a version takes on the disk at most: up to 130 MiB of bundle, NumPy, Pillow and pip (113 MiB as installed), the backend's packages
@@ -37,7 +37,6 @@ DISK_MIB = {"onnxruntime": 400, "openvino": 500, "tensorrt": 500, "tensorrt-rtx"
 PIP_TENSORRT_MIB = 6000
 """In place of that with the TensorRT that pip fetches on a server, whose libraries are some GB; from memory."""
 
-_ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 _SMALL_MIB, _LEAST_SWAP_MIB, _LEAST_FREE_MIB = 10 << 10, 3 << 10, 2 << 10
 _OLDEST_YEAR = 2024
 
@@ -73,7 +72,7 @@ def inspect_device(
         _system(root, jetpack if wanted.is_jetson else None),
         *_python(root, interpreter, python, wanted, backend, complete),
     ]
-    if backend in _ON_GPU and not wanted.is_jetson:
+    if backend not in ON_CPU and not wanted.is_jetson:
         findings.append(check_driver(root))
     if backend == "tensorrt":
         if wanted.system_packages:

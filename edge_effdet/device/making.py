@@ -21,7 +21,7 @@ from edge_effdet.device.signature import require_trusted
 from edge_effdet.device.steps import Journal, Step, run_program
 from edge_effdet.device.store import CACHE, Store, Version, VersionRecord
 from edge_effdet.device.targets import get_target
-from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, BundleError, EngineError
+from edge_effdet.errors import BundleError, EngineError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,16 +145,13 @@ def _build_engine(work: InstallWork, version: Version, lock: int | None) -> str:
             f"Building the engine was ended by signal {-done.code}, as the kernel does it when memory is short; end other programs, add swap, or "
             "give a lower `workspace_mib`, and install again."
         )
-    errors = [line.removeprefix("error: ") for line in done.lines if line.startswith("error: ")]
-    if errors:
-        said = errors[-1]
-    else:
+    said = done.complaint
+    if said is None:
         last = (done.lines or ("it said nothing",))[-1]
         said = f"Building the engine failed ({last}); {see_log(work.store)}."
     if os.strerror(errno.ENOSPC) in said:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    kinds = {kind.exit_code: kind for kind in (AccuracyGateFailed, BackendUnavailable)}
-    raise kinds.get(done.code, EngineError)(said)
+    raise done.as_error(said)
 
 
 def _complete(work: InstallWork, version: Version) -> None:

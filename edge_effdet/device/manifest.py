@@ -161,6 +161,11 @@ def files_of(folder: Path) -> list[str]:
     return found
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file below a folder, by its path in it. Raises BundleError as ``files_of`` does."""
+    return {name: (folder / name).stat().st_size for name in files_of(folder)}
+
+
 def is_bundle(folder: Path) -> bool:
     """Whether a folder claims to be a bundle; ``check_files`` and ``read_manifest`` see whether it is one."""
     return (folder / SUMS).is_file() and (folder / MANIFEST).is_file()

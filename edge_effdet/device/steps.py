@@ -23,7 +23,7 @@ from typing import Any
 
 from edge_effdet.artifacts import json_text, printable
 from edge_effdet.device.durable import remove_path, sync_all, sync_folder, write_durably
-from edge_effdet.errors import BackendUnavailable
+from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, EdgeEffDetError, EngineError
 
 logger = logging.getLogger("edge_effdet.device")
 output_logger = logging.getLogger("edge_effdet.device.output")
@@ -187,6 +187,10 @@ def logging_to(folder: Path) -> Iterator[Path]:
         handler.close()
 
 
+_ERROR = "error: "
+"""What the command line writes before the sentence of an error (``cli.run_verb``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """How a program ended.
@@ -200,6 +204,16 @@ class Finished:
     code: int
     answer: str
     lines: tuple[str, ...]
+
+    @property
+    def complaint(self) -> str | None:
+        """The sentence with which a command of ours says why it failed; None where it gave none."""
+        return next((line[len(_ERROR) :] for line in reversed(self.lines) if line.startswith(_ERROR)), None)
+
+    def as_error(self, text: str) -> EdgeEffDetError:
+        """The error that a command of ours ended with, by its exit code, with this text; an EngineError for other codes."""
+        kinds = {kind.exit_code: kind for kind in (AccuracyGateFailed, BackendUnavailable)}
+        return kinds.get(self.code, EngineError)(text)
 
 
 def run_program(

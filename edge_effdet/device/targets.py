@@ -486,7 +486,10 @@ class DeployTarget:
         return bool(self.modules)
 
 
-_ON_JETSON = ("tensorrt", "onnxruntime", "openvino")
+ON_CPU = ("onnxruntime", "openvino")
+"""Backends that need no GPU. ``Traits.on_cpu`` says the same, in modules that need NumPy; a test holds the two together."""
+
+_ON_JETSON = ("tensorrt", *ON_CPU)
 _ORIN_JETPACKS = tuple(row.version for row in _TABLE if "orin" in row.families and not row.unsupported)
 _THOR_JETPACKS = tuple(row.version for row in _TABLE if "thor" in row.families)
 
@@ -521,7 +524,7 @@ TARGETS: Mapping[str, DeployTarget] = {
             name="x86-gpu",
             title="x86-64 computer with an NVIDIA GPU",
             machine="x86_64",
-            backends=("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino"),
+            backends=("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", *ON_CPU),
             pythons=PYTHONS,
             compiled=("pycuda",),
         ),
@@ -529,14 +532,14 @@ TARGETS: Mapping[str, DeployTarget] = {
             name="arm64-cpu",
             title="64-bit Arm computer",
             machine="aarch64",
-            backends=("onnxruntime", "openvino"),
+            backends=ON_CPU,
             pythons=PYTHONS,
         ),
         DeployTarget(
             name="x86-cpu",
             title="x86-64 computer",
             machine="x86_64",
-            backends=("onnxruntime", "openvino"),
+            backends=ON_CPU,
             pythons=PYTHONS,
         ),
     )

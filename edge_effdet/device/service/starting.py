@@ -25,14 +25,12 @@ from edge_effdet.device.service.processes import process_identity
 from edge_effdet.device.service.supervisor import PATIENCE, PID_FILE, Supervised, end_group, read_pid_file
 from edge_effdet.device.service.unit import SERVICE_GROUPS, SERVICE_USER, UnitSettings, make_unit, unit_name
 from edge_effdet.device.store import CONFIG, ENTRY, STATE, Store
+from edge_effdet.device.targets import ON_CPU
 from edge_effdet.errors import InputError, UsageError, first_line
 
 logger = logging.getLogger("edge_effdet.device.service")
 
 KINDS = ("auto", "systemd", "process", "none")
-
-_ON_CPU = ("onnxruntime", "openvino")
-"""Backends that need no device. ``Traits.on_cpu`` says the same, and is in modules that need NumPy."""
 
 _SYSTEMD_RUNS = Path("/run/systemd/system")
 """A folder that is there where systemd started the machine (sd_booted(3))."""
@@ -199,7 +197,7 @@ class SystemdService(ServiceManager):
             name=self.name,
             store_folder=self.store_folder,
             source=options.source,
-            on_gpu=backend not in _ON_CPU,
+            on_gpu=backend not in ON_CPU,
             memory_share=options.memory_share,
             system=self.system,
             groups=[name for name in SERVICE_GROUPS if _has_group(name)],

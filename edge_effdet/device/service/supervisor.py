@@ -1,6 +1,6 @@
 """What starts the service again where there is no systemd: ``python -m edge_effdet.device.service.supervisor STATE COMMAND…``.
 
-It runs in the background until it is told to end by SIGTERM. It is no part of the command line: ``manager.ProcessService`` starts and stops it.
+It runs in the background until it is told to end by SIGTERM. It is no part of the command line: ``starting.ProcessService`` starts and stops it.
 """
 
 from __future__ import annotations

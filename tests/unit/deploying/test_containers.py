@@ -1,4 +1,4 @@
-"""The files for containers: linted where the linter is, and the command of the container run without one. No image was ever built here."""
+"""The files for containers: linted where the linter is, and the command of the container run without one. No test builds an image."""
 
 from __future__ import annotations
 

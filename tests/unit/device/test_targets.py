@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from edge_effdet.backends.base import BACKENDS
+from edge_effdet.backends.base import BACKENDS, get_backend
 from edge_effdet.device.targets import (
     HARDWARE,
     JETPACKS,
     MULTIPROCESSORS,
+    ON_CPU,
     PYTHONS,
     TARGETS,
     find_jetpack,
@@ -177,3 +178,7 @@ def test_the_page_has_the_rows_of_the_table():
     missing = [row for row in page_rows() if row not in text]
     assert not missing, "\n".join(["docs/targets.md lacks:", *missing])
     assert sum(line.startswith("|") for line in text.splitlines()) == len(page_rows()) + 2 * 3
+
+
+def test_the_backends_on_the_cpu_are_those_that_say_so():
+    assert set(ON_CPU) == {name for name in BACKENDS if get_backend(name).TRAITS.on_cpu}

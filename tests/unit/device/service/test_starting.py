@@ -22,16 +22,7 @@ from edge_effdet.device.service.starting import ProcessService, SystemdService, 
 from edge_effdet.device.service.status import read_status
 from edge_effdet.device.service.supervisor import read_pid_file
 from edge_effdet.errors import UsageError
-
-PATIENCE = 60.0
-
-
-def wait(is_so):
-    end = time.monotonic() + PATIENCE
-    while not (found := is_so()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
+from tests.statuses import PATIENCE, wait
 
 
 def write_entry(store, text):

@@ -22,9 +22,9 @@ from edge_effdet.device.service.processes import process_identity
 from edge_effdet.device.service.starting import SystemdService
 from edge_effdet.device.service.status import read_status
 from edge_effdet.device.service.unit import UnitSettings, make_unit
+from tests.statuses import PATIENCE, wait
 
 SYSTEMD = Path("/lib/systemd/systemd")
-PATIENCE = 60.0
 
 START = """
 for group in {groups}; do echo $$ > "$group/cgroup.procs" || exit 9; done
@@ -118,14 +118,6 @@ def service(store, pictures, user_manager, monkeypatch):
 def show(service: SystemdService, name: str) -> str:
     command = ["systemctl", "--user", "show", "--value", f"--property={name}", service.unit]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-def wait(is_so):
-    end = time.monotonic() + PATIENCE
-    while not (found := is_so()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return found
 
 
 def healthy(store, service):
