@@ -1,7 +1,7 @@
 """``python -m edge_effdet.detect``: find objects with an engine. It runs on the device and imports no torch.
 
 The work is in ``runtime``: ``runtime.detector`` (one picture), ``runtime.pipeline`` (many), ``runtime.sources``
-(where pictures come from) and ``runtime.sinks`` (where results go).
+(where pictures come from), ``runtime.sinks`` (where results go), ``runtime.tracking`` and ``sending`` (results over a wire).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from edge_effdet.artifacts import Engine, load_engine
 from edge_effdet.backends.base import require
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table
 from edge_effdet.runtime.detector import DetectOptions, Detector
-from edge_effdet.runtime.pipeline import Pipeline, PipelineOptions, Progress, loading_for
+from edge_effdet.runtime.pipeline import FrameResult, Pipeline, PipelineOptions, Progress, loading_for
 from edge_effdet.runtime.run import (
     RunOptions,
     _draws,
+    follow_objects,
     make_sinks,
     output_files,
     prepare_output,
@@ -35,6 +37,9 @@ from edge_effdet.runtime.sinks import (
     Sink,
 )
 from edge_effdet.runtime.sources import Source, open_source
+from edge_effdet.runtime.tracking import TrackOptions, make_tracker, refuse_pictures
+from edge_effdet.sending.options import SendOptions, make_senders, require_packages, spool_beside
+from edge_effdet.sending.report import reports_of
 
 logger = logging.getLogger("edge_effdet.detect")
 
@@ -53,16 +58,20 @@ def make_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="write annotated pictures or video and the results here"
     )
-    add_options(parser, DetectOptions, RunOptions, PipelineOptions)
+    add_options(parser, DetectOptions, RunOptions, PipelineOptions, TrackOptions, SendOptions)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> Result:
     options = options_from(DetectOptions, arguments)
     running, pipelining = options_from(RunOptions, arguments), options_from(PipelineOptions, arguments)
+    tracking, sending = options_from(TrackOptions, arguments), options_from(SendOptions, arguments)
     engine = load_engine(arguments.engine)
     require(engine.backend)
+    require_packages(sending)
     source = open_source(arguments.source)
+    refuse_pictures(tracking, source)
+    tracker = make_tracker(tracking)
     output: Path | None = arguments.output
     if output is not None:
         files = output_files(source, running, output)
@@ -74,13 +83,18 @@ def _run(arguments: argparse.Namespace) -> Result:
     ) as detector:
         # The sinks are opened after loading, so that an engine that fails to load leaves no folder.
         sinks = make_sinks(source, engine, running, output, arguments.json)
+        sinks += make_senders(sending, engine.spec, source.name, None if output is None else spool_beside(output))
         with Pipeline(detector, source, pipelining, loading, keep_images=_draws(sinks)) as pipeline:
-            frames = islice(pipeline, running.limit or None)
+            frames: Iterator[FrameResult] = islice(pipeline, running.limit or None)
+            if tracker is not None:
+                frames = follow_objects(frames, tracker)
             started = time.perf_counter()
             try:
                 run_through(frames, sinks, pipeline.progress, counts, alone=source.total == 1)
             except KeyboardInterrupt:
                 logger.warning("stopped: %s; what was done is kept", pipeline.progress.text())
+                for report in reports_of(sinks):
+                    logger.warning("%s", report.text())
                 raise
             seconds = time.perf_counter() - started
     return _result(engine, source, sinks, pipeline.progress, seconds, counts, output)
@@ -95,9 +109,12 @@ def _result(
     counts: Counter[Any],
     output: Path | None,
 ) -> Result:
+    reports = reports_of(sinks)
+    told = "".join(f"\n{report.text()}" for report in reports)
+    sent = {"sending": [asdict(report) for report in reports]} if reports else {}
     if sinks and isinstance(sinks[0], JsonObject):
-        return Result(results_table(sinks[0].data["images"]), sinks[0].data)
-    data = {
+        return Result(results_table(sinks[0].data["images"]) + told, {**sinks[0].data, **sent})
+    data: dict[str, Any] = {
         "engine": str(engine.path),
         "engine_sha256": engine.sha256,
         "source": source.name,
@@ -106,9 +123,10 @@ def _result(
         "dropped": progress.dropped,
         "seconds": round(seconds, 3),
         "objects": {engine.spec.class_names[class_id]: count for class_id, count in counts.most_common()},
+        **sent,
     }
     rows = [("found", "number"), *((name, str(count)) for name, count in data["objects"].items())]
-    text = f"{table(rows)}\n\n{progress.text()}, in {seconds:.1f} s"
+    text = f"{table(rows)}\n\n{progress.text()}, in {seconds:.1f} s{told}"
     return Result(f"{text}\nwritten to {output}" if output else text, data)
 
 

@@ -193,7 +193,7 @@ def _side_by_side(sample: Sample, found: Sequence[Detections], spec: ModelSpec) 
     factor = min(1.0, SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    scaled = [Detections(each.boxes * np.float32(factor), each.scores, each.class_ids) for each in found]
+    scaled = [replace(each, boxes=each.boxes * np.float32(factor)) for each in found]
     gap = np.full((size[1], 8, 3), 255, np.uint8)
     left, right = (draw_detections(small, each, spec) for each in scaled)
     stream = io.BytesIO()

@@ -7,7 +7,7 @@ arXiv 1910.13302, by the package ensemble-boxes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class View:
         """Detections in the view as detections in the picture ``image`` as it is, in its pixels."""
         if self.flip is None:
             return detections
-        return Detections(self.flip(image, detections.boxes)[1], detections.scores, detections.class_ids)
+        return replace(detections, boxes=self.flip(image, detections.boxes)[1])
 
 
 _AS_IT_IS = View("as it is")
@@ -139,4 +139,4 @@ def _with_area(detections: Detections, image_size: Size) -> Detections:
     height, width = image_size
     boxes = np.clip(detections.boxes, 0, np.array([width, height, width, height], np.float32))
     keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return Detections(boxes[keep], detections.scores[keep], detections.class_ids[keep])
+    return replace(detections, boxes=boxes).select(keep)

@@ -171,8 +171,7 @@ def _detect(
 
 
 def _best(detections: Detections) -> Detections:
-    best = slice(MAX_DETECTIONS)
-    return Detections(detections.boxes[best], detections.scores[best], detections.class_ids[best])
+    return detections.select(slice(MAX_DETECTIONS))
 
 
 def _choose_device(name: str) -> torch.device:

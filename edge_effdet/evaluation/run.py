@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import Detections, Engine, ModelSpec
-from edge_effdet.backends.base import Runner, load_runner, require
+from edge_effdet.backends.base import RUN_LIMIT, LoadOptions, Runner, load_runner, require
 from edge_effdet.cli import progress
 from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
@@ -70,7 +70,8 @@ def evaluate_engine(engine: Engine, samples: Sequence[Sample]) -> CocoMetrics:
 def detect_samples(engine: Engine, samples: Sequence[Sample]) -> tuple[list[Sample], list[Detections]]:
     """The samples that could be decoded, and an engine's detections in each."""
     require(engine.backend)
-    with load_runner(engine) as runner:
+    # Nothing is timed here, and the engine may be one that hangs.
+    with load_runner(engine, LoadOptions(run_limit=RUN_LIMIT)) as runner:
         return run_over_samples(runner, samples, engine.spec)
 
 

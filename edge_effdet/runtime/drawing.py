@@ -27,13 +27,19 @@ def class_color(class_id: int) -> tuple[int, int, int]:
 
 
 def draw_detections(image: np.ndarray, detections: Detections, spec: ModelSpec) -> np.ndarray:
-    """A copy of a picture, uint8 [height, width, 3], with boxes, class names and scores; the best box is drawn last."""
+    """A copy of a picture, uint8 [height, width, 3], with boxes, class names and scores; the best box is drawn last.
+
+    The label of an object that is tracked begins with its number, as in ``#7 cat 0.91``.
+    """
     order = np.argsort(detections.scores, kind="stable")
     class_ids = [int(detections.class_ids[index]) for index in order]
     labels = [
         f"{spec.class_names[class_id]} {detections.scores[index]:.2f}"
         for class_id, index in zip(class_ids, order, strict=True)
     ]
+    if detections.track_ids is not None:
+        numbers = detections.track_ids[order].tolist()
+        labels = [f"#{number} {label}" if number >= 0 else label for number, label in zip(numbers, labels, strict=True)]
     return draw_boxes(
         image, detections.boxes[order].tolist(), labels, [class_color(class_id) for class_id in class_ids]
     )

@@ -7,8 +7,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from edge_effdet.runtime.sinks import (
     video_name,
 )
 from edge_effdet.runtime.sources import ImageFiles, Source
+from edge_effdet.runtime.tracking import Tracker
 
 logger = logging.getLogger("edge_effdet.detect")
 
@@ -146,6 +147,25 @@ def _results_kind(source: Source, options: RunOptions) -> str:
     if options.results != "auto":
         return options.results
     return "json" if isinstance(source, ImageFiles) else "jsonl"
+
+
+def follow_objects(frames: Iterable[FrameResult], tracker: Tracker) -> Iterator[FrameResult]:
+    """Number the objects of frames as they come through.
+
+    Args:
+        frames: of one video or camera, in their order.
+        tracker: for this source alone.
+    """
+    for found in frames:
+        yield track_frame(found, tracker)
+
+
+def track_frame(found: FrameResult, tracker: Tracker) -> FrameResult:
+    """Number the objects of the next frame of a video or a camera; see ``follow_objects``."""
+    picture = found.frame.picture
+    if found.detections is None or isinstance(picture, Path):
+        return found
+    return replace(found, detections=tracker.update(found.detections, (picture.shape[0], picture.shape[1])))
 
 
 def run_through(

@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from edge_effdet.artifacts import Detections, ModelSpec, atomic_output, json_text, printable, write_json
-from edge_effdet.artifacts.files import file_identity, folded
+from edge_effdet.artifacts.files import file_identity, folded, writing_failed
 from edge_effdet.errors import InputError, MissingDependency, UsageError, first_line
 from edge_effdet.runtime.pipeline import FrameResult
 from edge_effdet.runtime.sources import ImageFiles, Source
@@ -70,8 +70,8 @@ class AnnotatedPictures:
         """Raise InputError if a picture could not be written."""
         if self.failed:
             raise InputError(
-                f"{self.failed} of {self.failed + self.written} annotated pictures could not be written into {self._folder}; is "
-                "the disk full? The results of all were kept."
+                f"{self.failed} of {self.failed + self.written} annotated pictures could not be written into {self._folder}, as "
+                "was said of the first; the results of all were kept."
             )
 
 
@@ -129,8 +129,10 @@ class AnnotatedVideo:
     def _said(self) -> Any:
         try:
             yield
-        except (self._av.error.FFmpegError, OSError) as error:
-            raise InputError(f"Writing {self._path} failed ({first_line(error)}); is the disk full?") from error
+        except OSError as error:
+            raise writing_failed(self._path, error) from error
+        except self._av.error.FFmpegError as error:
+            raise InputError(f"Writing {self._path} failed ({first_line(error)}); give another `output`.") from error
 
 
 class JsonLines:
@@ -174,14 +176,17 @@ class CocoResults:
         stem = Path(found.frame.name).stem
         image_id = int(stem) if stem.isdecimal() else stem
         boxes = found.detections.boxes.astype(np.float64)
-        rows = zip(boxes.tolist(), found.detections.scores.tolist(), found.detections.class_ids.tolist(), strict=True)
-        for (x_min, y_min, x_max, y_max), score, class_id in rows:
+        scores, class_ids = found.detections.scores.tolist(), found.detections.class_ids.tolist()
+        rows = zip(boxes.tolist(), scores, class_ids, _track_ids(found.detections), strict=True)
+        for (x_min, y_min, x_max, y_max), score, class_id, track_id in rows:
             row = {
                 "image_id": image_id,
                 "category_id": self._spec.category_ids[class_id],
                 "bbox": [round(value, 3) for value in (x_min, y_min, x_max - x_min, y_max - y_min)],
                 "score": round(score, 6),
             }
+            if track_id >= 0:
+                row["track_id"] = track_id
             _write_text(self._stream, f"{self._before}\n{json_text(row)}", self._path)
             self._before = ","
 
@@ -214,8 +219,11 @@ class JsonObject:
 
 
 def detections_to_json(image: Path | str, detections: Detections, spec: ModelSpec) -> dict[str, Any]:
-    """One picture's detections as an object for JSON; boxes are xyxy in pixels of the original."""
-    rows = zip(detections.boxes.tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True)
+    """One picture's detections as an object for JSON; boxes are xyxy in pixels of the original.
+
+    An object that is tracked has a ``track_id``.
+    """
+    scores, class_ids = detections.scores.tolist(), detections.class_ids.tolist()
     return {
         "image": str(image),
         "detections": [
@@ -225,10 +233,18 @@ def detections_to_json(image: Path | str, detections: Detections, spec: ModelSpe
                 "class": spec.class_names[class_id],
                 "class_id": class_id,
                 "category_id": spec.category_ids[class_id],
+                **({"track_id": track_id} if track_id >= 0 else {}),
             }
-            for box, score, class_id in rows
+            for box, score, class_id, track_id in zip(
+                detections.boxes.tolist(), scores, class_ids, _track_ids(detections), strict=True
+            )
         ],
     }
+
+
+def _track_ids(detections: Detections) -> list[int]:
+    """The number of each object, -1 where it has none."""
+    return [-1] * len(detections) if detections.track_ids is None else detections.track_ids.tolist()
 
 
 def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
@@ -314,4 +330,4 @@ def _write_text(stream: IO[str], text: str, path: Path) -> None:
     try:
         stream.write(text)
     except OSError as error:
-        raise InputError(f"Writing {path} failed: {error.strerror or error}; is the disk full?") from error
+        raise writing_failed(path, error) from error

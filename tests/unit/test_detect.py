@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,8 +16,9 @@ from edge_effdet.artifacts import Detections
 from edge_effdet.errors import DataError, InputError
 from edge_effdet.runtime.pipeline import FrameResult, Progress
 from edge_effdet.runtime.run import run_through
-from edge_effdet.runtime.sinks import results_name, video_name
+from edge_effdet.runtime.sinks import CocoResults, JsonLines, JsonObject, results_name, video_name
 from edge_effdet.runtime.sources import Camera, Frame, ImageFiles
+from tests.receivers import SPEC, make_frame
 
 
 class Recorder:
@@ -110,6 +112,21 @@ def test_files_of_cameras_have_names_that_are_files(name, expected):
 def test_the_files_of_a_video_keep_its_suffix(name, results, video):
     source = Camera(name, lambda: iter([]))
     assert (results_name(source), video_name(source)) == (results, video)
+
+
+@pytest.mark.parametrize("track_ids", [None, [3, -1]])
+def test_every_form_of_results_has_the_numbers_of_tracked_objects(tmp_path, track_ids):
+    frame = make_frame(0, objects=2, track_ids=track_ids)
+    expected = [None, None] if track_ids is None else [3, None]
+    sinks = {
+        "a.jsonl": JsonLines(tmp_path / "a.jsonl", SPEC),
+        "a.coco.json": CocoResults(tmp_path / "a.coco.json", SPEC),
+        "a.json": JsonObject(tmp_path / "a.json", SPEC, {}),
+    }
+    run_through(iter([frame]), list(sinks.values()), Progress(done=1), Counter(), alone=False)
+    found = {name: json.loads((tmp_path / name).read_text()) for name in sinks}
+    for rows in (found["a.jsonl"]["detections"], found["a.coco.json"], found["a.json"]["images"][0]["detections"]):
+        assert [row.get("track_id") for row in rows] == expected
 
 
 def test_pictures_have_one_file_of_results():
