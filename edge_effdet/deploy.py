@@ -1,25 +1,31 @@
-"""Make a bundle that builds, proves and runs itself on a device."""
+"""Bring a detector to where it runs: a bundle that builds, proves and runs itself on a device, or what Triton or DeepStream reads."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from edge_effdet.artifacts import PRECISIONS, load_engine
+from edge_effdet.artifacts import PRECISIONS, Engine, load_engine
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table
+from edge_effdet.deploying.deepstream import DeepStreamOptions
 from edge_effdet.deploying.options import DeployConfig
-from edge_effdet.deploying.stage import make_bundle
+from edge_effdet.deploying.stage import make_bundle, make_deepstream_folder
+from edge_effdet.deploying.triton import write_triton_repository
+from edge_effdet.deploying.triton_config import TritonOptions
 from edge_effdet.device.manifest import Bundle, file_sizes
 from edge_effdet.errors import UsageError
+
+FORMATS = ("bundle", "triton", "deepstream")
 
 
 def make_argument_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "deploy",
-        "Make a bundle that builds, proves and runs itself on a device.",
+        "Make a bundle that builds, proves and runs itself on a device, or what Triton Inference Server or DeepStream reads.",
         "python -m edge_effdet.deploy --engine engines/bccd.int8.onnx --target jetson-orin-nano --output bundles",
     )
     source = parser.add_mutually_exclusive_group()
@@ -30,6 +36,12 @@ def make_argument_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--checkpoint", type=Path, metavar="F", help="a .safetensors of train (default: the shipped model)"
     )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="bundle",
+        help="bundle for edge_effdet's own installer, triton for a model repository of an engine, deepstream for nvinfer (default: bundle)",
+    )
     precision = parser.add_mutually_exclusive_group()
     for name in PRECISIONS:
         precision.add_argument(
@@ -39,7 +51,7 @@ def make_argument_parser() -> argparse.ArgumentParser:
             const=name,
             help=f"install in {name.upper()}" + (" (the default)" if name == "int8" else ""),
         )
-    add_options(parser, DeployConfig)
+    add_options(parser, DeployConfig, TritonOptions, DeepStreamOptions)
     return parser
 
 
@@ -53,7 +65,18 @@ def _run(arguments: argparse.Namespace) -> Result:
                 "checkpoint."
             )
     arguments.precision = arguments.precision or "int8"
-    bundle = make_bundle(source, options_from(DeployConfig, arguments))
+    _refuse_unused(arguments)
+    if arguments.format == "triton":
+        if not isinstance(source, Engine):
+            raise UsageError(
+                "Triton runs an engine that was built for its machine; build one there with python -m edge_effdet.build_engine, and give it with --engine."
+            )
+        options = options_from(TritonOptions, arguments)
+        return _written(write_triton_repository(source, Path(arguments.output), options, arguments.name))
+    config = options_from(DeployConfig, arguments)
+    if arguments.format == "deepstream":
+        return _written(make_deepstream_folder(source, config, options_from(DeepStreamOptions, arguments)))
+    bundle = make_bundle(source, config)
     data = {
         "bundle": str(bundle.path),
         "archive": None if bundle.archive is None else str(bundle.archive),
@@ -64,6 +87,26 @@ def _run(arguments: argparse.Namespace) -> Result:
         **to_json(bundle.manifest),
     }
     return Result(describe(bundle), data)
+
+
+def _refuse_unused(arguments: argparse.Namespace) -> None:
+    """Raises UsageError where an option was given that belongs to another format."""
+    classes: dict[str, type] = {"bundle": DeployConfig, "triton": TritonOptions, "deepstream": DeepStreamOptions}
+    used = {item.name for item in fields(classes[arguments.format])}
+    for form, options in classes.items():
+        for item in fields(options) if form != "bundle" else ():
+            if item.name not in used and getattr(arguments, item.name) != item.default:
+                raise UsageError(
+                    f"`{item.name}` means nothing to the format {arguments.format}; leave it out, or add --format {form}."
+                )
+
+
+def _written(folder: Path) -> Result:
+    files = file_sizes(folder)
+    rows = [("file", "MB"), *((name, f"{size / 1e6:.2f}") for name, size in sorted(files.items()))]
+    return Result(
+        f"{table(rows)}\n\nwritten to {folder}; its README.txt says what to do", {"folder": str(folder), "files": files}
+    )
 
 
 def describe(bundle: Bundle) -> str:

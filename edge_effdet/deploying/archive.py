@@ -73,6 +73,16 @@ def _entry(name: str, mode: int, kind: bytes) -> tarfile.TarInfo:
     return entry
 
 
+def require_compression(kind: str) -> None:
+    """See that archives of a kind can be written here, before minutes of work; of any kind that is none nothing is asked.
+
+    Raises:
+        MissingDependency: for ``zst`` before Python 3.14, ``backports.zstd`` is not installed.
+    """
+    if kind == "zst":
+        _zstd()
+
+
 @contextmanager
 def _compressing(path: Path, kind: str) -> Iterator[Any]:
     with open(path, "wb") as raw:

@@ -42,6 +42,9 @@ EXTRAS = {
 }
 """The extra of the package that brings each backend."""
 
+FOR_CAMERAS = ("video", "mqtt", "track")
+"""The extras of a device that watches a camera: what reads it, and what sends and follows what is found."""
+
 STUBS = ("tensorrt", "tensorrt-rtx")
 """What is a source archive that fetches its content when pip installs it, or names it as requirements only then, so that no hash covers it."""
 
@@ -87,42 +90,56 @@ class _NoNetwork(InputError):
     """pip reached no index."""
 
 
-def write_target_requirements(
-    folder: Path, target: DeployTarget, backend: str, python: str | None, wheels: bool, video: bool = False
-) -> bool:
-    """Write ``requirements.txt`` of a bundle, and on request the files of all packages.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPackages:
+    """What a device is to install, chosen and not yet fetched.
+
+    Attributes:
+        target: the machine.
+        backend: what runs the engine there.
+        pythons: the versions of Python that it is for, as in 3.10.
+        pins: the packages, for each of these; None where no index was reached, and the device chooses for itself.
+        stubs: requirements that the device's pip has to fetch for itself, which have no hash.
+        wheels: whether the files are to be in the bundle.
+        video: whether what reads videos and cameras is among the packages.
+    """
+
+    target: DeployTarget
+    backend: str
+    pythons: tuple[str, ...]
+    pins: tuple[Pin, ...] | None
+    stubs: tuple[str, ...] = ()
+    wheels: bool = False
+    video: bool = False
+
+
+def choose_packages(
+    target: DeployTarget, backend: str, python: str | None, wheels: bool, video: bool = False
+) -> ChosenPackages:
+    """Choose what a device installs, and refuse what it cannot: before minutes of work, since the answer does not depend on them.
 
     Args:
-        folder: the bundle.
         target: the machine.
         backend: what runs the engine there.
         python: the device's Python, as in 3.10; None for those that the target's systems have, and on a target that is no Jetson for the version
             that runs this.
-        wheels: whether the files go into the folder ``wheels``.
+        wheels: whether the files are to go into the bundle.
         video: whether what reads videos and cameras is among the packages.
-
-    Returns:
-        Whether the bundle has all that pip needs. False too where there is no network: then ``requirements.txt`` has the bounds of the package in
-        place of versions and hashes, and a warning says so.
 
     Raises:
         UsageError: the target's systems do not have this Python, or ``wheels`` is asked for with a package that no bundle can hold.
         InputError: a package has no version for this target and Python; or with ``wheels``, there is no network.
         MissingDependency: ``packaging`` is not installed.
     """
-    pythons = _pythons(target, python)
-    stubs = _stubs(target, backend)
+    pythons, stubs = _pythons(target, python), tuple(_stubs(target, backend))
     if wheels and stubs:
         raise UsageError(
             f"`wheels` cannot gather {', '.join(map(_name, stubs))} for {target.name}, whose package fetches the libraries while it is installed; "
             "leave `wheels` out, or give another `backend`."
         )
-    path = folder / "requirements.txt"
     try:
         sources = _fetch_sources(target, backend)
-        pins = [pin for each in pythons for pin in _resolve(target, backend, each, sources, video)]
-        if wheels:
-            download(pins, folder / "wheels", target.name)
+        pins = tuple(pin for each in pythons for pin in _resolve(target, backend, each, sources, video))
     except _NoNetwork as error:
         if wheels:
             raise
@@ -130,17 +147,40 @@ def write_target_requirements(
             "%s The bundle has the bounds of versions alone, so the device takes the newest ones and checks no hash.",
             error,
         )
-        path.write_text(
-            "".join(f"{each}\n" for each in (*unpinned_requirements(backend, video), *stubs)), encoding="ascii"
-        )
+        pins = None
+    return ChosenPackages(
+        target=target, backend=backend, pythons=pythons, pins=pins, stubs=stubs, wheels=wheels, video=video
+    )
+
+
+def write_target_requirements(folder: Path, packages: ChosenPackages) -> bool:
+    """Write ``requirements.txt`` of a bundle, and where that is asked for the files of all packages into the folder ``wheels``.
+
+    Args:
+        folder: the bundle.
+        packages: what ``choose_packages`` gave.
+
+    Returns:
+        Whether the bundle has all that pip needs. Without pins ``requirements.txt`` has the bounds of the package in place of versions and hashes.
+
+    Raises:
+        InputError: there is no network any more, or a file is another than was chosen.
+    """
+    path, stubs, target = folder / "requirements.txt", packages.stubs, packages.target
+    if packages.pins is None:
+        bounds = (*unpinned_requirements(packages.backend, packages.video), *stubs)
+        path.write_text("".join(f"{each}\n" for each in bounds), encoding="ascii")
         return False
+    if packages.wheels:
+        download(packages.pins, folder / "wheels", target.name)
     if stubs:
         logger.warning(
             "%s is fetched by the device and has no hash, so no other package has one either",
             ", ".join(map(_name, stubs)),
         )
-    write_requirements(path, pins, stubs, head=f"for {target.name}, {backend}, CPython {', '.join(pythons)}")
-    return wheels
+    head = f"for {target.name}, {packages.backend}, CPython {', '.join(packages.pythons)}"
+    write_requirements(path, packages.pins, stubs, head=head)
+    return packages.wheels
 
 
 def resolve(target: str, backend: str, python: str, video: bool = False) -> list[Pin]:
@@ -177,8 +217,9 @@ def _resolve(target: DeployTarget, backend: str, python: str, sources: Sequence[
 
 
 def unpinned_requirements(backend: str, video: bool = False) -> list[str]:
-    """The package's own bounds for a backend, as ``requirements.txt`` takes them, without TensorRT; ``video`` adds what reads videos and cameras."""
-    found = [*requirements_of(EXTRAS[backend]), *(requirements_of("video") if video else ())]
+    """The package's own bounds for a backend, as ``requirements.txt`` takes them, without TensorRT; ``video`` adds ``FOR_CAMERAS``."""
+    extras = (EXTRAS[backend], *(FOR_CAMERAS if video else ()))
+    found = [text for extra in extras for text in requirements_of(extra)]
     return [text for text in dict.fromkeys(found) if _name(text) not in STUBS]
 
 

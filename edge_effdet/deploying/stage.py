@@ -17,14 +17,15 @@ from pathlib import Path
 from edge_effdet.artifacts import Engine, EngineRecord, Graph, json_text, refuse_overwrite, require_writable
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.artifacts.record import Accuracy
-from edge_effdet.backends.base import get_backend, load_runner
+from edge_effdet.backends.base import RUN_LIMIT, LoadOptions, get_backend, load_runner
 from edge_effdet.building.chain import build
 from edge_effdet.building.options import BuildConfig
 from edge_effdet.building.verify import find_compiled_graph, find_graph
-from edge_effdet.deploying.archive import write_archive
+from edge_effdet.deploying.archive import require_compression, write_archive
 from edge_effdet.deploying.containers import write_containers
+from edge_effdet.deploying.deepstream import DeepStreamOptions, write_deepstream
 from edge_effdet.deploying.options import ARCHIVES, DeployConfig
-from edge_effdet.deploying.requirements import write_target_requirements
+from edge_effdet.deploying.requirements import choose_packages, write_target_requirements
 from edge_effdet.deploying.signing import read_public_keys, read_secret_key, sign_file
 from edge_effdet.deploying.wheel import write_device_wheel
 from edge_effdet.device.manifest import (
@@ -87,24 +88,21 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
     trusted = () if config.trust is None else read_public_keys(Path(config.trust))
     refuse_overwrite([output], [as_path(config.sign), as_path(config.trust)])
     release = config.chosen_release
+    require_compression(config.archive)
     require_writable(output)
+    if config.name is not None:
+        _free_path(output, config.name, release, config.target)
+    packages = choose_packages(target, config.chosen_backend, config.python, config.wheels, config.video)
     graphs, precision = _prove(source, config)
     chosen = graphs[precision]
     name = config.name or require_name(chosen.record.engine.split(".")[0])
-    path = output / f"{name}-{release}-{config.target}"
-    for each in (path, *(path.with_name(f"{path.name}.tar.{kind}") for kind in ARCHIVES[:-1])):
-        if each.exists():
-            raise UsageError(
-                f"{each} is there already, and a release never changes; give another `release`, or remove it."
-            )
+    path = _free_path(output, name, release, config.target)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=output) as aside:
         folder = Path(aside) / path.name
         folder.mkdir()
         bundled = {each: _write_graph(folder, name, graph) for each, graph in graphs.items()}
         wheel = write_device_wheel(folder / "wheels")
-        complete = write_target_requirements(
-            folder, target, config.chosen_backend, config.python, config.wheels, config.video
-        )
+        complete = write_target_requirements(folder, packages)
         manifest = Manifest(
             name=name,
             release=release,
@@ -136,6 +134,42 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
             sign_file(archive, key)
     signed_by = None if key is None else check_signature(path / SUMS, path / f"{SUMS}.minisig", [key.public])
     return replace(read_bundle(path, signed_by), archive=archive)
+
+
+def _free_path(output: Path, name: str, release: str, target: str) -> Path:
+    """Where a bundle is written. Raises UsageError where it, or an archive of it, is there already."""
+    path = output / f"{name}-{release}-{target}"
+    for each in (path, *(path.with_name(f"{path.name}.tar.{kind}") for kind in ARCHIVES[:-1])):
+        if each.exists():
+            raise UsageError(
+                f"{each} is there already, and a release never changes; give another `release`, or remove it."
+            )
+    return path
+
+
+def make_deepstream_folder(
+    source: str | PathLike[str] | Graph | Engine | None, config: DeployConfig, options: DeepStreamOptions
+) -> Path:
+    """Make a folder for DeepStream of the graph that a bundle would install: ``deploy --format deepstream``.
+
+    Args:
+        source, config: as for ``make_bundle``; what concerns wheels, archives and signatures is left out of account.
+        options: what the pipeline is like.
+
+    Returns:
+        The folder ``<name>-<target>-deepstream`` in ``config.output``.
+
+    Raises:
+        As ``make_bundle``.
+    """
+    output = Path(config.output)
+    if "tensorrt" not in get_target(config.target).backends:
+        raise UsageError(f"DeepStream runs TensorRT, which {config.target} does not have; give a `target` with a GPU.")
+    require_writable(output)
+    graphs, precision = _prove(source, config)
+    chosen = graphs[precision]
+    name = config.name or require_name(chosen.record.engine.split(".")[0])
+    return write_deepstream(chosen.graph, chosen.record, output / f"{name}-{config.target}-deepstream", options)
 
 
 def _prove(
@@ -203,7 +237,7 @@ def _prove_exact(graph: Graph, engine: Engine, config: DeployConfig) -> ProvenGr
     found, accuracy = exact.require_record(), record.accuracy
     golden = read_golden(engine)
     if golden is not None:
-        with load_runner(exact) as runner:
+        with load_runner(exact, LoadOptions(run_limit=RUN_LIMIT)) as runner:
             fingerprint = (found.golden or golden).fingerprint
             pictures = [base64.b64decode(each.jpeg) for each in golden.pictures]
             kept = make_golden(runner, exact.spec, pictures, golden.kind, "fp32", fingerprint)

@@ -31,11 +31,14 @@ PARTS = (
     "options.py",
     "py.typed",
     "runtime",
+    "sending",
+    "serve.py",
+    "serving",
 )
 """What is in the wheel, by its place in the package."""
 
-EXTRAS = ("openvino", "ort", "ort-cuda", "tensorrt", "tensorrt-rtx", "video")
-"""The extras of the package that the wheel has: one for each backend."""
+EXTRAS = ("mqtt", "openvino", "ort", "ort-cuda", "serve", "tensorrt", "tensorrt-rtx", "track", "video")
+"""The extras of the package that the wheel has: one for each backend, and what a device may be asked for beside detecting."""
 
 _DISTRIBUTION = "edge-effdet"
 _HEADERS = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "License-File", "Requires-Python")

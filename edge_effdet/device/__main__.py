@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from edge_effdet.device.signature import require_trusted
 from edge_effdet.device.steps import run_program
 from edge_effdet.device.store import Store
 from edge_effdet.errors import InputError, UsageError
+
+logger = logging.getLogger("edge_effdet.device")
 
 VERBS = {
     "install": "install a bundle, or update to it: check, build the engine, prove it, switch",
@@ -285,6 +288,9 @@ def _run_run(caller: Caller, arguments: argparse.Namespace) -> Result | None:
             raise InputError(f"No version is installed in {store.folder}; run ./edge-effdet install in a bundle.")
         command = [str(current.python), "-I", "-m", "edge_effdet.device", "--store", str(store.folder), "run"]
         os.execv(command[0], command)
+    cut_off = store.cut_off()
+    if cut_off:
+        logger.warning("%s", cut_off)
     from edge_effdet.device.service.loop import serve
 
     serve(store.folder)

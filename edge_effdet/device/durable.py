@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,12 +65,16 @@ def write_durably(path: Path, text: str, mode: int | None = None) -> None:
     Args:
         path: the file.
         text: its content.
-        mode: its permissions; None for those of any new file.
+        mode: its permissions where it is new; the group and the permissions of one that is there already stay. None for those of any new file.
     """
     with atomic_output(path) as temporary:
         if mode is not None:
-            # Before the content is in it.
+            # Before the content is in it, and before it has its name: after a power cut in between the service could not read it.
             temporary.chmod(mode)
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                before = path.stat()
+                os.chown(temporary, -1, before.st_gid)
+                temporary.chmod(stat.S_IMODE(before.st_mode))
         temporary.write_text(printable(text), encoding="utf-8")
     sync_folder(path.parent)
 
@@ -94,3 +99,14 @@ def remove_path(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def folder_mib(folder: Path) -> int:
+    """What a folder with all that is in it takes on the disk, MiB; 0 where it is not there."""
+    blocks = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                blocks += os.lstat(os.path.join(place, name)).st_blocks  # noqa: PTH118
+    # By stat(2) a block has 512 bytes on every file system.
+    return blocks * 512 >> 20

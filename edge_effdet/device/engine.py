@@ -27,11 +27,18 @@ from edge_effdet.artifacts import (
     file_sha256,
     load_engine,
     write_json,
-    write_record,
 )
 from edge_effdet.artifacts.reading import from_json, to_json
 from edge_effdet.artifacts.record import Latency
-from edge_effdet.backends.base import BACKENDS, CompileOptions, get_backend, load_runner, require
+from edge_effdet.backends.base import (
+    BACKENDS,
+    RUN_LIMIT,
+    CompileOptions,
+    LoadOptions,
+    get_backend,
+    load_runner,
+    require,
+)
 from edge_effdet.backends.fingerprint import describe_machine, machine_fingerprint
 from edge_effdet.backends.work import Convolution, count_engine
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
@@ -39,7 +46,7 @@ from edge_effdet.device.manifest import Bundle, read_bundle
 from edge_effdet.errors import AccuracyGateFailed, BundleError, UsageError
 from edge_effdet.options import check_choices, option
 from edge_effdet.runtime.golden import Check, check_engine, decode_pictures, draw_pictures, read_golden
-from edge_effdet.runtime.latency import Turns, measure_latency
+from edge_effdet.runtime.latency import Turns, time_runners
 
 logger = logging.getLogger("edge_effdet.device.engine")
 
@@ -143,7 +150,9 @@ def build_on_device(bundle: Bundle, output: Path, options: DeviceBuildOptions) -
         engine = Engine(path, record.spec, backend, graph.precision, digest, record)
         check = _check_here(engine)
         engine = replace(engine, record=replace(record, latency=time_here(engine)))
-        write_record(engine)
+        # Without the digest over its fields that ``write_record`` adds: an update may be made by the code of an earlier version, which refuses fields
+        # that it does not know. The hash of this file is in ``complete.json``.
+        write_json(engine.json_path, to_json(engine.require_record()))
         write_json(path.parent / DEVICE_RECORD, _device_record(engine, check))
         if output.exists():
             shutil.rmtree(output)
@@ -202,7 +211,7 @@ def _check_here(engine: Engine) -> Check | None:
             "the bundle has no golden pictures, so nothing tells whether the engine finds here what it found on the host"
         )
         return None
-    with load_runner(engine) as runner:
+    with load_runner(engine, LoadOptions(run_limit=RUN_LIMIT)) as runner:
         check = check_engine(runner, engine, golden)
     if not check.passed:
         here, there = describe_machine(check.here), describe_machine(check.proven_on)
@@ -222,12 +231,14 @@ def time_here(engine: Engine, seconds: float = TIMED) -> Latency:
     """Time an engine on this machine, with fewer runs where the usual ones would take longer than ``seconds``."""
     golden = read_golden(engine)
     pictures = decode_pictures(engine, golden) if golden is not None else draw_pictures(engine.spec.image_size, 1)
-    (first,) = measure_latency([engine], pictures[0], Turns(rounds=1, runs=1, warm_up=1))
-    usual = Turns()
-    rounds = int(seconds / (first.median_ms / 1000 * (usual.runs + usual.warm_up)))
-    latency = first
-    if rounds:
-        (latency,) = measure_latency([engine], pictures[0], Turns(rounds=min(rounds, usual.rounds)))
+    # Loaded once for both, which takes seconds on a Jetson; and without the limit of the check, which would be timed too.
+    with load_runner(engine) as runner:
+        (latency,) = time_runners([runner], [engine.spec], pictures[0], Turns(rounds=1, runs=1, warm_up=1))
+        usual = Turns()
+        rounds = int(seconds / (latency.median_ms / 1000 * (usual.runs + usual.warm_up)))
+        if rounds:
+            few = Turns(rounds=min(rounds, usual.rounds))
+            (latency,) = time_runners([runner], [engine.spec], pictures[0], few)
     logger.info("a run of the network takes %.2f ms (the median of %d)", latency.median_ms, latency.runs)
     return latency
 

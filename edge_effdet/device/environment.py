@@ -6,45 +6,29 @@ under emulation, and works where Debian's package of ``ensurepip`` is missing.
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
+import logging
 import os
 import re
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import printable
+from edge_effdet.device.interpreter import DevicePython, apt_install
 from edge_effdet.device.manifest import Bundle
 from edge_effdet.device.steps import Finished, run_program
-from edge_effdet.device.targets import PYTHONS
-from edge_effdet.errors import BackendUnavailable, BundleError, first_line
+from edge_effdet.device.wheels import Wheel, metadata_folder, needed_wheels
+from edge_effdet.errors import BackendUnavailable, BundleError
+
+logger = logging.getLogger("edge_effdet.device")
 
 CUDA = Path("/usr/local/cuda")
 """Where JetPack and NVIDIA's packages put CUDA, which is not on the PATH there."""
 
-
-_LOOK = """
-import glob, importlib.util, json, os, sys, sysconfig
-folders = [sysconfig.get_config_var("WHEEL_PKG_DIR")]
-pip = importlib.util.find_spec("ensurepip")
-if pip is not None and pip.origin:
-    folders.insert(0, os.path.join(os.path.dirname(pip.origin), "_bundled"))
-    # Debian's ensurepip takes its wheels from here.
-    folders.append("/usr/share/python-wheels")
-wheels = [wheel for folder in folders if folder for wheel in sorted(glob.glob(os.path.join(glob.escape(folder), "pip-*.whl")))]
-print(json.dumps({
-    "executable": os.path.realpath(sys.executable),
-    "version": list(sys.version_info[:3]),
-    "has_venv": importlib.util.find_spec("venv") is not None,
-    "pip_wheel": wheels[-1] if wheels else None,
-    "has_tensorrt": importlib.util.find_spec("tensorrt") is not None,
-}))
-"""
 
 _TRY = """
 import json, sys
@@ -67,71 +51,20 @@ _PIP_FLAGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HostPython:
-    """A Python that environments are made with.
-
-    Attributes:
-        executable: its path without links, so that one inside an environment leads to the one that the environment was made with.
-        version: three numbers.
-        has_venv: whether it has the module ``venv``.
-        pip_wheel: the wheel of pip that it brings; None where it brings none.
-        has_tensorrt: whether it sees TensorRT's package, as the system's Python of a Jetson does.
-    """
-
-    executable: str
-    version: tuple[int, int, int]
-    has_venv: bool
-    pip_wheel: str | None
-    has_tensorrt: bool
-
-
-def look_at_python(python: str | None) -> HostPython:
-    """Look whether environments can be made with a Python.
-
-    Args:
-        python: its path or name; None for the one that runs this, or the one that its environment was made with.
-
-    Raises:
-        BackendUnavailable: it cannot be run, is too old or too new, or lacks ``venv``; the message names Debian's package.
-    """
-    program = python or sys.executable
-    try:
-        done = subprocess.run([program, "-I", "-c", _LOOK], capture_output=True, text=True, timeout=120, check=False)
-        found = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise BackendUnavailable(
-            f"{printable(program)} is no Python that can be run ({first_line(error)}); give another `python`, as in /usr/bin/python3."
-        ) from error
-    looked = HostPython(
-        found["executable"], tuple(found["version"]), found["has_venv"], found["pip_wheel"], found["has_tensorrt"]
-    )
-    shown = ".".join(map(str, looked.version))
-    if ".".join(map(str, looked.version[:2])) not in PYTHONS:
-        raise BackendUnavailable(
-            f"{looked.executable} is Python {shown}, and {PYTHONS[0]} to {PYTHONS[-1]} work; give another `python`."
-        )
-    if not looked.has_venv:
-        raise BackendUnavailable(
-            f"{looked.executable} has no module venv; run {_apt_install(looked)}, or give another `python`."
-        )
-    return looked
-
-
-def find_pip(bundle: Bundle, python: HostPython) -> Path:
+def find_pip(bundle: Bundle, python: DevicePython) -> Path:
     """The wheel of pip: the bundle's, else the one of the Python. Raises BackendUnavailable where there is none."""
     bundled = sorted((bundle.path / bundle.manifest.wheel).parent.glob("pip-*.whl"))
     if bundled:
         return bundled[-1]
     if python.pip_wheel is None:
         raise BackendUnavailable(
-            f"{python.executable} has no ensurepip, which brings pip; run {_apt_install(python)}, or make the bundle with `wheels`."
+            f"{python.executable} has no ensurepip, which brings pip; run {apt_install(python)}, or make the bundle with `wheels`."
         )
     return Path(python.pip_wheel)
 
 
 def make_environment(
-    bundle: Bundle, venv: Path, python: HostPython, system_packages: bool, lock: int | None = None
+    bundle: Bundle, venv: Path, python: DevicePython, system_packages: bool, lock: int | None = None
 ) -> str:
     """Make the environment of a version, install what the bundle needs into it, and try it.
 
@@ -156,39 +89,101 @@ def make_environment(
     if done.code:
         _raise_if_full(done)
         raise BackendUnavailable(
-            f"{python.executable} -m venv failed: {_last_line(done)}; see whether {_apt_install(python)} mends that, or give another `python`."
+            f"{python.executable} -m venv failed: {_last_line(done)}; see whether {apt_install(python)} mends that, or give another `python`."
         )
     # Not run from inside the wheel: pip starts itself once more to compile a package, which it cannot do from a zip file.
     try:
         with zipfile.ZipFile(pip) as archive:
             archive.extractall(_site_packages(venv))
     except zipfile.BadZipFile as error:
-        raise BackendUnavailable(f"{pip} is damaged ({error}); run {_apt_install(python)} again.") from error
+        raise BackendUnavailable(f"{pip} is damaged ({error}); run {apt_install(python)} again.") from error
     wheels = (bundle.path / bundle.manifest.wheel).parent
     requirements = bundle.path / bundle.manifest.requirements
-    offline = bundle.manifest.complete
-    where = ["--no-index", "--find-links", wheels, "--require-hashes"] if offline else ["--find-links", wheels]
-    _install([*where, "--requirement", requirements], bundle, venv, python, lock)
+    offline, hashed = bundle.manifest.complete, "--hash=" in requirements.read_text(encoding="utf-8")
+    where = [*(["--no-index"] if offline else []), "--find-links", wheels]
+    # Of all that it installs pip then wants a hash, be it named by the bundle or by somebody else.
+    where += ["--require-hashes"] if offline or hashed else []
+    reaching = {} if offline else read_pip_settings(venv, lock)
+    if reaching and not hashed:
+        logger.warning(
+            "the bundle knows no hashes of its packages, and this device's settings of pip say where they are fetched (%s): what lies there is installed",
+            ", ".join(reaching),
+        )
+    _install([*where, "--requirement", requirements], bundle, venv, python, lock, reaching)
     _install(["--no-index", "--no-deps", bundle.path / bundle.manifest.wheel], bundle, venv, python, lock)
     return try_environment(venv, bundle.manifest.backend, python, system_packages, lock)
 
 
-def _install(what: Sequence[str | Path], bundle: Bundle, venv: Path, python: HostPython, lock: int | None) -> None:
-    # A device may have a pip.conf or variables of pip that lead to an index, or to another folder. Where the bundle has all, they have no say.
+def _install(
+    what: Sequence[str | Path],
+    bundle: Bundle,
+    venv: Path,
+    python: DevicePython,
+    lock: int | None,
+    reaching: Mapping[str, str] | None = None,
+) -> None:
     offline = "--no-index" in what
-    isolated = ["--isolated", "--no-cache-dir"] if offline else []
-    command = [venv / "bin" / "python", "-I", "-m", "pip", "install", *_PIP_FLAGS, *isolated, *what]
-    done = run_program(command, lock, build_environment(offline))
+    command = [venv / "bin" / "python", "-I", "-m", "pip", "install", *_PIP_FLAGS]
+    command += ["--no-cache-dir"] if offline else []
+    done = run_program([*command, *what], lock, build_environment(reaching or {}))
     if done.code:
         _raise_if_full(done)
         raise _explain_pip(done, bundle, python, offline)
 
 
-def build_environment(offline: bool, cuda: Path = CUDA) -> dict[str, str]:
-    """The environment variables for pip, which may have to compile pycuda: with CUDA's compiler on the PATH and ``CUDA_ROOT``, where CUDA is."""
-    variables = dict(os.environ)
-    if offline:
-        variables["PIP_CONFIG_FILE"] = os.devnull
+_REACHING = (
+    "cert",
+    "client-cert",
+    "default-timeout",
+    "extra-index-url",
+    "find-links",
+    "index-url",
+    "keyring-provider",
+    "no-index",
+    "proxy",
+    "pypi-url",
+    "retries",
+    "timeout",
+    "trusted-host",
+)
+"""pip's settings that say where packages are fetched and how that place is reached, as behind a company's mirror or proxy. All others have no say: they
+would install elsewhere (target, prefix), install more (requirement), or otherwise than the bundle says (constraint, no-deps)."""
+
+
+def read_pip_settings(venv: Path, lock: int | None = None) -> dict[str, str]:
+    """What this device tells pip of where packages are fetched and how.
+
+    Args:
+        venv: an environment with pip.
+        lock: of the installation.
+
+    Returns:
+        Variables for pip's environment, of ``_REACHING`` alone. They come from the user's variables and from pip's files for the system and the user.
+    """
+    done = run_program([venv / "bin" / "python", "-I", "-m", "pip", "config", "list"], lock, answers=True)
+    if done.code:
+        logger.warning("this device's settings of pip cannot be read and are left out: %s", _last_line(done))
+        return {}
+    # In the order in which pip lets one override the other.
+    found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
+    for line in done.answer.splitlines():
+        key, _, value = line.partition("=")
+        section, _, name = key.partition(".")
+        if section in found and name in _REACHING:
+            found[section][name] = str(ast.literal_eval(value))
+    merged = {name: value for section in found.values() for name, value in section.items() if value}
+    return {f"PIP_{name.upper().replace('-', '_')}": value for name, value in sorted(merged.items())}
+
+
+def build_environment(reaching: Mapping[str, str], cuda: Path = CUDA) -> dict[str, str]:
+    """The environment variables for pip and for what it starts, which may have to compile pycuda.
+
+    Args:
+        reaching: pip's settings that count (``read_pip_settings``). No others do, nor its files, nor what leads a Python to other modules.
+        cuda: CUDA's folder; where it is there, its compiler is on the PATH and ``CUDA_ROOT`` is set.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))}
+    variables |= {**reaching, "PIP_CONFIG_FILE": os.devnull}
     if (cuda / "bin").is_dir():
         variables["PATH"] = os.pathsep.join([str(cuda / "bin"), variables.get("PATH", os.defpath)])
         variables.setdefault("CUDA_ROOT", str(cuda))
@@ -196,7 +191,7 @@ def build_environment(offline: bool, cuda: Path = CUDA) -> dict[str, str]:
 
 
 def try_environment(
-    venv: Path, backend: str, python: HostPython, system_packages: bool, lock: int | None = None
+    venv: Path, backend: str, python: DevicePython, system_packages: bool, lock: int | None = None
 ) -> str:
     """Import the detector in an environment and ask the backend whether it works there.
 
@@ -225,7 +220,7 @@ def try_environment(
     raise BackendUnavailable(f"{backend} does not work in the new environment: {reason}; {fix}.")
 
 
-def explain_tensorrt(python: HostPython, system_packages: bool) -> str | None:
+def explain_tensorrt(python: DevicePython, system_packages: bool) -> str | None:
     """What to do where TensorRT does not work in an environment; None where nothing more is known than the backend says itself.
 
     On a Jetson it comes from apt, for the system's Python.
@@ -256,10 +251,12 @@ _EMPTY = re.compile(
 )
 
 
-def _explain_pip(done: Finished, bundle: Bundle, python: HostPython, offline: bool) -> BackendUnavailable | BundleError:
+def _explain_pip(
+    done: Finished, bundle: Bundle, python: DevicePython, offline: bool
+) -> BackendUnavailable | BundleError:
     text = "\n".join(done.lines)
     said = _last_line(done)
-    shown = ".".join(map(str, python.version[:2]))
+    shown = python.version
     if "DO NOT MATCH THE HASHES" in text:
         return BundleError(
             f"A package is not the one that {bundle.manifest.requirements} names by its hash ({said}); do not use it, and make the bundle again."
@@ -310,10 +307,6 @@ def _raise_if_full(done: Finished) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _apt_install(python: HostPython) -> str:
-    return f"sudo apt install python{python.version[0]}.{python.version[1]}-venv"
-
-
 def check_environment(bundle: Bundle, venv: Path) -> int:
     """Hold the files of an environment against the wheels of the bundle that they came from.
 
@@ -322,31 +315,50 @@ def check_environment(bundle: Bundle, venv: Path) -> int:
         venv: the environment.
 
     Returns:
-        How many files were compared. Those of packages that came from an index are not among them.
+        How many files were compared. Those of packages that came from an index, or were compiled, are not among them.
 
     Raises:
-        BundleError: a file is missing or was changed; the message names the first one.
+        BundleError: a package or a file is missing or was changed; the message names the first one.
     """
     count = 0
     site = _site_packages(venv)
-    for wheel in sorted((bundle.path / bundle.manifest.wheel).parent.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            names = [each for each in archive.infolist() if not each.is_dir()]
-            # A wheel that was not needed here, as that of pip, or of another Python, left no folder of metadata.
-            (about, *_) = sorted({each.filename.partition("/")[0] for each in names if ".dist-info/" in each.filename})
-            if not (site / about).is_dir() or not _is_installed(archive, about, site):
+    for name, wheels in needed_wheels(bundle.path, bundle.manifest, site.parent.name.removeprefix("python")):
+        wheel = next((each for each in wheels if _is_installed(each, site)), None)
+        if wheel is None:
+            # A package of the system's Python may have stood in for it, which then left nothing here.
+            if _sees_system(venv) and not any(_left_files(each, site) for each in wheels):
                 continue
-            for each in names:
-                if each.filename.startswith(f"{about}/") or ".data/" in each.filename:
-                    continue
+            raise BundleError(f"{venv} does not have {name} as the bundle has it; install the bundle again.")
+        with zipfile.ZipFile(wheel.path) as archive:
+            for each in _own_files(archive):
                 try:
-                    same = (site / each.filename).read_bytes() == archive.read(each)
+                    same = (site / each).read_bytes() == archive.read(each)
                 except OSError:
                     same = False
                 if not same:
-                    raise BundleError(f"{site / each.filename} is not what {wheel.name} has; install the bundle again.")
+                    raise BundleError(f"{site / each} is not what {wheel.path.name} has; install the bundle again.")
                 count += 1
     return count
+
+
+def _own_files(archive: zipfile.ZipFile) -> list[str]:
+    """The files of a wheel that pip unpacks into the folder of the packages as they are, without its metadata."""
+    about = metadata_folder(archive)
+    names = [each.filename for each in archive.infolist() if not each.is_dir()]
+    return [name for name in names if not name.startswith(f"{about}/") and ".data/" not in name]
+
+
+def _left_files(wheel: Wheel, site: Path) -> bool:
+    with zipfile.ZipFile(wheel.path) as archive:
+        return any((site / name).exists() for name in _own_files(archive))
+
+
+def _sees_system(venv: Path) -> bool:
+    """Whether an environment sees the packages of the Python that it was made with."""
+    try:
+        return "include-system-site-packages = true" in (venv / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 def _site_packages(venv: Path) -> Path:
@@ -357,19 +369,21 @@ def _site_packages(venv: Path) -> Path:
     return sites[0]
 
 
-def _is_installed(archive: zipfile.ZipFile, about: str, site: Path) -> bool:
+def _is_installed(wheel: Wheel, site: Path) -> bool:
     """Whether this very wheel was installed: there may be others of the same version, for other Pythons."""
     try:
-        return (site / about / "WHEEL").read_bytes() == archive.read(f"{about}/WHEEL")
-    except OSError:
+        with zipfile.ZipFile(wheel.path) as archive:
+            about = f"{metadata_folder(archive)}/WHEEL"
+            return (site / about).read_bytes() == archive.read(about)
+    except (OSError, KeyError):
         return False
 
 
-def environment_inputs(bundle: Bundle, python: HostPython, system_packages: bool) -> Mapping[str, Any]:
+def environment_inputs(bundle: Bundle, python: DevicePython, system_packages: bool) -> Mapping[str, Any]:
     """All that an environment depends on, for the journal."""
     return {
         "bundle": bundle.sha256,
         "python": python.executable,
-        "version": list(python.version[:2]),
+        "version": [int(each) for each in python.version.split(".")],
         "system_packages": system_packages,
     }

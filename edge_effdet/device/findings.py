@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_effdet.cli import table
+from edge_effdet.device.interpreter import DevicePython
 from edge_effdet.device.targets import get_target
 from edge_effdet.errors import BackendUnavailable, BundleError
 
@@ -42,11 +43,13 @@ class Inspection:
         target: the name of the target that it was held against.
         findings: in the order in which they matter.
         workspace_mib: the limit for the scratch memory of TensorRT's builder that suits the device; 0 for none.
+        python: the Python that makes the virtual environment; None where it cannot be run, and then a finding says so.
     """
 
     target: str
     findings: tuple[Finding, ...]
     workspace_mib: int = 0
+    python: DevicePython | None = None
 
     @property
     def blocking(self) -> tuple[Finding, ...]:

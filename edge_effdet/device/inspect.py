@@ -5,17 +5,19 @@ All is read from files below a root, so a copy of another machine's files can be
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import shutil
+import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_effdet.device.findings import Finding, Inspection
-from edge_effdet.device.interpreter import THIS, DevicePython, find_python
+from edge_effdet.device.interpreter import THIS, DevicePython, apt_install, find_python
 from edge_effdet.device.kernel_files import read_fields, read_text
 from edge_effdet.device.manifest import Manifest
 from edge_effdet.device.nvidia import (
@@ -29,6 +31,7 @@ from edge_effdet.device.nvidia import (
     read_jetpack,
 )
 from edge_effdet.device.targets import ON_CPU, PYTHONS, DeployTarget, JetPack, get_target
+from edge_effdet.device.wheels import WheelHost, needed_wheels, own_glibc, pinned_pythons, pythons_of, suits
 
 DISK_MIB = {"onnxruntime": 400, "openvino": 500, "tensorrt": 500, "tensorrt-rtx": 700, "onnxruntime-cuda": 4000}
 """What a version takes on the disk at most: up to 130 MiB of bundle, NumPy, Pillow and pip (113 MiB as installed), the backend's packages
@@ -41,12 +44,32 @@ _SMALL_MIB, _LEAST_SWAP_MIB, _LEAST_FREE_MIB = 10 << 10, 3 << 10, 2 << 10
 _OLDEST_YEAR = 2024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plans:
+    """What is to be done on a device beside the bundle itself.
+
+    Attributes:
+        install_root: the folder that is installed into, which need not be there yet; None for the one of the superuser.
+        python: the Python that makes the virtual environment, its path or name; None for the one that runs this.
+        made: given the Python and the limit for the builder's scratch memory, how many MiB of what an installation takes are there already; None for
+            all of it.
+        hidden: folders that what runs the service does not see, such as home folders.
+        closed: whether what runs the service is another user, who enters only what all users may.
+    """
+
+    install_root: Path | None = None
+    python: str | None = None
+    made: Callable[[DevicePython, int], int | None] = lambda _, __: 0
+    hidden: tuple[str, ...] = ()
+    closed: bool = False
+
+
 def inspect_device(
     target: str,
     bundle: Manifest | None = None,
     root: Path = THIS,
-    install_root: Path | None = None,
-    python: str | None = None,
+    plans: Plans | None = None,
+    folder: Path | None = None,
 ) -> Inspection:
     """Look whether a device fits a target.
 
@@ -54,24 +77,27 @@ def inspect_device(
         target: a key of ``targets.TARGETS``.
         bundle: what is to be installed; None for the target's first backend and a bundle that needs the network.
         root: where the file system begins.
-        install_root: the folder that is installed into, which need not be there yet; None for the one of the superuser.
-        python: the Python that makes the virtual environment, its path or name; None for the one that runs this.
+        plans: what is to be done; None for an installation as the superuser does it.
+        folder: the bundle's, whose wheels are looked at; None to look at none.
 
     Raises:
         UsageError: the target is unknown.
     """
-    wanted = get_target(target)
+    wanted, plans = get_target(target), plans or Plans()
     backend = wanted.backends[0] if bundle is None else bundle.backend
     complete = bundle is not None and bundle.complete
-    interpreter = find_python(root, python)
+    interpreter = find_python(root, plans.python)
     jetpack = read_jetpack(root)
-    findings = [_architecture(root, wanted), _backend(wanted, backend)]
+    architecture = _architecture(root, wanted)
+    findings = [architecture, _backend(wanted, backend)]
     if wanted.is_jetson:
         findings += [check_jetpack(root, wanted, jetpack), check_module(root, wanted)]
     findings += [
         _system(root, jetpack if wanted.is_jetson else None),
-        *_python(root, interpreter, python, wanted, backend, complete),
+        *_python(interpreter, plans, wanted, backend, complete),
     ]
+    if bundle is not None and folder is not None and interpreter is not None:
+        findings += _wheels(root, folder, bundle, WheelHost(interpreter.version, architecture.found))
     if backend not in ON_CPU and not wanted.is_jetson:
         findings.append(check_driver(root))
     if backend == "tensorrt":
@@ -81,13 +107,16 @@ def inspect_device(
             findings.append(check_cuda(root, interpreter, jetpack if wanted.is_jetson else None, wanted))
     memory = _read_memory(root)
     findings.append(_memory(memory, builds=backend == "tensorrt" and wanted.is_jetson))
-    findings.append(_disk(install_root or root / "opt/edge-effdet", wanted, backend))
+    limit = workspace_limit(memory.total) if backend == "tensorrt" and wanted.is_jetson and memory.total else 0
+    made = 0 if interpreter is None else plans.made(interpreter, limit)
+    place = plans.install_root or root / "opt/edge-effdet"
+    findings += _place(place) if plans.closed else ()
+    findings.append(_disk(place, wanted, backend, made))
     findings.append(_clock(time.time()))
     if wanted.is_jetson:
         findings += [note_power(root), note_clocks(root)]
     findings += [_network(root, complete), _cameras(root), _systemd(root)]
-    limit = workspace_limit(memory.total) if backend == "tensorrt" and wanted.is_jetson and memory.total else 0
-    return Inspection(target, tuple(findings), limit)
+    return Inspection(target, tuple(findings), limit, interpreter)
 
 
 def workspace_limit(total_mib: int) -> int:
@@ -139,33 +168,93 @@ def _system(root: Path, jetpack: JetPack | None) -> Finding:
 
 
 def _python(
-    root: Path, python: DevicePython | None, given: str | None, target: DeployTarget, backend: str, complete: bool
+    python: DevicePython | None, plans: Plans, target: DeployTarget, backend: str, complete: bool
 ) -> Iterator[Finding]:
     wanted = f"version {PYTHONS[0]} to {PYTHONS[-1]}"
     if python is None:
         fix = "run sudo apt install python3 python3-venv, or give another `python`"
-        yield Finding("Python", f"not to be run as {given}" if given else "missing", wanted, "blocking", fix)
+        found = f"not to be run as {plans.python}" if plans.python else "missing"
+        yield Finding("Python", found, wanted, "blocking", fix)
         return
+    unseen = _unseen_part(python, plans)
     if python.version not in PYTHONS:
         fix = "install one of these and give it as `python`"
         yield Finding("Python", f"version {python.version}", wanted, "blocking", fix)
     elif backend == "tensorrt" and target.system_packages and not python.is_systems:
         fix = "give the system's, for which apt installs TensorRT, as `python` /usr/bin/python3"
         yield Finding("Python", f"the one at {python.program}", "the system's own", "blocking", fix)
+    elif unseen is not None:
+        fix = (
+            "give the system's as `python` /usr/bin/python3, or one below /usr/local or /opt; or install with `service` process, which runs as "
+            "this user"
+        )
+        found = f"in {unseen}, where the unit of the service cannot run it,"
+        yield Finding("Python", found, "where every user and service may run it", "blocking", fix)
     elif complete and python.version not in target.pythons:
         fix = "its wheels may be missing in the bundle; make the bundle with `python` " + python.version
         yield Finding("Python", f"version {python.version}", f"version {' or '.join(target.pythons)}", "warning", fix)
     else:
         yield Finding("Python", f"version {python.version}", wanted)
-    what, install = "venv and pip", f"run sudo apt install python{python.version}-venv"
+    what, install = "venv and pip", f"run {apt_install(python)}"
     if not python.has_venv:
         yield Finding(what, "without venv", "there", "blocking", install)
-    elif python.has_pip or any((root / "usr/share/python-wheels").glob("pip-*.whl")):
+    elif python.pip_wheel is not None:
         yield Finding(what, "there", "there")
     elif complete:
         yield Finding(what, "venv, and pip in the bundle", "there")
     else:
         yield Finding(what, "without ensurepip, which brings pip,", "there", "blocking", install)
+
+
+def _unseen_part(python: DevicePython, plans: Plans) -> Path | None:
+    """The folder of a Python that what runs the service does not see or may not enter; None where there is none."""
+    paths = (Path(python.executable), python.library)
+    hidden = (folder for path in paths for folder in path.parents if str(folder) in plans.hidden)
+    closed = (_closed_part(path.parent) for path in paths if plans.closed)
+    return next(hidden, None) or next((folder for folder in closed if folder is not None), None)
+
+
+def _closed_part(folder: Path) -> Path | None:
+    """The first folder on the way to another one that not every user may enter; None where there is none, or it is not there yet."""
+    for each in (*reversed(folder.parents), folder):
+        with contextlib.suppress(OSError):
+            if not each.stat().st_mode & stat.S_IXOTH:
+                return each
+    return None
+
+
+def _place(folder: Path) -> Iterator[Finding]:
+    """Whether the user of the service may enter the folder that is installed into."""
+    closed = _closed_part(folder)
+    if closed is not None:
+        fix = f"run chmod o+x {closed}, or give another `root`"
+        yield Finding(
+            "place", f"in {closed}, which the service's user may not enter,", "open to all users", "blocking", fix
+        )
+
+
+def _wheels(root: Path, folder: Path, bundle: Manifest, machine: WheelHost) -> Iterator[Finding]:
+    """Whether pip will find a wheel for this Python and machine for all that is to be installed, before anything is copied."""
+    pinned = pinned_pythons(folder, bundle)
+    if pinned and machine.python not in pinned:
+        # pip would pass over all lines, and install nothing.
+        versions = " and ".join(pinned)
+        fix = f"give a `python` of version {' or '.join(pinned)}, or make the bundle with `python` {machine.python}"
+        yield Finding("the bundle", f"for Python {versions}", f"for Python {machine.python}", "blocking", fix)
+        return
+    if root == THIS:
+        machine = replace(machine, glibc=own_glibc())
+    for name, wheels in needed_wheels(folder, bundle, machine.python):
+        if any(suits(wheel, machine) for wheel in wheels):
+            continue
+        found = ", ".join(wheel.path.name for wheel in wheels) or "missing"
+        others = [each for each in pythons_of((folder / bundle.wheel).parent) if each != machine.python]
+        give = f"give a `python` of version {' or '.join(others)}, for which the bundle is, or " if others else ""
+        fix = f"{give}make the bundle for this device, with `python` {machine.python}"
+        yield Finding(f"the wheel of {name}", found, f"one for {machine}", "blocking", fix)
+        return
+    if bundle.complete:
+        yield Finding("wheels", f"for {machine}", "for this Python and machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,20 +299,25 @@ def _memory(memory: _Memory, builds: bool) -> Finding:
     return Finding(what, found)
 
 
-def _disk(folder: Path, target: DeployTarget, backend: str) -> Finding:
+def _disk(folder: Path, target: DeployTarget, backend: str, made: int | None) -> Finding:
+    """``made`` are the MiB of the version that are there already; None for all."""
     needed = PIP_TENSORRT_MIB if backend == "tensorrt" and not target.system_packages else DISK_MIB.get(backend, 500)
     # Path.exists raises where a folder above may not be read.
     while not os.path.exists(folder):  # noqa: PTH110
         folder = folder.parent
     free = shutil.disk_usage(folder).free >> 20
     found, what = f"at {folder} {_gib(free)} free", "disk"
-    if free < needed:
+    if made is None:
+        return Finding(what, f"{found}, and the version is there")
+    # A step that was cut off is done anew, and what it left is removed first.
+    least = max(0, needed - made)
+    if free < least:
         fix = "remove what is not needed, or install to another disk with `root`"
-        return Finding(what, found, f"at least {_gib(needed)} free", "blocking", fix)
-    if free < 2 * needed:
+        return Finding(what, found, f"at least {_gib(least)} free", "blocking", fix)
+    if free < least + needed:
         fix = "an update is installed beside the version that runs, so make room before the next one"
-        return Finding(what, found, f"at least {_gib(2 * needed)} free", "warning", fix)
-    return Finding(what, found, f"at least {_gib(needed)} free")
+        return Finding(what, found, f"at least {_gib(least + needed)} free", "warning", fix)
+    return Finding(what, found, f"at least {_gib(least)} free")
 
 
 def _clock(now: float) -> Finding:

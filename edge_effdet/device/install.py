@@ -12,26 +12,30 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import refuse_overwrite
 from edge_effdet.artifacts.reading import to_json
-from edge_effdet.device.durable import is_disk_full, telling_errors
-from edge_effdet.device.environment import look_at_python
-from edge_effdet.device.inspect import inspect_device
+from edge_effdet.device.durable import folder_mib, is_disk_full, telling_errors
+from edge_effdet.device.inspect import Plans, inspect_device
 from edge_effdet.device.integrity import check_version
+from edge_effdet.device.interpreter import DevicePython
 from edge_effdet.device.making import InstallWork, making_steps
 from edge_effdet.device.manifest import Bundle, files_of, parse_release, read_bundle, read_manifest, read_sums
 from edge_effdet.device.options import InstallOptions
+from edge_effdet.device.service.starting import SystemdService
+from edge_effdet.device.service.unit import HOMES, sees_homes
+from edge_effdet.device.settings import read_settings
 from edge_effdet.device.signature import check_signature, read_public_key, require_trusted
 from edge_effdet.device.steps import logging_to, output_logger, plan_steps, run_steps
-from edge_effdet.device.store import LOG, Store, Version
+from edge_effdet.device.store import LOG, Store
 from edge_effdet.device.targets import get_target
 from edge_effdet.device.unpack import unpacked
-from edge_effdet.device.using import using_steps
+from edge_effdet.device.using import choose_manager, take_config_back, using_steps
+from edge_effdet.device.version import Version
 from edge_effdet.errors import BundleError, EdgeEffDetError, EngineError, InputError, UsageError
 
 logger = logging.getLogger("edge_effdet.device")
@@ -137,7 +141,13 @@ def _opened(source: Path, options: InstallOptions, given: Sequence[str], into: s
     with contextlib.ExitStack() as stack:
         # A dry run leaves nothing in the root, not even for a moment.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.dry_run else options.place
-        yield stack.enter_context(unpacked(source, place))
+        folder = stack.enter_context(unpacked(source, place))
+        try:
+            yield folder
+        except EdgeEffDetError as error:
+            # The folder is gone when the sentence is read.
+            error.args = (str(error).replace(str(folder.parent), str(source)),)
+            raise
 
 
 @contextlib.contextmanager
@@ -171,7 +181,13 @@ def _prepare(folder: Path, options: InstallOptions, given: Sequence[str], into: 
         raise BundleError(
             f"The bundle has no graph in {options.precision.upper()}, only in {' and '.join(sorted(manifest.graphs)).upper()}; give another `precision`."
         )
-    inspection = inspect_device(manifest.target, manifest, install_root=options.place, python=options.python)
+
+    def work_of(python: DevicePython, suggested_mib: int) -> InstallWork:
+        limit = suggested_mib if options.workspace_mib is None else options.workspace_mib
+        return InstallWork(store=store, bundle=bundle, options=options, python=python, workspace_mib=limit, keys=keys)
+
+    plans = _plans(store, options, lambda python, limit: _made_mib(work_of(python, limit)))
+    inspection = inspect_device(manifest.target, manifest, plans=plans, folder=folder)
     if options.dry_run:
         # All that was found, also where one thing stands in the way: a person mends everything at once.
         logger.info("inspect: this device, held against the target %s:\n\n%s\n", manifest.target, inspection.text())
@@ -179,17 +195,27 @@ def _prepare(folder: Path, options: InstallOptions, given: Sequence[str], into: 
     for each in () if options.dry_run else inspection.warnings:
         logger.warning("inspect: %s is %s; %s", each.what, each.found, each.fix)
     logger.info("inspect: this device suits %s", get_target(manifest.target).title)
-    limit = inspection.workspace_mib if options.workspace_mib is None else options.workspace_mib
-    work = InstallWork(
-        store=store,
-        bundle=bundle,
-        options=options,
-        python=look_at_python(options.python),
-        workspace_mib=limit,
-        keys=keys,
-    )
+    assert inspection.python is not None
+    work = work_of(inspection.python, inspection.workspace_mib)
     _refuse_downgrade(work)
     return work
+
+
+def _plans(store: Store, options: InstallOptions, made: Callable[[DevicePython, int], int | None]) -> Plans:
+    """What the device has to suit beside the bundle."""
+    source = options.source or read_settings(store).options.source
+    manager = choose_manager(store, options.service, source)
+    closed = isinstance(manager, SystemdService) and manager.system
+    hidden = HOMES if closed and not sees_homes(store.folder, source) else ()
+    return Plans(install_root=options.place, python=options.python, made=made, hidden=hidden, closed=closed)
+
+
+def _made_mib(work: InstallWork) -> int | None:
+    """How much an earlier run made of the version, MiB; None where it is whole."""
+    version = work.store.choose_folder(work.bundle.id, work.request)
+    if version.record is not None:
+        return None
+    return folder_mib(version.folder) if work.store.read_request(version) == work.request else 0
 
 
 def _refuse_downgrade(work: InstallWork) -> None:
@@ -230,6 +256,7 @@ def _run(work: InstallWork, lock: int, given: Sequence[str]) -> Installed:
         store.replace_keys(keys)
     store.sweep()
     version, before = _choose(work, mark=True), _current_id(store)
+    _tell_of_cut_off(store, version)
     logger.info("installing %s into %s", version.id, store.folder)
     try:
         with telling_errors(store.folder):
@@ -252,6 +279,17 @@ def _run(work: InstallWork, lock: int, given: Sequence[str]) -> Installed:
         engine=version.engine,
         report=json.loads((version.engine_folder / "device.json").read_text(encoding="utf-8")),
     )
+
+
+def _tell_of_cut_off(store: Store, version: Version) -> None:
+    """Say that an earlier installation was cut off before its version had proven itself. Its settings are taken back, unless it goes on now."""
+    current = store.current()
+    if current is not None and current.unproven:
+        after = "this goes on with that" if current.id == version.id else f"{version.id} takes its place"
+        logger.warning("the installation of %s was cut off before that had proven itself; %s", current.id, after)
+    for each in store.versions():
+        if each.id != version.id and take_config_back(store, each):
+            logger.warning("the settings from before the installation of %s are back", each.id)
 
 
 def _current_id(store: Store) -> str | None:

@@ -9,7 +9,8 @@ from edge_effdet.artifacts import engine_json_path, file_sha256, load_engine
 from edge_effdet.device.environment import check_environment
 from edge_effdet.device.manifest import files_of, read_bundle
 from edge_effdet.device.signature import require_trusted
-from edge_effdet.device.store import Store, Version
+from edge_effdet.device.store import Store
+from edge_effdet.device.version import Version
 from edge_effdet.errors import BundleError, EngineError
 
 

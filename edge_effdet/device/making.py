@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import engine_json_path, file_sha256, load_engine
-from edge_effdet.device.environment import HostPython, environment_inputs, make_environment
+from edge_effdet.device.environment import environment_inputs, make_environment
 from edge_effdet.device.integrity import find_engine
+from edge_effdet.device.interpreter import DevicePython
 from edge_effdet.device.manifest import Bundle, files_of, read_bundle
 from edge_effdet.device.options import InstallOptions
 from edge_effdet.device.restart import see_log
 from edge_effdet.device.signature import require_trusted
 from edge_effdet.device.steps import Journal, Step, run_program
-from edge_effdet.device.store import CACHE, Store, Version, VersionRecord
+from edge_effdet.device.store import CACHE, Store
 from edge_effdet.device.targets import get_target
+from edge_effdet.device.version import Version, VersionRecord
 from edge_effdet.errors import BundleError, EngineError
 
 
@@ -40,7 +42,7 @@ class InstallWork:
     store: Store
     bundle: Bundle
     options: InstallOptions
-    python: HostPython
+    python: DevicePython
     workspace_mib: int
     keys: tuple[str, ...]
 

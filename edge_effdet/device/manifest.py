@@ -26,6 +26,9 @@ SUMS = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.minisig"
 ENTRY = "edge-effdet"
 
+MOST_BYTES = 8 << 20
+"""Of ``SHA256SUMS`` and of ``bundle.json``, which are read whole before anything is known of them. Ten thousand files take 2 MiB."""
+
 _LINE = re.compile(r"([0-9a-f]{64})  ([!-~]+)")
 """A line of ``SHA256SUMS``. Names in a bundle are ours, so they are plain ASCII."""
 
@@ -197,7 +200,7 @@ def read_sums(folder: Path) -> dict[str, str]:
             f"{folder} is not a bundle, for it has no {SUMS} and {MANIFEST}; give the folder that python -m edge_effdet.deploy wrote, all of it."
         )
     try:
-        text = (folder / SUMS).read_bytes().decode("ascii")
+        text = read_bounded(folder / SUMS, MOST_BYTES).decode("ascii")
     except (OSError, ValueError) as error:
         raise _damaged(folder, SUMS, f"cannot be read ({error})") from error
     if not text.endswith("\n"):
@@ -236,7 +239,7 @@ def check_files(folder: Path, sums: Mapping[str, str]) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Read ``bundle.json``. Raises BundleError where it is damaged, of another format, or names files that are not there."""
     try:
-        raw = json.loads((folder / MANIFEST).read_bytes().decode("ascii"))
+        raw = json.loads(read_bounded(folder / MANIFEST, MOST_BYTES).decode("ascii"))
         if isinstance(raw, dict) and raw.get("format") != BUNDLE_FORMAT:
             raise BundleError(
                 f"{folder / MANIFEST} is of format {raw.get('format')!r}, and this version of edge_effdet reads format {BUNDLE_FORMAT}; make "
@@ -251,6 +254,17 @@ def read_manifest(folder: Path) -> Manifest:
         if not _is_inside(name) or not (folder / name).is_file():
             raise _damaged(folder, MANIFEST, f"names {name[:80]!r}, which is not there")
     return manifest
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file that nobody has checked. Raises ValueError where it has more than ``most`` bytes."""
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        # Not more than the limit, of which Python would take the memory for each small file.
+        content = b"" if size > most else stream.read(size + 1)
+    if max(size, len(content)) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content
 
 
 def _is_inside(name: str) -> bool:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 
 from edge_effdet.device.integrity import check_version
+from edge_effdet.device.manifest import ENTRY
 from edge_effdet.device.service.health import Health, wait_until_healthy
+from edge_effdet.device.service.processes import process_owner
 from edge_effdet.device.service.starting import ServiceManager, get_manager
+from edge_effdet.device.service.status import ServiceStatus, read_status, status_path
+from edge_effdet.device.settings import fit_settings
 from edge_effdet.device.steps import LOG_FILE
-from edge_effdet.device.store import LOG, Store, Version
+from edge_effdet.device.store import LOG, Store
+from edge_effdet.device.version import Version
 from edge_effdet.errors import BundleError, EdgeEffDetError, EngineError
 
 logger = logging.getLogger("edge_effdet.device")
@@ -87,12 +92,33 @@ def go_back(store: Store, version: Version, manager: ServiceManager, reason: str
     if before is None:
         stop_quietly(manager)
         return "there is no version before it to return to and the service was stopped"
+    fit_settings(store, before, version)
     store.switch(before)
     logger.warning("switched back to %s", before.id)
     health = restart_and_wait(store, before, manager, seconds or 0)
     if health.healthy or seconds is None:
         return f"{before.id} runs again"
     return f"{before.id} was switched back to, which is not healthy either ({health.reason})"
+
+
+def find_running(store: Store) -> ServiceStatus | None:
+    """What runs an engine of the store now, as its status tells: the service, or a ``run`` that somebody started. None where nothing does."""
+    status = read_status(store.folder)
+    if status is None or not status.alive:
+        return None
+    # The user of the service owns the file, and could name any process in it.
+    owner = status_path(store.folder).lstat().st_uid
+    return status if owner in (0, process_owner(status.pid)) else None
+
+
+def tell_of_other(store: Store, version: Version) -> None:
+    """Say that a process goes on with another version than the current one, which nothing of ours restarts: it was started by hand."""
+    running = find_running(store)
+    if running is not None and running.version != version.id:
+        logger.warning(
+            "process %d still runs %s, since somebody started it by hand; end it and run %s run again, which takes %s",
+            running.pid, running.version, store.folder / ENTRY, version.id,
+        )  # fmt: skip
 
 
 def stop_quietly(manager: ServiceManager) -> None:

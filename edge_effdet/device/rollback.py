@@ -9,8 +9,18 @@ from pathlib import Path
 from edge_effdet.device.durable import remove_path, sync_folder, telling_errors
 from edge_effdet.device.manifest import ENTRY
 from edge_effdet.device.options import RollbackOptions, UninstallOptions
-from edge_effdet.device.restart import end_other_kind, find_good, manager_of, restart_and_wait, see_log, stop_quietly
+from edge_effdet.device.restart import (
+    end_other_kind,
+    find_good,
+    find_running,
+    manager_of,
+    restart_and_wait,
+    see_log,
+    stop_quietly,
+    tell_of_other,
+)
 from edge_effdet.device.service.options import read_options
+from edge_effdet.device.settings import ASIDE, fit_settings
 from edge_effdet.device.steps import logging_to
 from edge_effdet.device.store import (
     CACHE,
@@ -25,10 +35,10 @@ from edge_effdet.device.store import (
     STATE,
     VERSIONS,
     Store,
-    Version,
 )
 from edge_effdet.device.using import take_config_back
-from edge_effdet.errors import BundleError, NotHealthy
+from edge_effdet.device.version import Version
+from edge_effdet.errors import BundleError, InputError, NotHealthy
 
 logger = logging.getLogger("edge_effdet.device")
 
@@ -84,6 +94,7 @@ def rollback(name: str | None, options: RollbackOptions) -> RolledBack:
             store.mark_bad(current, "rolled back by hand")
             # Settings of an installation that was cut off before its service was healthy.
             take_config_back(store, current)
+        fit_settings(store, version, current)
         store.switch(version)
         logger.info("rolled back from %s to %s", left or "nothing", version.id)
         if options.service != "auto":
@@ -99,6 +110,8 @@ def rollback(name: str | None, options: RollbackOptions) -> RolledBack:
                     f"roll back further, or {see_log(store)}."
                 )
             service = "healthy"
+        else:
+            tell_of_other(store, version)
         store.end_rollback()
         return RolledBack(store.folder, left, version.id, service)
 
@@ -127,7 +140,7 @@ def uninstall(name: str | None, options: UninstallOptions) -> list[str]:
 
     Raises:
         BundleError: the folder belongs to something else.
-        InputError: nothing is installed, or another process is at work on it, or something cannot be removed.
+        InputError: nothing is installed, or another process is at work on it or runs the engine, or something cannot be removed.
     """
     store = Store.find(options.place, name)
     with store.lock(), telling_errors(store.folder):
@@ -135,6 +148,12 @@ def uninstall(name: str | None, options: UninstallOptions) -> list[str]:
         if manager is not None:
             stop_quietly(manager)
             manager.remove()
+        running = find_running(store)
+        if running is not None:
+            # Without its files it would fail somewhere, and make folders anew where they were.
+            raise InputError(
+                f"Process {running.pid} still runs {running.version}, since somebody started it by hand, so nothing was removed; end it and run this again."
+            )
         store.sweep()
         # First what makes it run: a kill later leaves nothing that half works. Last what tells that the folder is ours, so that a second run goes on.
         # Nothing else than a link is ours.
@@ -146,7 +165,7 @@ def uninstall(name: str | None, options: UninstallOptions) -> list[str]:
         for each in (VERSIONS, CACHE, STATE, LOG, SERVICE, ROLLBACK, ENTRY):
             remove_path(store.folder / each)
         if options.purge:
-            for each in (CONFIG, KEYS, MARKER, LOCK):
+            for each in (CONFIG, ASIDE, KEYS, MARKER, LOCK):
                 remove_path(store.folder / each)
         left = sorted(each.name for each in store.folder.iterdir())
         if not left:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_effdet.artifacts import printable
-from edge_effdet.device.manifest import SIGNATURE, SUMS
+from edge_effdet.device.manifest import SIGNATURE, SUMS, read_bounded
 from edge_effdet.errors import BackendUnavailable, BundleError
 
 logger = logging.getLogger("edge_effdet.device.signature")
@@ -39,6 +39,9 @@ _KEY_BYTES = 2 + 8 + 32
 _SIGNATURE_BYTES = 2 + 8 + 64
 _SPKI = bytes.fromhex("302a300506032b6570032100")
 """What stands before the 32 bytes of an Ed25519 key in the DER form that ``openssl`` reads (RFC 8410, section 4)."""
+
+_MOST_SIGNATURE, _MOST_UNHASHED = 1 << 16, 1 << 30
+"""Bytes of a signature file, and of a file that was signed without its hash, for which it has to be in memory as a whole."""
 
 _SECONDS = 60
 
@@ -117,7 +120,7 @@ def read_signature(path: Path) -> FileSignature:
         BundleError: it cannot be read, is not one of minisign, or is damaged; the message says in what.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = read_bounded(path, _MOST_SIGNATURE).decode("utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
     if len(lines) != 5 or lines[4]:
@@ -198,10 +201,10 @@ def require_trusted(folder: Path, keys: Sequence[str], required: bool) -> str | 
         # Without a key its form is all that can be looked at.
         read_signature(signature)
         logger.warning(
-            "%s is signed, but no key is trusted here to check that with; give the maker's with `public_key`.", folder
+            "the bundle is signed, but no key is trusted here to check that with; give the maker's with `public_key`"
         )
     else:
-        logger.warning("%s is not signed: its hashes show damage, but not who made it.", folder)
+        logger.warning("the bundle is not signed: its hashes show damage, but not who made it")
     return None
 
 
@@ -227,7 +230,7 @@ def _message(path: Path, found: FileSignature) -> bytes:
     try:
         with open(path, "rb") as stream:
             if not found.hashed:
-                return stream.read()
+                return read_bounded(path, _MOST_UNHASHED)
             digest = hashlib.blake2b(digest_size=64)
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
@@ -235,6 +238,10 @@ def _message(path: Path, found: FileSignature) -> bytes:
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read ({error.strerror}), so its signature cannot be checked; copy it again."
+        ) from error
+    except ValueError as error:
+        raise BundleError(
+            f"{path} was signed as a whole and not by its hash, which is not checked where {error}; sign it with minisign -S, or deploy --sign."
         ) from error
 
 

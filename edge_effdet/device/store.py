@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from edge_effdet.artifacts import json_text, printable
-from edge_effdet.artifacts.reading import from_json, to_json
+from edge_effdet.artifacts.reading import to_json
 from edge_effdet.device.durable import remove_path, sync_all, sync_folder, telling_errors, write_durably
 from edge_effdet.device.manifest import ENTRY, require_name
 from edge_effdet.device.signature import read_public_key
-from edge_effdet.errors import BundleError, InputError
-
-T = TypeVar("T")
+from edge_effdet.device.version import (
+    COMPLETE,
+    REQUEST,
+    STANDING,
+    Standing,
+    Version,
+    VersionRecord,
+    read_json,
+    read_record,
+)
+from edge_effdet.errors import BundleError, InputError, UsageError
 
 STORE_FORMAT = 1
 """The format of the folder that this version writes, and the only one that it reads."""
@@ -43,10 +50,6 @@ STATE = "state"
 
 ROLLBACK = "rollback.json"
 """What a rollback is about to do, until it is done."""
-
-COMPLETE = "complete.json"
-STANDING = "standing.json"
-REQUEST = "request.json"
 
 _LEFT = re.compile(r"\.gone-.+|\.current\.\d+|\..+\.[0-9a-z_]{8}")
 """What a run that was killed leaves: a version on its way out, a link that was not moved yet, and what ``atomic_output`` and ``tempfile`` write aside."""
@@ -68,99 +71,6 @@ exec "$version/venv/bin/python" -I -m edge_effdet.device --store "$store" "$@"
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRecord:
-    """What is known of a version from the moment on at which it is whole: ``complete.json``.
-
-    Attributes:
-        bundle: the id of its bundle.
-        bundle_sha256: the hash of the bundle's ``SHA256SUMS``.
-        release: of the bundle.
-        precision: of the engine.
-        backend: that runs the engine.
-        engine: the path of the engine, relative to the version.
-        engine_sha256: of the engine.
-        record_sha256: of the record beside it.
-        signed_by: the id of the key that signed the bundle; None where nothing was checked.
-        keys: the keys that were trusted when it was installed, with which its signature is checked again after the trusted ones have changed.
-    """
-
-    bundle: str
-    bundle_sha256: str
-    release: str
-    precision: str
-    backend: str
-    engine: str
-    engine_sha256: str
-    record_sha256: str
-    signed_by: str | None
-    keys: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How a version has done: ``standing.json``.
-
-    Attributes:
-        order: counts the installations; a version that is installed again gets a new number. 0 before the first switch to it.
-        good: whether it was switched to and, where there is a service, became healthy.
-        bad: why it is not to be returned to; None where nothing speaks against it.
-    """
-
-    order: int = 0
-    good: bool = False
-    bad: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A version in the folder ``versions``.
-
-    Attributes:
-        folder: its folder, in which all of it lies.
-        record: what is known of it; None for one whose installation was not finished.
-        standing: how it has done.
-    """
-
-    folder: Path
-    record: VersionRecord | None
-    standing: Standing
-
-    @property
-    def id(self) -> str:
-        """The name of its folder: the bundle's id, with ``.2`` and so on where the bundle was installed again in another way."""
-        return self.folder.name
-
-    @property
-    def bundle(self) -> Path:
-        return self.folder / "bundle"
-
-    @property
-    def venv(self) -> Path:
-        return self.folder / "venv"
-
-    @property
-    def python(self) -> Path:
-        return self.venv / "bin" / "python"
-
-    @property
-    def engine_folder(self) -> Path:
-        return self.folder / "engine"
-
-    @property
-    def engine(self) -> Path:
-        """The engine's file. Raises BundleError where the version is not whole."""
-        return self.folder / self.require_record().engine
-
-    def require_record(self) -> VersionRecord:
-        """What is known of it. Raises BundleError where the version is not whole."""
-        if self.record is None:
-            raise BundleError(
-                f"The version {self.id} is not whole, since its installation was interrupted; install it again."
-            )
-        return self.record
-
-
 @dataclass(frozen=True, slots=True)
 class Store:
     """The folder ``ROOT/NAME``. What changes it is called under ``lock`` alone.
@@ -180,8 +90,9 @@ class Store:
         Raises:
             BundleError: no bundle can have this name, or the folder belongs to something else.
             InputError: the folder cannot be read, or cannot be one because a file is in its place.
+            UsageError: the root is an installation itself, or lies in one.
         """
-        folder = Path(os.path.realpath(root.expanduser())) / require_name(name)
+        folder = _outside(root) / require_name(name)
         store = cls(Path(os.path.realpath(folder)), name)
         for each in (store.folder, *store.folder.parents):
             if os.path.lexists(each):
@@ -215,9 +126,10 @@ class Store:
 
         Raises:
             InputError: nothing is installed there, not under this name, or several are and none was named.
+            UsageError: the root is an installation itself, or lies in one.
         """
+        root = _outside(root)
         if name is None:
-            root = root.expanduser()
             try:
                 names = sorted(each.name for each in root.iterdir() if (each / MARKER).is_file())
             except OSError:
@@ -242,7 +154,7 @@ class Store:
         return (self.folder / MARKER).is_file()
 
     def _check_marker(self) -> None:
-        raw = _read_json(self.folder / MARKER)
+        raw = read_json(self.folder / MARKER)
         if not isinstance(raw, dict) or raw.get("name") != self.name:
             raise BundleError(
                 f"{self.folder} is not the folder of {self.name}, going by its {MARKER}; give another `root`, or move that away."
@@ -312,6 +224,21 @@ class Store:
                 raise
             os.close(handle)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process is at work on it: has the lock."""
+        try:
+            handle = os.open(self.folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
     def sweep(self) -> None:
         """Remove what a killed run left: files and folders that were not finished, or not removed to the end. Hidden files of others stay."""
         with telling_errors(self.folder):
@@ -333,7 +260,9 @@ class Store:
         """The version of this id, be it there or not."""
         folder = self.folder / VERSIONS / name
         return Version(
-            folder, _read(VersionRecord, folder / COMPLETE), _read(Standing, folder / STANDING) or Standing()
+            folder,
+            read_record(VersionRecord, folder / COMPLETE),
+            read_record(Standing, folder / STANDING) or Standing(),
         )
 
     def current(self) -> Version | None:
@@ -409,11 +338,25 @@ class Store:
 
         None where none was cut off, or others were installed since.
         """
-        found, current = _read_json(self.folder / ROLLBACK), self.current()
+        found, current = read_json(self.folder / ROLLBACK), self.current()
         if not isinstance(found, dict) or current is None or current.id not in (found.get("from"), found.get("to")):
             return None
         version = self.version(str(found.get("to")))
         return (found.get("from"), version) if version.record is not None and version.standing.good else None
+
+    def cut_off(self) -> str:
+        """What an interrupted command left to be finished, as a power cut leaves it, and what to do; empty where nothing, or a process is at work."""
+        current, pending = self.current(), self.pending_rollback()
+        if self.busy:
+            return ""
+        if pending is not None:
+            return f"the rollback to {pending[1].id} was cut off; roll back again, which finishes it"
+        if current is not None and current.unproven:
+            return (
+                f"the installation of {current.id} was cut off before that had proven itself; install its bundle again, which goes on with that, or "
+                "roll back"
+            )
+        return ""
 
     def begin_rollback(self, current: Version | None, version: Version) -> None:
         """Note what a rollback is about to do, so that one that is cut off is finished by the next, which else would go further back."""
@@ -448,7 +391,7 @@ class Store:
 
     def read_request(self, version: Version) -> Any:
         """The request that a version was begun for; None where it was not."""
-        return _read_json(version.folder / REQUEST)
+        return read_json(version.folder / REQUEST)
 
     def begin(self, version: Version, request: Mapping[str, Any]) -> None:
         """Make the folder of a version. What is left of one that was begun for another request is removed first."""
@@ -535,7 +478,7 @@ class Store:
 
     def service_kind(self) -> str | None:
         """What runs the engine, as the last installation was told; None before there was one."""
-        found = _read_json(self.folder / SERVICE)
+        found = read_json(self.folder / SERVICE)
         return found.get("kind") if isinstance(found, dict) else None
 
     def keep_service_kind(self, kind: str) -> None:
@@ -543,6 +486,18 @@ class Store:
         if self.service_kind() != kind:
             with telling_errors(self.folder):
                 write_durably(self.folder / SERVICE, json_text({"kind": kind}) + "\n")
+
+
+def _outside(root: Path) -> Path:
+    """The root of stores, absolute and without links. Raises UsageError where it is a store itself, or lies in one."""
+    root = Path(os.path.realpath(root.expanduser()))
+    for folder in (root, *root.parents):
+        # Path.is_file raises where a folder above may not be entered.
+        if os.path.isfile(folder / MARKER):  # noqa: PTH113
+            raise UsageError(
+                f"`root` {root} lies in the installation of {folder.name}, and others would be made in it; give the folder above, {folder.parent}."
+            )
+    return root
 
 
 def default_root() -> Path:
@@ -569,18 +524,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(each.name for each in folder.iterdir())
     except FileNotFoundError:
         return []
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _read(kind: type[T], path: Path) -> T | None:
-    """A record; None where it is missing or damaged, and what it speaks for is then taken for unfinished."""
-    try:
-        return from_json(kind, _read_json(path))
-    except ValueError:
-        return None

@@ -23,6 +23,10 @@ MOST_FILES = 10_000
 MOST_BYTES = 8 << 30
 """Of all files together. TensorRT's wheels, the largest that a bundle can hold, take 2 GiB."""
 
+MOST_BETWEEN = 1 << 20
+"""Bytes before a file, between two, and behind the last one: headers, which ``tarfile`` reads whole however long they say they are, and padding. Those
+of a bundle take 1.5 KiB a file, and the padding at the end up to 10 KiB."""
+
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _NAME = re.compile(r"[!-~]+")
 _HIDDEN = ".unpacked-"
@@ -88,11 +92,13 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
 def _unpack(archive: Path, folder: Path) -> None:
     try:
         # Read as a stream, from front to back: nothing in the archive decides where is read next.
-        with _decompressed(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                _extract(tar, archive, folder)
+        with _decompressed(archive) as content:
+            stream = _Limited(content, archive)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # it asks for read alone
+                _extract(tar, stream, archive, folder)
             # The checksum of gzip is at the end, behind what tar reads.
-            while stream.read(1 << 20):
+            stream.allow(MOST_BETWEEN)
+            while stream.read(1 << 16):
                 pass
     except (
         *(tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile),
@@ -102,10 +108,34 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise BundleError(f"{archive} is cut off or damaged ({error}); copy it again.") from error
 
 
-def _extract(tar: tarfile.TarFile, archive: Path, folder: Path) -> None:
+class _Limited:
+    """A stream of which no more is read than was allowed before: what an archive says of its own lengths is not believed."""
+
+    def __init__(self, stream: Any, archive: Path) -> None:
+        self._stream, self._archive, self._left = stream, archive, MOST_BETWEEN
+
+    def allow(self, count: int) -> None:
+        """Let so many bytes be read from here on."""
+        self._left = count
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes. Raises BundleError where more are read than was allowed."""
+        # tarfile asks for blocks of 10 KiB and puts them together.
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise _refused(self._archive, f"more than {MOST_BETWEEN >> 20} MiB of headers and padding for one file")
+        return content
+
+
+def _extract(tar: tarfile.TarFile, stream: _Limited, archive: Path, folder: Path) -> None:
     total = count = 0
     tops: set[str] = set()
-    for member in tar:
+    while True:
+        stream.allow(MOST_BETWEEN)
+        member = tar.next()
+        if member is None:
+            break
         name = member.name
         path = PurePosixPath(name)
         if name == "." and member.isdir():
@@ -116,7 +146,7 @@ def _extract(tar: tarfile.TarFile, archive: Path, folder: Path) -> None:
             raise _refused(archive, f"{name[:80]!r}, which is a link, a device or the like")
         total, count = total + member.size, count + 1
         tops.add(path.parts[0])
-        if total > MOST_BYTES or count > MOST_FILES:
+        if not 0 <= member.size <= total <= MOST_BYTES or count > MOST_FILES:
             raise _refused(archive, f"more than {MOST_FILES} files or {MOST_BYTES >> 30} GiB")
         if len(tops) > 1 or (len(path.parts) == 1 and not member.isdir()):
             raise _refused(archive, "more than one folder")
@@ -127,9 +157,10 @@ def _extract(tar: tarfile.TarFile, archive: Path, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = tar.extractfile(member)
         assert content is not None
+        stream.allow(member.size + MOST_BETWEEN)
         try:
-            with open(target, "xb") as stream:
-                shutil.copyfileobj(content, stream, 1 << 20)
+            with open(target, "xb") as written:
+                shutil.copyfileobj(content, written, 1 << 20)
         except FileExistsError as error:
             raise _refused(archive, f"{name[:80]!r} twice") from error
         target.chmod(0o755 if member.mode & 0o100 else 0o644)

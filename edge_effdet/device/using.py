@@ -1,4 +1,4 @@
-"""The steps that let a version run which was made: configure, switch, service, retain, keys."""
+"""The steps that let a version run which was made: switch, configure, service, retain, keys."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 
 from edge_effdet.device.durable import sync_all, write_durably
 from edge_effdet.device.making import InstallWork
-from edge_effdet.device.restart import end_other_kind, go_back, manager_of, restart_and_wait, see_log
-from edge_effdet.device.service.options import ServiceOptions, read_options, write_options
+from edge_effdet.device.restart import end_other_kind, go_back, manager_of, restart_and_wait, see_log, tell_of_other
+from edge_effdet.device.service.options import ServiceOptions
 from edge_effdet.device.service.starting import ServiceManager, get_manager
+from edge_effdet.device.settings import KnownSettings, read_settings, write_settings
 from edge_effdet.device.signature import read_public_key
 from edge_effdet.device.steps import Step
-from edge_effdet.device.store import CONFIG, CURRENT, Store, Version
+from edge_effdet.device.store import CONFIG, CURRENT, Store
+from edge_effdet.device.version import EARLIER_CONFIG, Version
 from edge_effdet.errors import NotHealthy, UsageError
 
 logger = logging.getLogger("edge_effdet.device")
-
-_EARLIER_CONFIG = "config.before.json"
-"""In the folder of a version: what ``CONFIG`` was before its installation changed it, until the service proves healthy with the new one."""
 
 
 def using_steps(work: InstallWork, version: Version) -> list[Step]:
@@ -33,14 +32,15 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
         UsageError: a service is asked for that has nothing to look at.
     """
     store, keep = work.store, work.options.keep
-    config = _wanted_config(work)
-    manager = _manager_for(work, config)
+    settings = _wanted_settings(work)
+    config = settings.options
+    manager = choose_manager(store, work.options.service, config.source)
     keys = _keys_to_keep(work)
 
     kind = "none" if manager is None else manager.kind
 
     def is_proven() -> bool:
-        proven = store.version(version.id).standing.good and not (version.folder / _EARLIER_CONFIG).exists()
+        proven = store.version(version.id).standing.good and not (version.folder / EARLIER_CONFIG).exists()
         # What ran the engine until now may be of another kind, and is then to be stopped.
         return proven and store.service_kind() in (None, kind) and (manager is None or manager.is_running())
 
@@ -48,16 +48,17 @@ def using_steps(work: InstallWork, version: Version) -> list[Step]:
     serve = "keep no service" if manager is None else f"restart it and wait {within} at most until it is healthy"
     return [
         Step(
-            name="configure",
-            what=f"write {store.folder / CONFIG}",
-            is_done=lambda: _read_config(store) == config,
-            do=lambda: _configure(store, version, config),
-        ),
-        Step(
             name="switch",
             what=f"let {store.folder / CURRENT} lead to {version.id}",
             is_done=lambda: _is_current(store, version),
             do=lambda: _switch(store, version),
+        ),
+        # After the switch: cut off in between, the version before would run with settings that nothing has proven.
+        Step(
+            name="configure",
+            what=f"write {store.folder / CONFIG}",
+            is_done=lambda: _is_configured(store, config),
+            do=lambda: _configure(store, version, settings),
         ),
         Step(name="service", what=serve, is_done=is_proven, do=lambda: _serve(work, version, manager)),
         Step(
@@ -84,51 +85,64 @@ def _is_current(store: Store, version: Version) -> bool:
     return current is not None and current.id == version.id and current.standing.order > 0
 
 
-def _wanted_config(work: InstallWork) -> ServiceOptions:
+def _wanted_settings(work: InstallWork) -> KnownSettings:
     """What ``CONFIG`` has to be: as it is, with the options that were given."""
     names = ("source", "score_threshold", "threads")
     given = {name: value for name in names if (value := getattr(work.options, name)) is not None}
-    wanted = replace(read_options(work.store.folder), **given)
+    found = read_settings(work.store)
+    wanted = replace(found.options, **given)
     # As write_options writes it.
     is_path = wanted.source and Path(wanted.source).exists()
-    return replace(wanted, source=str(Path(wanted.source).absolute())) if is_path else wanted
+    wanted = replace(wanted, source=str(Path(wanted.source).absolute())) if is_path else wanted
+    return replace(found, options=wanted)
 
 
-def _read_config(store: Store) -> ServiceOptions | None:
-    """What is in ``CONFIG``; None where it was not written yet."""
-    return read_options(store.folder) if (store.folder / CONFIG).exists() else None
+def _is_configured(store: Store, config: ServiceOptions) -> bool:
+    """Whether ``CONFIG`` was written, and is as it has to be."""
+    if not (store.folder / CONFIG).exists():
+        return False
+    found = read_settings(store)
+    return found.options == config and not found.moved
 
 
-def _manager_for(work: InstallWork, config: ServiceOptions) -> ServiceManager | None:
-    """What will run the engine. Without a source there is nothing to run, so a service that nobody asked for is left out."""
-    asked = work.options.service
-    if asked == "auto" and not config.source:
+def choose_manager(store: Store, asked: str, source: str) -> ServiceManager | None:
+    """What will run the engine. Without a source there is nothing to run, so a service that nobody asked for is left out.
+
+    Args:
+        store: of the installation.
+        asked: of ``starting.KINDS``.
+        source: what the service will look at.
+
+    Raises:
+        UsageError: a service is asked for that has nothing to look at.
+    """
+    if asked == "auto" and not source:
         return None
-    if asked == "auto" and work.store.service_kind() is None:
-        return get_manager(asked, work.store.name, work.store.folder)
-    manager = manager_of(work.store, asked)
-    if manager is not None and not config.source:
+    if asked == "auto" and store.service_kind() is None:
+        return get_manager(asked, store.name, store.folder)
+    manager = manager_of(store, asked)
+    if manager is not None and not source:
         raise UsageError(f"A service needs something to look at; give `source`, or `service` none in place of {asked}.")
     return manager
 
 
-def _configure(store: Store, version: Version, config: ServiceOptions) -> None:
-    path, earlier = store.folder / CONFIG, version.folder / _EARLIER_CONFIG
+def _configure(store: Store, version: Version, settings: KnownSettings) -> None:
+    path, earlier = store.folder / CONFIG, version.folder / EARLIER_CONFIG
     # After several attempts it is the one from before the first that a service that fails goes back to.
     if not earlier.exists():
         write_durably(earlier, path.read_text(encoding="utf-8") if path.exists() else "", mode=0o600)
-    write_options(store.folder, config)
+    write_settings(store, settings)
     sync_all()
 
 
 def take_config_back(store: Store, version: Version) -> bool:
     """Restore the settings from before the installation. Returns whether they were others."""
-    path, earlier = store.folder / CONFIG, version.folder / _EARLIER_CONFIG
+    path, earlier = store.folder / CONFIG, version.folder / EARLIER_CONFIG
     if not earlier.exists():
         return False
     text = earlier.read_text(encoding="utf-8")
     if text:
-        write_durably(path, text)
+        write_durably(path, text, mode=0o600)
     else:
         path.unlink(missing_ok=True)
     earlier.unlink()
@@ -144,6 +158,7 @@ def _serve(work: InstallWork, version: Version, manager: ServiceManager | None) 
         store.keep_service_kind("none" if manager is None else manager.kind)
     if manager is None:
         _prove(store, version)
+        tell_of_other(store, version)
         return f"no service is kept; {store.folder}/edge-effdet run starts the engine"
     try:
         health = restart_and_wait(store, version, manager, seconds)
@@ -181,7 +196,7 @@ def _switch(store: Store, version: Version) -> None:
 
 def _prove(store: Store, version: Version) -> None:
     store.mark_good(version)
-    (version.folder / _EARLIER_CONFIG).unlink(missing_ok=True)
+    (version.folder / EARLIER_CONFIG).unlink(missing_ok=True)
 
 
 def _retain(store: Store, keep: int) -> str:

@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine
+from edge_effdet.artifacts import Engine, ModelSpec
 from edge_effdet.artifacts.record import Latency
-from edge_effdet.backends.base import load_runner
+from edge_effdet.backends.base import Runner, load_runner
 from edge_effdet.cli import progress
 from edge_effdet.runtime.preprocess import feeds_for_image
 
@@ -51,9 +51,16 @@ def measure_latency(engines: Sequence[Engine], image: np.ndarray, turns: Turns |
         return []
     with contextlib.ExitStack() as stack:
         runners = [stack.enter_context(load_runner(engine)) for engine in engines]
-        feeds = [feeds_for_image(runner, image, engine.spec) for runner, engine in zip(runners, engines, strict=True)]
-        calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
-        times = [1000 * np.concatenate(own) for own in time_in_turns(calls, turns or Turns())]
+        return time_runners(runners, [engine.spec for engine in engines], image, turns or Turns())
+
+
+def time_runners(
+    runners: Sequence[Runner], specs: Sequence[ModelSpec], image: np.ndarray, turns: Turns
+) -> list[Latency]:
+    """As ``measure_latency``, for engines that are loaded already, with their specs."""
+    feeds = [feeds_for_image(runner, image, spec) for runner, spec in zip(runners, specs, strict=True)]
+    calls = [partial(runner.run, feed) for runner, feed in zip(runners, feeds, strict=True)]
+    times = [1000 * np.concatenate(own) for own in time_in_turns(calls, turns)]
     return [
         Latency(float(np.median(own)), float(np.percentile(own, 90)), len(own), len(feed["images"]), runner.arithmetic)
         for own, feed, runner in zip(times, feeds, runners, strict=True)

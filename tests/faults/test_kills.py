@@ -19,7 +19,7 @@ from tests.bundles import copy_root, write_bundle
 from tests.faults.killed import MOMENTS
 
 HERE = Path(__file__).parents[2]
-MARKED, OTHERS = ("copy", "environment", "engine"), ("complete", "configure", "switch", "service", "retain")
+MARKED, OTHERS = ("copy", "environment", "engine"), ("complete", "switch", "configure", "service", "retain")
 
 
 def kills(without: str) -> list[tuple[str, str]]:

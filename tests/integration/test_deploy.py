@@ -19,6 +19,7 @@ from edge_effdet.artifacts import Engine, Graph, load_engine
 from edge_effdet.deploy import main
 from edge_effdet.deploying import stage
 from edge_effdet.deploying.options import DeployConfig
+from edge_effdet.deploying.requirements import ChosenPackages
 from edge_effdet.deploying.signing import make_keys
 from edge_effdet.deploying.stage import make_bundle
 from edge_effdet.device import __main__ as device_verbs
@@ -42,11 +43,10 @@ def config_of(output: Path, **changes) -> DeployConfig:
 def without_index(monkeypatch):
     """Requirements without versions, as where there is no network, in tests that are about other things."""
 
-    def write(folder, target, backend, python, wheels, video):
-        (folder / "requirements.txt").write_text("numpy\npillow\nonnxruntime\n")
-        return False
+    def choose(target, backend, *_):
+        return ChosenPackages(target=target, backend=backend, pythons=(), pins=None)
 
-    monkeypatch.setattr(stage, "write_target_requirements", write)
+    monkeypatch.setattr(stage, "choose_packages", choose)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,23 @@ def test_a_release_never_changes(bccd_engine, tmp_path, without_index):
     with pytest.raises(UsageError, match=r"is there already, and a release never changes; give another `release`"):
         make_bundle(bccd_engine, config_of(tmp_path, archive="none"))
     assert read_bundle(bundle.path).sha256 == bundle.sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"python": "abc"}, "and not abc; give one of these as `python`"),
+        ({"target": "x86-gpu", "wheels": True}, "`wheels` cannot gather tensorrt"),
+        ({"target": "jetson-thor", "python": "3.10", "wheels": True}, "and not 3.10"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_the_build(bccd_int8_graph, tmp_path, monkeypatch, changes, said):
+    def build(*_, **__):
+        raise AssertionError("minutes of work")
+
+    monkeypatch.setattr(stage, "build", build)
+    with pytest.raises(UsageError, match=said):
+        make_bundle(bccd_int8_graph, config_of(tmp_path / "bundles", **changes))
 
 
 def test_a_backend_that_the_target_lacks_is_refused(tmp_path):
@@ -197,7 +214,8 @@ def test_from_the_archive_to_boxes_in_an_empty_environment(whole_bundle, bccd_in
     assert files_of(bundle) == before
     assert "right" in run_there([*start, "verify", "--root", root], tmp_path)
     assert "passed" not in run_there([store / ENTRY, "verify"], tmp_path)
-    assert told["version"] in run_there([store / ENTRY, "status"], tmp_path)
+    # Nothing detects there, which is what a monitor has to be told.
+    assert "is not healthy" in run_there([store / ENTRY, "status"], tmp_path, code=4)
     # An engine that was changed afterwards is noticed.
     with open(engine.path, "r+b") as stream:
         stream.seek(5000)
@@ -207,7 +225,7 @@ def test_from_the_archive_to_boxes_in_an_empty_environment(whole_bundle, bccd_in
     assert not store.exists()
 
 
-GUIDES = [Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("jetson", "trust", "service")]
+GUIDES = [Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("jetson", "trust", "service", "serve", "sending", "triton", "deepstream")]
 
 
 def commands_of_guides() -> list[str]:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from edge_effdet.device.service.notify import Notifier
 from edge_effdet.device.service.options import ServiceOptions, read_options
 from edge_effdet.device.service.processes import process_identity, seconds_since_boot
 from edge_effdet.device.service.results import ResultsLog
+from edge_effdet.device.service.state_files import open_state_file, require_own_link
 from edge_effdet.device.service.status import ServiceStatus, status_path, write_status
 from edge_effdet.device.service.temperature import read_heat
 from edge_effdet.device.service.watched import Aside, Repeated, SourceReading
@@ -37,13 +39,17 @@ from edge_effdet.device.store import STATE, Store, Version
 from edge_effdet.errors import DataError, EngineError, InputError, UsageError
 from edge_effdet.runtime.detector import DetectOptions, Detector
 from edge_effdet.runtime.pipeline import FrameResult, PipelineOptions, loading_for
-from edge_effdet.runtime.sinks import detections_to_json
+from edge_effdet.runtime.run import track_frame
+from edge_effdet.runtime.sinks import Sink, detections_to_json
 from edge_effdet.runtime.sources import _without_password, open_source
+from edge_effdet.runtime.tracking import Tracker, make_tracker, refuse_pictures
+from edge_effdet.sending.options import make_senders, require_packages
+from edge_effdet.sending.report import reports_of
 
 logger = logging.getLogger("edge_effdet.device.service")
 
-RESULTS = "results"
-"""The folder of the results, in the folder of the state."""
+RESULTS, SPOOL = "results", "spool"
+"""The folders of the results and of what is not sent yet, in the folder of the state."""
 
 TICK = 0.25
 """Seconds between two looks of the thread that watches."""
@@ -72,6 +78,9 @@ LETTING_GO = 10.0
 
 LAST_RUN = 4.0
 """Seconds that a run of the engine gets to end when the service is stopped."""
+
+SENDERS_AGAIN = 30.0
+"""Seconds before sending is tried again where its spool could not be written."""
 
 _MOST_RECENT = 20_000
 """Frames of which latencies are kept; at a higher rate the window is shorter."""
@@ -145,7 +154,7 @@ def _alone(state: Path) -> Iterator[None]:
     """Refuse a second service of the same installation: both would want the camera, and write the same files."""
     try:
         state.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(state / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_state_file(state / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise InputError(
             f"{state} cannot be written ({error.strerror}); run this as its owner, for example with sudo."
@@ -161,11 +170,17 @@ def _alone(state: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _absolute(options: ServiceOptions, store_folder: Path) -> ServiceOptions:
+    """Options whose paths do not depend on the folder that the process was started in."""
+    places = {name: getattr(options, name) for name in ("spool", "ca_file")}
+    return replace(options, **{name: str(store_folder / place) for name, place in places.items() if place})
+
+
 class _Service:
     """A run of the service. ``_load`` and ``_note`` are called in other threads, all else in the one that watches."""
 
     def __init__(self, store_folder: Path, version: Version, options: ServiceOptions, stop: threading.Event) -> None:
-        self._options, self._stop, self._version = options, stop, version
+        self._options, self._stop, self._version = _absolute(options, store_folder), stop, version
         self._source = _without_password(options.source)
         self._engine: Engine | None = None
         self._loading = LoadOptions()
@@ -184,6 +199,9 @@ class _Service:
         self._abandoned = False
         self._error, self._error_at = "", 0.0
         self._next_status = 0.0
+        self._tracker: Tracker | None = None
+        self._senders: list[Sink] = []
+        self._senders_at: float | None = None
         self._said: dict[str, str] = {}
         self._repeated = Repeated()
 
@@ -199,6 +217,7 @@ class _Service:
                 self._state = "stopped"
                 return 0
             detector: Detector = loading.result()
+            self._open_senders()
             # Not later: where systemd waits for a camera that is away, it would end the service and start it again, for ever.
             self._notifier.send(READY=1, STATUS="the engine is loaded")
             self._look(detector)
@@ -215,17 +234,23 @@ class _Service:
             sources.removeFilter(self._repeated)
             self._notifier.send(STOPPING=1, STATUS=self._state)
             self._results.close()
+            for sink in self._senders:
+                sink.close()
             self._write_status()
 
     def _load(self) -> Detector:
         options, path = self._options, self._version.engine
+        require_packages(options)
+        self._tracker = make_tracker(options)
         self._engine = engine = load_engine(path)
         if file_sha256(engine_json_path(path)) != self._version.require_record().record_sha256:
             raise EngineError(
                 f"The record beside {path} is not the one that was written when the engine was proven here (its SHA-256 differs); install the bundle again."
             )
         try:
-            loading = loading_for(engine.backend, open_source(options.source), PipelineOptions(), options.threads)
+            source = open_source(options.source)
+            refuse_pictures(options, source)
+            loading = loading_for(engine.backend, source, PipelineOptions(), options.threads)
         except (DataError, OSError):
             # What may be away is a camera, which is looked at frame by frame.
             loading = LoadOptions(options.threads, 1, spinning=False)
@@ -233,6 +258,21 @@ class _Service:
         return Detector.load(
             engine, options=DetectOptions(options.score_threshold), batch_size=options.batch_size, loading=loading
         )
+
+    def _open_senders(self) -> None:
+        """Begin to send. A spool that cannot be written, as on a full disk, is tried again later: the service detects meanwhile."""
+        assert self._engine is not None
+        self._senders_at, problem = None, ""
+        folder = self._status_path.parent / SPOOL
+        try:
+            if folder.is_symlink():
+                require_own_link(folder)
+            self._senders = make_senders(self._options, self._engine.spec, self._source, folder)
+        except (InputError, OSError) as error:
+            problem = str(error)
+            self._senders_at = time.monotonic() + SENDERS_AGAIN
+            self._note_error(problem)
+        self._say("sending", problem and f"nothing is sent, and that is tried again: {problem}", "detections are sent")
 
     def _look(self, detector: Detector) -> None:
         """Read the source until the service is stopped."""
@@ -331,6 +371,7 @@ class _Service:
                 logger.warning("left out a frame, and later ones are only counted: %s", found.problem)
             self._note_error(found.problem)
             self._results.add({**row, "image": found.frame.name, "problem": found.problem})
+            self._send(found)
             return
         now = time.monotonic()
         with self._lock:
@@ -343,10 +384,18 @@ class _Service:
         if self._reading is not None and self._reading.live:
             self._repeated.forget()
         assert self._engine is not None
+        if self._tracker is not None:
+            found = track_frame(found, self._tracker)
+            assert found.detections is not None
         row |= detections_to_json(found.frame.name, found.detections, self._engine.spec)
         if found.frame.seconds is not None:
             row["seconds"] = round(found.frame.seconds, 3)
         self._results.add(row)
+        self._send(found)
+
+    def _send(self, found: FrameResult) -> None:
+        for sink in self._senders:
+            sink.write(found)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -363,6 +412,8 @@ class _Service:
             if problem:
                 self._note_error(f"Results cannot be written: {problem}.")
             self._write_status()
+            if self._senders_at is not None and now >= self._senders_at:
+                self._open_senders()
             # Not while the engine owes a frame for long: then systemd ends a process whose own end hangs as well.
             if busy < SILENCE:
                 self._notifier.send(WATCHDOG=1, STATUS=self._summary())
@@ -413,6 +464,7 @@ class _Service:
             temperature_of=heat.where,
             last_error=self._error,
             last_error_s=self._error_at if self._error else None,
+            sending=tuple(reports_of(self._senders)),
         )
 
     def _why_not_healthy(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from edge_effdet.device.durable import write_durably
 from edge_effdet.device.store import CONFIG
 from edge_effdet.errors import InputError, UsageError
 from edge_effdet.options import check_choices, option
+from edge_effdet.runtime.tracking import TrackOptions
+from edge_effdet.sending.options import SendOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceOptions:
-    """What the service looks at and what it keeps.
+class ServiceOptions(SendOptions, TrackOptions):
+    """What the service looks at, what it keeps and where it sends it.
 
     Raises:
         UsageError: a number or a choice makes no sense.
@@ -43,6 +46,9 @@ class ServiceOptions:
     )
 
     def __post_init__(self) -> None:
+        # By their names: a dataclass with slots is another class than the one that super() knows.
+        SendOptions.__post_init__(self)
+        TrackOptions.__post_init__(self)
         check_choices(self)
         if not 0 <= self.score_threshold <= 1:
             raise UsageError(f"`score_threshold` {self.score_threshold} is not between 0 and 1; 0.3 is usual.")
@@ -55,11 +61,12 @@ class ServiceOptions:
                 raise UsageError(f"`{name}` {getattr(self, name)} makes no sense; give at least {least}.")
 
 
-def read_options(store_folder: Path) -> ServiceOptions:
+def read_options(store_folder: Path, passed: Sequence[str] = ()) -> ServiceOptions:
     """The options in ``CONFIG``, with the usual value of each that it does not name; all usual ones where there is no such file.
 
     Args:
         store_folder: the folder of the installation, ``ROOT/NAME``.
+        passed: options that are passed over, since a later version knows them (``device.settings``).
 
     Raises:
         InputError: the file is damaged, or has an option that does not exist.
@@ -70,7 +77,8 @@ def read_options(store_folder: Path) -> ServiceOptions:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("it holds no object")
-        return from_json(ServiceOptions, {**to_json(ServiceOptions()), **raw})
+        told = {name: value for name, value in raw.items() if name not in passed}
+        return from_json(ServiceOptions, {**to_json(ServiceOptions()), **told})
     except FileNotFoundError:
         return ServiceOptions()
     except OSError as error:
@@ -87,6 +95,10 @@ def write_options(store_folder: Path, options: ServiceOptions) -> None:
     # Neither a pipeline with a "!" nor an address is a path, unless there is a file of that name.
     if source and Path(source).exists():
         source = str(Path(source).absolute())
-    text = json_text(to_json(replace(options, source=source)), indent=2)
+    usual = to_json(ServiceOptions())
+    values = to_json(replace(options, source=source)).items()
+    # An earlier version refuses what it does not know, and may be returned to. So what came later stands there only where it is in use.
+    told = {name: value for name, value in values if name in ServiceOptions.__annotations__ or value != usual[name]}
+    text = json_text(told, indent=2)
     # The address of a camera may hold a password. What starts the service lets its user read the file.
     write_durably(store_folder / CONFIG, text + "\n", mode=0o600)

@@ -6,6 +6,7 @@ so neither tells alone whether a process that wrote its number down is still the
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -35,3 +36,19 @@ def process_identity(pid: int, proc: Path = Path("/proc")) -> str | None:
     if len(fields) <= _START or fields[_ZOMBIE] in ("Z", "X"):
         return None
     return f"{boot}:{fields[_START]}"
+
+
+def process_owner(pid: int, proc: Path = Path("/proc")) -> int | None:
+    """The number of the user who started a process, and who may end it; None where it has ended.
+
+    Args:
+        pid: its number.
+        proc: where the kernel's files are mounted.
+    """
+    try:
+        text = (proc / str(pid) / "status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The real user comes first, then the effective one.
+    found = re.search(r"^Uid:\s*(\d+)", text, re.MULTILINE)
+    return int(found[1]) if found else None

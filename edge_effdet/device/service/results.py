@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import json_text
+from edge_effdet.device.service.state_files import open_state_file, require_own_link
 
 MOST_PENDING = 8 << 20
 """Bytes that wait to be written, beyond which lines are lost: so many come together only where the disk does not answer."""
@@ -114,11 +115,12 @@ class ResultsLog:
         """See that a file is open to which a line of this length may be added."""
         if self._descriptor is None:
             self._folder.mkdir(parents=True, exist_ok=True)
+            require_own_link(self._folder)
             last = (self._numbers() or [1])[-1]
             try:
                 self._open(last)
             except OSError:
-                # Another user wrote it, as root does who runs the service by hand.
+                # Another user wrote it, as root does who runs the service by hand, or it is a link.
                 self._open(last + 1)
         if self._size and self._size + length > self._limit:
             self._shut()
@@ -130,7 +132,7 @@ class ResultsLog:
 
     def _open(self, number: int) -> None:
         # Not by its append mode, in which ftruncate and write could disagree; this process alone writes here.
-        descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = open_state_file(self._path(number), os.O_RDWR | os.O_CREAT)
         try:
             self._size = _cut_half_line(descriptor)
             os.lseek(descriptor, self._size, os.SEEK_SET)

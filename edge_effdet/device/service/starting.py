@@ -20,8 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_effdet.artifacts import printable, write_text
+from edge_effdet.device.durable import remove_path
 from edge_effdet.device.service.options import read_options
 from edge_effdet.device.service.processes import process_identity
+from edge_effdet.device.service.state_files import give_state
 from edge_effdet.device.service.supervisor import PATIENCE, PID_FILE, Supervised, end_group, read_pid_file
 from edge_effdet.device.service.unit import SERVICE_GROUPS, SERVICE_USER, UnitSettings, make_unit, unit_name
 from edge_effdet.device.store import CONFIG, ENTRY, STATE, Store
@@ -36,6 +38,9 @@ _SYSTEMD_RUNS = Path("/run/systemd/system")
 """A folder that is there where systemd started the machine (sd_booted(3))."""
 
 _SYSTEM_UNITS = Path("/etc/systemd/system")
+
+_CACHE = "cache"
+"""In the state: what libraries compile and keep for the next start."""
 
 
 class ServiceManager(abc.ABC):
@@ -90,7 +95,7 @@ def get_manager(kind: str, name: str, store_folder: Path) -> ServiceManager:
     """What starts the service of an installation.
 
     Args:
-        kind: of ``KINDS``; ``auto`` for systemd where it started this machine, else a process.
+        kind: of ``KINDS`` but ``none``; ``auto`` for systemd where it started this machine, else a process.
         name: of the installation.
         store_folder: its folder, ``ROOT/NAME``.
 
@@ -99,34 +104,10 @@ def get_manager(kind: str, name: str, store_folder: Path) -> ServiceManager:
     """
     if kind == "auto":
         kind = "systemd" if _SYSTEMD_RUNS.is_dir() else "process"
-    kinds = {each.kind: each for each in (SystemdService, ProcessService, NoService)}
+    kinds = {each.kind: each for each in (SystemdService, ProcessService)}
     if kind not in kinds:
-        raise UsageError(f"There is no `service` {kind!r}; the kinds are {', '.join(KINDS)}.")
+        raise UsageError(f"No `service` {kind!r} starts anything; the kinds are {', '.join(KINDS)}.")
     return kinds[kind](name, store_folder)
-
-
-class NoService(ServiceManager):
-    """Nothing starts the service; whoever wants it runs ``edge-effdet run``."""
-
-    kind = "none"
-
-    def install(self) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
-
-    def restart(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def remove(self) -> None:
-        pass
-
-    def is_running(self) -> bool:
-        return False
 
 
 class SystemdService(ServiceManager):
@@ -151,8 +132,9 @@ class SystemdService(ServiceManager):
         if self.system:
             _make_user()
             _require_open(self.store_folder)
-            _give_state(self.store_folder / STATE)
-            _hide(self.store_folder / CONFIG, pwd.getpwnam(SERVICE_USER).pw_gid)
+            user = pwd.getpwnam(SERVICE_USER)
+            give_state(self.store_folder / STATE, user.pw_uid, user.pw_gid)
+            _hide(self.store_folder / CONFIG, user.pw_gid)
         text = make_unit(self._settings())
         if not self.unit_path.is_file() or self.unit_path.read_text(encoding="utf-8") != text:
             try:
@@ -275,16 +257,12 @@ def _require_open(store_folder: Path) -> None:
             )
 
 
-def _give_state(state: Path) -> None:
-    """Give the state, with all in it, to the user of the service: someone may have run it as root before."""
-    state.mkdir(parents=True, exist_ok=True)
-    user = pwd.getpwnam(SERVICE_USER)
-    os.chown(state, user.pw_uid, user.pw_gid)
-    # By descriptors and without following links, since that user could put one in the way.
-    for _, folders, files, descriptor in os.fwalk(state, follow_symlinks=False):
-        for name in (*folders, *files):
-            with contextlib.suppress(FileNotFoundError):
-                os.chown(name, user.pw_uid, user.pw_gid, dir_fd=descriptor, follow_symlinks=False)
+def _take_state(state: Path) -> None:
+    """Let root, who runs the service as a process, have the state that a unit's user had. What that user kept there to be run is not taken over."""
+    if os.geteuid() == 0 and state.is_dir() and state.stat().st_uid != 0:
+        os.chown(state, 0, 0)
+        remove_path(state / _CACHE)
+        give_state(state, 0, 0)
 
 
 def _hide(config: Path, group: int = -1) -> None:
@@ -309,6 +287,7 @@ class ProcessService(ServiceManager):
 
     def install(self) -> None:
         _hide(self.store_folder / CONFIG)
+        _take_state(self.store_folder / STATE)
         logger.warning(
             "the service runs as a process in the background, which nothing starts with the machine: run %s in what does, as in a container's command",
             " ".join(self.command),
@@ -323,7 +302,8 @@ class ProcessService(ServiceManager):
             raise UsageError(
                 f"No version is installed in {self.store_folder}, so there is nothing to start; run ./edge-effdet install in a bundle."
             )
-        environment = {**os.environ, "XDG_CACHE_HOME": str(state / "cache"), "CUDA_CACHE_PATH": str(state / "cache/nv")}
+        cache = state / _CACHE
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "CUDA_CACHE_PATH": str(cache / "nv")}
         command = [str(current.python), "-I", "-m", "edge_effdet.device.service.supervisor", str(state), *self.command]
         try:
             subprocess.run(

@@ -15,13 +15,20 @@ from edge_effdet.artifacts import json_text, printable
 from edge_effdet.artifacts.reading import from_json, to_json
 from edge_effdet.cli import Result, count_of, table
 from edge_effdet.device.service.processes import process_identity, seconds_since_boot
-from edge_effdet.device.store import STATE, Store, Version
-from edge_effdet.errors import InputError
+from edge_effdet.device.service.state_files import open_state_file, read_state_file
+from edge_effdet.device.store import STATE, Store
+from edge_effdet.device.version import Version
+from edge_effdet.errors import InputError, NotHealthy
+from edge_effdet.sending.report import SendReport
 
 STATUS_FORMAT = 1
-"""The format of ``status.json`` that this version writes, and the only one that it reads."""
+"""The format of ``status.json`` that this version writes, and the only one that it reads. It stays, with its fields: whoever updates by the installed
+version, or goes back to it, waits with one version's code for the status of another, and the first release refuses fields that it does not know."""
 
 STATUS = "status.json"
+
+SENDING = "sending.json"
+"""Beside it: how sending goes, which the first release knew nothing of."""
 
 STALE = 5.0
 """Seconds without a new status after which the process that writes it hangs."""
@@ -62,6 +69,7 @@ class ServiceStatus:
         temperature_of: the name of the zone, or why there is no temperature.
         last_error: the last thing that went wrong, a sentence; empty where nothing did.
         last_error_s: when that was.
+        sending: how sending goes to each receiver.
     """
 
     format: int = STATUS_FORMAT
@@ -91,6 +99,7 @@ class ServiceStatus:
     temperature_of: str
     last_error: str
     last_error_s: float | None
+    sending: tuple[SendReport, ...] = ()
 
     @property
     def alive(self) -> bool:
@@ -117,16 +126,26 @@ def write_status(path: Path, status: ServiceStatus) -> None:
     Raises:
         OSError: neither could be done.
     """
-    text = json_text(to_json(status), indent=1) + "\n"
+    raw = to_json(status)
+    sending = raw.pop("sending")
+    _replace(path, raw)
+    if sending or path.with_name(SENDING).exists():
+        _replace(path.with_name(SENDING), {"process": status.process, "sending": sending})
+
+
+def _replace(path: Path, raw: Any) -> None:
+    content = (json_text(raw, indent=1) + "\n").encode()
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.unlink(missing_ok=True)
+        with os.fdopen(open_state_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as stream:
+            stream.write(content)
         os.replace(new, path)
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
-        with path.open("r+b") as stream:
-            stream.write(text.encode())
+        with os.fdopen(open_state_file(path, os.O_RDWR), "r+b") as stream:
+            stream.write(content)
             stream.truncate()
 
 
@@ -148,16 +167,27 @@ def read_status(store_folder: Path) -> ServiceStatus | None:
 def _read_once(path: Path) -> ServiceStatus | Exception | None:
     """The status, None where there is none for this version to read, or what speaks for a second look."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("format") != STATUS_FORMAT:
+        raw = json.loads(read_state_file(path)[0].decode("utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no object")
+        if raw.get("format") != STATUS_FORMAT:
             return None
-        return from_json(ServiceStatus, raw)
+        return from_json(ServiceStatus, {**raw, "sending": _read_sending(path.with_name(SENDING), raw.get("process"))})
     except FileNotFoundError:
         return None
     except PermissionError as error:
         raise InputError(f"{path} cannot be read by this user; run this with sudo.") from error
     except (OSError, ValueError) as error:
         return error
+
+
+def _read_sending(path: Path, process: str | None) -> list[Any]:
+    """How a process said that sending goes; nothing where it said nothing of that."""
+    try:
+        raw = json.loads(read_state_file(path)[0].decode("utf-8"))
+        return list(raw["sending"]) if raw["process"] == process else []
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def judge(status: ServiceStatus | None) -> str:
@@ -182,11 +212,11 @@ def describe_service(store: Store, running: bool | None = None) -> Result:
 
     Returns:
         The service, a line for each thing, and a table of the versions; for machines ``service``, None where it never ran, and ``versions``.
-        ``healthy`` is there in any case.
+        ``healthy`` is there in any case. Where it is not healthy ``failure`` says so, with which the command ends.
     """
     status = read_status(store.folder)
     reason = judge(status)
-    current, versions = store.current(), store.versions()
+    current, versions, cut_off = store.current(), store.versions(), store.cut_off()
     data: dict[str, Any] = {
         "name": store.name,
         "store": str(store.folder),
@@ -197,6 +227,7 @@ def describe_service(store: Store, running: bool | None = None) -> Result:
         "reason": reason,
         "service": None if status is None else to_json(status),
         "versions": [_version_data(each, current) for each in versions],
+        "cut_off": cut_off,
     }
     rows = [("service", store.name), ("healthy", f"no: {reason}" if reason else "yes")]
     if status is not None:
@@ -205,9 +236,12 @@ def describe_service(store: Store, running: bool | None = None) -> Result:
             rows.append(
                 ("note", f"the installed version is {current.id}, and the service has not been started again since")
             )
+    if cut_off:
+        rows.append(("cut off", cut_off))
     installed = [("version", "release", "precision", "state"), *(_version_row(each, current) for each in versions)]
     parts = [_aligned(rows), table(installed) if versions else f"no version is installed in {store.folder}"]
-    return Result("\n\n".join(parts), data)
+    failure = NotHealthy(f"The service of {store.name} is not healthy: {reason}.") if reason else None
+    return Result("\n\n".join(parts), data, failure)
 
 
 def _aligned(rows: Sequence[tuple[str, str]]) -> str:
@@ -239,6 +273,7 @@ def _service_rows(status: ServiceStatus) -> list[tuple[str, str]]:
         ("dropped", f"{status.dropped} too old, {status.skipped} unreadable"),
         ("source lost", count_of(status.reopened, "time")),
         ("results lost", count_of(status.results_lost, "line")),
+        *(("sending", f"{each.text()}{f' ({each.problem})' if each.problem else ''}") for each in status.sending),
     ]
     error = "none"
     if status.last_error:
@@ -272,6 +307,8 @@ def _version_row(version: Version, current: Version | None) -> Sequence[str]:
         words.append(f"bad: {version.standing.bad}")
     elif version.standing.good:
         words.append("good")
+    elif version.standing.order:
+        words.append("not proven")
     return version.id, version.record.release, version.record.precision, ", ".join(words) or "not used so far"
 
 

@@ -19,11 +19,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from edge_effdet.artifacts import json_text, printable
 from edge_effdet.artifacts.reading import from_json, to_json
-from edge_effdet.device.service.processes import process_identity
+from edge_effdet.device.service.processes import process_identity, process_owner
+from edge_effdet.device.service.state_files import read_state_file, take_state_file
+
+logger = logging.getLogger("edge_effdet.device.service.supervisor")
 
 PID_FILE = "service.pid"
 LOG_FILE = "service.log"
@@ -54,11 +57,25 @@ class Supervised:
 
 
 def read_pid_file(state: Path) -> Supervised | None:
-    """What a supervisor wrote; None where there is nothing, or nothing whole."""
+    """What a supervisor wrote; None where there is nothing, nothing whole, or nothing that is to be believed.
+
+    Whoever owns the file may name his own processes in it, which he could end himself. Root ends no others for him: the user of the service, who owns the
+    folder, could name any.
+    """
     try:
-        return from_json(Supervised, json.loads((state / PID_FILE).read_text(encoding="ascii")))
+        content, owner = read_state_file(state / PID_FILE)
+        found = from_json(Supervised, json.loads(content.decode("ascii")))
     except (OSError, ValueError):
         return None
+    named = ((found.pid, found.process), (found.service_pid, found.service_process))
+    for pid, process in named if owner != 0 else ():
+        if pid and process_identity(pid) == process and process_owner(pid) != owner:
+            logger.warning(
+                "%s names the process %d, which is not of the user who wrote that, so it is not believed",
+                state / PID_FILE, pid,
+            )  # fmt: skip
+            return None
+    return found
 
 
 def end_group(pid: int, process: str, patience: float = PATIENCE) -> None:
@@ -84,7 +101,7 @@ def supervise(state: Path, command: Sequence[str], begun: Callable[[], object]) 
         begun: called when the pid file is written, or another supervisor was found at work.
     """
     state.mkdir(parents=True, exist_ok=True)
-    pid_file = os.open(state / PID_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    pid_file = take_state_file(state / PID_FILE, os.O_RDWR, 0o644, own=True)
     try:
         fcntl.flock(pid_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -141,6 +158,8 @@ def _run(command: Sequence[str], pid_file: int, stop: threading.Event, log: logg
     code = service.wait()
     # Its last words. Something that left its group could hold the pipe open for ever.
     copying.join(2.0)
+    if not copying.is_alive():
+        service.stdout.close()
     return code
 
 
@@ -150,19 +169,24 @@ def _copy(stream: IO[bytes], log: logging.Logger) -> None:
             log.info("%s", printable(line.decode(errors="surrogateescape").rstrip("\n")))
 
 
+class _StateLog(logging.handlers.RotatingFileHandler):
+    """A log that is never written through a link."""
+
+    def _open(self) -> Any:
+        descriptor = take_state_file(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND)
+        return os.fdopen(descriptor, self.mode, encoding=self.encoding, errors=self.errors)
+
+
 def _open_log(state: Path) -> logging.Logger:
-    log = logging.getLogger("edge_effdet.device.service.supervisor")
     with contextlib.suppress(OSError):
-        handler = logging.handlers.RotatingFileHandler(
-            state / LOG_FILE, maxBytes=_LOG_BYTES, backupCount=_LOGS, encoding="utf-8"
-        )
+        handler = _StateLog(state / LOG_FILE, maxBytes=_LOG_BYTES, backupCount=_LOGS, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     # A full disk must not fill the standard error, which nobody reads.
     logging.raiseExceptions = False
-    return log
+    return logger
 
 
 def _write_pid_file(pid_file: int, service: int) -> None:

@@ -22,7 +22,7 @@ SERVICE_USER = "edge-effdet"
 SERVICE_GROUPS = ("video", "render")
 """Groups whose members may use cameras and GPUs, on Debian, Ubuntu and Jetson Linux."""
 
-_HOMES = ("/home", "/root", "/run/user")
+HOMES = ("/home", "/root", "/run/user")
 """What ``ProtectHome`` hides."""
 
 
@@ -120,14 +120,13 @@ def _user(settings: UnitSettings) -> list[str]:
 def _hardening(settings: UnitSettings, state: Path) -> list[str]:
     """What the service may not do. Each line that is missing or says no has a reason."""
     source = settings.source
-    hidden = any(_is_below(path, _HOMES) for path in (str(settings.store_folder), source))
     lines = [
         "CapabilityBoundingSet=",
         "AmbientCapabilities=",
         "PrivateMounts=yes",
         "ProtectSystem=strict",
         f"ReadWritePaths={quote(str(state))}",
-        f"ProtectHome={'read-only' if hidden else 'yes'}",
+        f"ProtectHome={'read-only' if sees_homes(settings.store_folder, source) else 'yes'}",
         "ProtectProc=invisible",
         "ProtectKernelTunables=yes",
         "ProtectKernelModules=yes",
@@ -165,6 +164,11 @@ def _hardening(settings: UnitSettings, state: Path) -> list[str]:
 def _all_devices(settings: UnitSettings) -> bool:
     """Whether the service needs devices that cannot be listed: a GPU's, or those of the elements of a GStreamer pipeline."""
     return settings.on_gpu or "!" in settings.source
+
+
+def sees_homes(store_folder: Path, source: str) -> bool:
+    """Whether the service sees home folders, which a unit of the system hides unless what it needs lies there."""
+    return any(_is_below(path, HOMES) for path in (str(store_folder), source))
 
 
 def _is_below(path: str, folders: Sequence[str]) -> bool:

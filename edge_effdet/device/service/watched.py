@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_effdet.backends.base import LoadOptions
 from edge_effdet.runtime.detector import Detector
-from edge_effdet.runtime.pipeline import FrameResult, Pipeline
+from edge_effdet.runtime.pipeline import FrameResult, Pipeline, PipelineOptions
 from edge_effdet.runtime.sources import Frame, Source, open_source
 
 
@@ -18,9 +18,17 @@ class SourceReading:
     """One reading of the source, from its opening to its end."""
 
     def __init__(
-        self, address: str, detector: Detector, loading: LoadOptions, note: Callable[[FrameResult], None]
+        self,
+        address: str,
+        detector: Detector,
+        loading: LoadOptions,
+        note: Callable[[FrameResult], None],
+        opener: Callable[[str], Source] | None = None,
+        options: PipelineOptions | None = None,
+        keep_images: bool = False,
     ) -> None:
         self._address, self._detector, self._loading, self._note = address, detector, loading, note
+        self._opener, self._options, self._keep_images = opener, options, keep_images
         self._source: WatchedSource | None = None
         self._pipeline: Pipeline | None = None
         self._closing = threading.Event()
@@ -29,8 +37,8 @@ class SourceReading:
 
     def run(self) -> None:
         """Read to the end. Raises what opening, reading or the engine raises."""
-        source = self._source = WatchedSource(open_source(self._address))
-        with Pipeline(self._detector, source, loading=self._loading) as pipeline:
+        source = self._source = WatchedSource((self._opener or open_source)(self._address))
+        with Pipeline(self._detector, source, self._options, self._loading, self._keep_images) as pipeline:
             self._pipeline = pipeline
             if self._closing.is_set():
                 return

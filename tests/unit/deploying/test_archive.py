@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.deploying import archive as module
-from edge_effdet.deploying.archive import write_archive
+from edge_effdet.deploying.archive import require_compression, write_archive
 from edge_effdet.errors import BundleError, InputError, MissingDependency
 
 CONTENTS = {
@@ -117,3 +117,7 @@ def test_without_zstd(folder: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MissingDependency, match=r"edge-effdet\[deploy\]"):
         write_archive(folder, "zst")
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    # Before the work, where it is asked for.
+    with pytest.raises(MissingDependency):
+        require_compression("zst")
+    require_compression("gz")

@@ -66,7 +66,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_it_is_a_program(bundle: Path):
     assert stat.S_IMODE(ENTRY.stat().st_mode) & 0o111 == 0o111
-    assert ENTRY.read_text(encoding="ascii").startswith("#!/usr/bin/env python3\n")
+    assert ENTRY.read_text(encoding="ascii").startswith("#!/usr/bin/env -S python3 -I\n")
 
 
 @pytest.mark.parametrize("version", ["this", "3.10", "3.11", "3.12", "3.13"])
@@ -173,6 +173,54 @@ def test_stray_files_are_not_run(bundle: Path):
                 (bundle / f"{name}.py").unlink(missing_ok=True)
         done = start(bundle, "install", python=Path(sys.executable), cwd=bundle, env={**os.environ, **environment})
         assert done.returncode == 7, done.stderr + done.stdout
+
+
+STRAY = "import os\nopen(os.environ['WITNESS'], 'a').write(__name__ + '\\n')\n"
+
+
+@pytest.fixture
+def surroundings(tmp_path: Path) -> dict[str, str]:
+    """An environment in which each way that leads a Python to other modules leads to modules that leave a witness."""
+    base = tmp_path / "user"
+    site = base / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    path = tmp_path / "path"
+    for folder, names in (
+        (site, ("usercustomize", "edge_effdet")),
+        (path, ("sitecustomize", "hashlib", "edge_effdet", "zipimport")),
+    ):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / f"{name}.py").write_text(STRAY)
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {
+        "PATH": programs, "HOME": str(base), "PYTHONUSERBASE": str(base), "PYTHONPATH": str(path), "WITNESS": str(tmp_path / "witness"),
+    }  # fmt: skip
+
+
+def test_nothing_of_the_callers_python_runs(bundle: Path, tmp_path: Path, surroundings: dict[str, str]):
+    """Before the wheel's hash was looked at, nor after."""
+    done = start(bundle, "install", env={**surroundings, "PYTHONHOME": "/nowhere"})
+    assert done.returncode == 7, done.stderr
+    path = json.loads(done.stdout)[2]
+    assert not [each for each in path if str(tmp_path) in each and not each.startswith(str(bundle))]
+    assert not (tmp_path / "witness").exists()
+
+
+def test_started_by_a_python_it_is_started_again_without_the_callers_modules(
+    bundle: Path, tmp_path: Path, surroundings: dict[str, str]
+):
+    done = start(bundle, "install", "--name", "ä b", python=Path(sys.executable), env=surroundings, cwd=bundle)
+    assert done.returncode == 7, done.stderr
+    _, argv, path = json.loads(done.stdout)
+    assert argv == ["--bundle", str(bundle), "install", "--name", "ä b"]
+    assert not [each for each in path if str(tmp_path) in each and not each.startswith(str(bundle))]
+    # What Python imports by itself came before the first line of the entry, which no file can mend.
+    witness = tmp_path / "witness"
+    assert set(witness.read_text().split() if witness.exists() else ()) <= {
+        "sitecustomize",
+        "usercustomize",
+        "zipimport",
+    }
 
 
 def test_the_real_wheel_runs_out_of_the_bundle(bundle: Path):

@@ -16,7 +16,9 @@ from edge_effdet.artifacts import file_sha256
 from edge_effdet.deploying import requirements as module
 from edge_effdet.deploying.requirements import (
     EXTRAS,
+    ChosenPackages,
     Pin,
+    choose_packages,
     download,
     resolve,
     unpinned_requirements,
@@ -59,6 +61,11 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_wheel(folder, "protobuf", "7.1")
     make_wheel(folder, "pip", "26.0")
     return folder
+
+
+def write(folder: Path, target: str, backend: str, python: str | None, wheels: bool) -> bool:
+    """Choose the packages of a device and write them."""
+    return write_target_requirements(folder, choose_packages(get_target(target), backend, python, wheels))
 
 
 def chosen(pins: list[Pin]) -> dict[str, str]:
@@ -166,7 +173,7 @@ def test_tensorrt_on_a_jetson(cuda_index: Path, python: str, major: str):
 def test_a_bundle_for_two_pythons_holds_the_files_of_both(cuda_index: Path, tmp_path: Path):
     folder = tmp_path / "bundle"
     folder.mkdir()
-    assert write_target_requirements(folder, get_target("jetson-orin-nano"), "tensorrt", None, wheels=True) is True
+    assert write(folder, "jetson-orin-nano", "tensorrt", None, wheels=True) is True
     text = (folder / "requirements.txt").read_text()
     assert text.startswith("# for jetson-orin-nano, tensorrt, CPython 3.10, 3.12\n")
     assert 'numpy==2.2.6 ; python_version == "3.10" \\\n    --hash=sha256:' in text
@@ -187,7 +194,7 @@ def test_pip_installs_from_what_was_gathered(index: Path, tmp_path: Path):
     """On this machine and Python, with hashes and without an index, as the device does; and it refuses a wheel that was exchanged."""
     make_wheel(index, "openvino", "2026.4", ["numpy"], of_python(THIS, f"manylinux_2_28_{platform.machine()}"))
     target = next(each for each in ("x86-cpu", "arm64-cpu") if TARGETS[each].machine == platform.machine())
-    assert write_target_requirements(tmp_path, TARGETS[target], "openvino", None, wheels=True) is True
+    assert write(tmp_path, target, "openvino", None, wheels=True) is True
     command = [
         sys.executable, "-m", "pip", "install", "--isolated", "--no-index", "--find-links", str(tmp_path / "wheels"), "--require-hashes",
         "--ignore-installed", "--no-deps", "-r", str(tmp_path / "requirements.txt"), "--target",
@@ -216,33 +223,40 @@ def test_without_a_network(
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with caplog.at_level(logging.WARNING):
-        assert (
-            write_target_requirements(tmp_path, get_target("arm64-cpu"), "onnxruntime", "3.12", wheels=False) is False
-        )
+        assert write(tmp_path, "arm64-cpu", "onnxruntime", "3.12", wheels=False) is False
     assert "the device takes the newest ones and checks no hash" in caplog.text
     assert (tmp_path / "requirements.txt").read_text() == "numpy>=1.26\npillow>=10.3\nonnxruntime>=1.19\n"
     with pytest.raises(InputError, match="pip reaches no package index"):
-        write_target_requirements(tmp_path, get_target("arm64-cpu"), "onnxruntime", "3.12", wheels=True)
+        choose_packages(get_target("arm64-cpu"), "onnxruntime", "3.12", wheels=True)
 
 
 def test_what_no_bundle_can_hold(cuda_index: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Off a Jetson TensorRT's package fetches its libraries by itself, so nothing has a hash."""
     target = get_target("x86-gpu")
     with pytest.raises(UsageError, match="`wheels` cannot gather tensorrt for x86-gpu"):
-        write_target_requirements(tmp_path, target, "tensorrt", "3.12", wheels=True)
-    assert list(tmp_path.glob("wheels")) == []
+        choose_packages(target, "tensorrt", "3.12", wheels=True)
     with caplog.at_level(logging.WARNING):
-        assert write_target_requirements(tmp_path, target, "tensorrt", "3.12", wheels=False) is False
+        assert write(tmp_path, "x86-gpu", "tensorrt", "3.12", wheels=False) is False
     assert "has no hash" in caplog.text
     text = (tmp_path / "requirements.txt").read_text()
     assert text.endswith("tensorrt>=10.3\n") and "--hash" not in text and "numpy==2.4.6\n" in text
 
 
-def test_a_python_that_the_target_does_not_have(tmp_path: Path):
+def test_a_python_that_the_target_does_not_have():
     with pytest.raises(UsageError, match=r"Jetson Thor has Python 3\.12 and not 3\.10; give one of these as `python`"):
-        write_target_requirements(tmp_path, get_target("jetson-thor"), "tensorrt", "3.10", wheels=False)
-    with pytest.raises(UsageError, match=r"and not 2\.7"):
-        write_target_requirements(tmp_path, get_target("x86-cpu"), "onnxruntime", "2.7", wheels=False)
+        choose_packages(get_target("jetson-thor"), "tensorrt", "3.10", wheels=False)
+    for wrong in ("2.7", "abc", ""):
+        with pytest.raises(UsageError, match=rf"and not {wrong}; give"):
+            choose_packages(get_target("x86-cpu"), "onnxruntime", wrong, wheels=False)
+
+
+def test_what_is_chosen_is_not_chosen_again(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Minutes lie between the choice and the writing, in which an index may get a newer release."""
+    packages = choose_packages(get_target("x86-cpu"), "onnxruntime", "3.12", wheels=False)
+    assert isinstance(packages, ChosenPackages) and packages.pins
+    make_wheel(index, "flatbuffers", "99.0")
+    assert write_target_requirements(tmp_path, packages) is False
+    assert "flatbuffers==25.1" in (tmp_path / "requirements.txt").read_text()
 
 
 def test_without_pip_or_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -298,7 +312,7 @@ def test_every_ubuntu_of_a_jetson_is_known():
 @pytest.mark.parametrize("backend", EXTRAS)
 def test_what_reads_cameras_is_asked_for_with_video_alone(backend):
     names = [re.split(r"[<>=~; ]", text)[0] for text in unpinned_requirements(backend, video=True)]
-    assert "av" in names and len(names) == len(set(names))
-    assert unpinned_requirements(backend) == [
-        text for text in unpinned_requirements(backend, video=True) if not text.startswith("av")
-    ]
+    further = {"av", "paho-mqtt", "trackforge"}
+    assert further <= set(names) and len(names) == len(set(names))
+    plain = [re.split(r"[<>=~; ]", text)[0] for text in unpinned_requirements(backend)]
+    assert plain == [name for name in names if name not in further]

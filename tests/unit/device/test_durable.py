@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from edge_effdet.device.durable import is_disk_full, remove_path, telling_errors, write_durably
+from edge_effdet.device.durable import folder_mib, is_disk_full, remove_path, telling_errors, write_durably
 from edge_effdet.errors import InputError
 
 
@@ -68,3 +69,23 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
     remove_path(tmp_path / "folder")
     remove_path(tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_keeps_its_group_and_permissions(tmp_path):
+    """Settings that may hold a password are for their owner at first, and then for the group of the service too."""
+    path = tmp_path / "config.json"
+    write_durably(path, "1", mode=0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o640)
+    group = 65534 if os.geteuid() == 0 else os.getegid()
+    os.chown(path, -1, group)
+    write_durably(path, "2", mode=0o600)
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode), path.stat().st_gid) == ("2", 0o640, group)
+
+
+def test_what_a_folder_takes_is_counted(tmp_path):
+    assert folder_mib(tmp_path / "missing") == 0
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(b"x" * (3 << 20))
+    (tmp_path / "a" / "link").symlink_to("/")
+    assert 3 <= folder_mib(tmp_path) <= 4

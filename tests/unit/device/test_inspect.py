@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import pytest
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.device import inspect
 from edge_effdet.device.findings import Finding, Inspection
-from edge_effdet.device.inspect import inspect_device, workspace_limit
+from edge_effdet.device.inspect import Plans, inspect_device, workspace_limit
 from edge_effdet.device.manifest import BundledGraph, Manifest
 from edge_effdet.device.targets import TARGETS
 from edge_effdet.errors import BackendUnavailable, BundleError, EdgeEffDetError, UsageError
 from tests import kernel_trees
+from tests.deploying import make_wheel
 from tests.kernel_trees import AGX_ORIN_7, ORIN_NANO_6, ORIN_NX_6, THOR_7, Board, jetson, write
 
 NO_SWAP = {"proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 3611392 0 5"}
@@ -83,7 +85,7 @@ def test_a_jetson_on_which_all_is_there(tmp_path: Path, target: str, board: Boar
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_target_can_be_asked_for_on_any_machine(tmp_path: Path, name: str):
     for root in (jetson(tmp_path / "jetson"), kernel_trees.laptop(tmp_path / "laptop"), tmp_path / "nothing"):
-        inspection = inspect_device(name, root=root, install_root=tmp_path)
+        inspection = inspect_device(name, root=root, plans=Plans(install_root=tmp_path))
         assert inspection.target == name
         for each in inspection.findings:
             assert each.what and each.found
@@ -406,11 +408,135 @@ def test_a_disk_that_is_too_small_is_told(tmp_path: Path, monkeypatch):
     place = tmp_path / "not" / "there" / "yet"
     monkeypatch.setitem(inspect.DISK_MIB, "tensorrt", free + 1000)
     with pytest.raises(BundleError, match=rf"disk is at {tmp_path} .* free and has to be at least .*`root`"):
-        inspect_device("jetson-orin-nano", root=root, install_root=place).require()
+        inspect_device("jetson-orin-nano", root=root, plans=Plans(install_root=place)).require()
     monkeypatch.setitem(inspect.DISK_MIB, "tensorrt", free - 1000)
-    warned = warnings_of(inspect_device("jetson-orin-nano", root=root, install_root=place))
+    warned = warnings_of(inspect_device("jetson-orin-nano", root=root, plans=Plans(install_root=place)))
     assert "an update is installed beside" in warned["disk"]
     assert not place.exists(), "an inspection makes nothing"
+
+
+def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch):
+    """A run that was cut off has made a part, and a container that starts again finds all of it."""
+    root = jetson(tmp_path)
+    free = shutil.disk_usage(tmp_path).free >> 20
+    monkeypatch.setitem(inspect.DISK_MIB, "tensorrt", free + 1000)
+    asked: list[tuple[str, int]] = []
+
+    def look(made: int | None) -> Finding:
+        def tell(python, workspace_mib: int) -> int | None:
+            asked.append((python.version, workspace_mib))
+            return made
+
+        plans = Plans(install_root=tmp_path, made=tell)
+        return found(inspect_device("jetson-orin-nano", root=root, plans=plans), "disk")
+
+    assert look(0).level == look(500).level == "blocking"
+    assert look(2000).level == "warning"
+    assert look(None).level == "fine" and "the version is there" in look(None).found
+    assert set(asked) == {("3.10", 1344)}
+
+
+# The wheels of a bundle
+
+
+def wheels_of(folder: Path, *names: str) -> Path:
+    """A bundle's folder with wheels of these names and a file of requirements that asks for them."""
+    (folder / "wheels").mkdir(parents=True)
+    for name in ("edge_effdet-0.1.0-py3-none-any.whl", *names):
+        package, version, *_ = name.split("-")
+        make_wheel(folder / "wheels", package, version, tag=name.removesuffix(".whl").split("-", 2)[2])
+    lines = [f"{name.split('-')[0]}=={name.split('-')[1]} --hash=sha256:00" for name in names]
+    (folder / "requirements.txt").write_text("\n".join(dict.fromkeys(lines)))
+    return folder
+
+
+def test_wheels_for_another_python_are_told_before_anything_is_copied(tmp_path: Path):
+    root = jetson(tmp_path / "board")
+    folder = wheels_of(
+        tmp_path / "bundle", "numpy-2.4.6-cp312-cp312-manylinux2014_aarch64.whl", "flatbuffers-25.1-py3-none-any.whl"
+    )
+    inspection = inspect_device("jetson-orin-nano", manifest(complete=True), root, folder=folder)
+    with pytest.raises(BundleError) as raised:
+        inspection.require()
+    told = str(raised.value)
+    assert (
+        "the wheel of numpy is numpy-2.4.6-cp312-cp312-manylinux2014_aarch64.whl and has to be one for Python 3.10 on aarch64"
+        in told
+    )
+    assert "give a `python` of version 3.12" in told and "`python` 3.10" in told and "\n" not in told
+    # What dry runs print.
+    assert "the wheel of numpy" in inspection.text()
+    # Without all wheels pip fetches what it needs.
+    inspect_device("jetson-orin-nano", manifest(complete=False), root, folder=folder).require()
+
+
+def test_wheels_for_another_machine_or_a_missing_one_are_told(tmp_path: Path):
+    root = jetson(tmp_path / "board")
+    other = wheels_of(tmp_path / "other", "numpy-2.2.6-cp310-cp310-manylinux2014_x86_64.whl")
+    with pytest.raises(BundleError, match=r"manylinux2014_x86_64\.whl and has to be one for Python 3\.10 on aarch64"):
+        inspect_device("jetson-orin-nano", manifest(complete=True), root, folder=other).require()
+    (other / "wheels" / "numpy-2.2.6-cp310-cp310-manylinux2014_x86_64.whl").unlink()
+    with pytest.raises(BundleError, match="the wheel of numpy is missing"):
+        inspect_device("jetson-orin-nano", manifest(complete=True), root, folder=other).require()
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_bundle_for_other_pythons_is_told(tmp_path: Path, complete: bool):
+    """pip passes over lines of another Python, and would install nothing at all."""
+    folder = wheels_of(tmp_path / "bundle")
+    (folder / "requirements.txt").write_text(
+        'numpy==2.2.6 ; python_version == "3.10"\nnumpy==2.4.6 ; python_version == "3.12"\n'
+    )
+    board = jetson(tmp_path / "board", replace(ORIN_NANO_6, python="3.11"))
+    inspection = inspect_device("jetson-orin-nano", manifest(complete=complete), board, folder=folder)
+    with pytest.raises(BundleError, match=r"the bundle is for Python 3\.10 and 3\.12 and has to be for Python 3\.11"):
+        inspection.require()
+
+
+def test_wheels_for_this_python_are_fine(tmp_path: Path):
+    folder = wheels_of(
+        tmp_path / "bundle",
+        "numpy-2.2.6-cp310-cp310-manylinux2014_aarch64.whl",
+        "numpy-2.2.6-cp312-cp312-manylinux2014_aarch64.whl",
+    )
+    inspection = inspect_device("jetson-orin-nano", manifest(complete=True), jetson(tmp_path / "board"), folder=folder)
+    inspection.require()
+    assert found(inspection, "wheels").found == "for Python 3.10 on aarch64"
+
+
+# What a unit of the system can run
+
+
+def test_a_python_that_the_unit_of_the_service_cannot_run_is_told(tmp_path: Path):
+    """The unit sees no home folders, and its user enters only what all users may."""
+    plans = Plans(install_root=tmp_path, closed=True, hidden=("/home", "/root", "/run/user"))
+    inspection = inspect_device("x86-cpu", plans=plans)
+    here = Path(sys.executable).resolve()
+    finding = found(inspection, "Python")
+    in_home = any(here.is_relative_to(folder) for folder in plans.hidden)
+    assert (finding.level == "blocking") == in_home
+    hidden = inspect_device("x86-cpu", plans=replace(plans, hidden=(str(here.parent),)))
+    with pytest.raises(BackendUnavailable) as raised:
+        hidden.require()
+    told = str(raised.value)
+    assert f"Python is in {here.parent}, where the unit of the service cannot run it, and has to be" in told
+    assert "/usr/bin/python3" in told and "`service` process" in told and "\n" not in told
+    # Where nobody runs it but the user who installs, it may lie where it likes.
+    assert found(inspect_device("x86-cpu", plans=Plans(install_root=tmp_path)), "Python").level == "fine"
+
+
+def test_a_place_that_the_user_of_the_service_may_not_enter_is_told():
+    # The folders of pytest are for their owner alone.
+    with tempfile.TemporaryDirectory() as name:
+        open_folder = Path(name)
+        open_folder.chmod(0o755)
+        place = open_folder / "closed" / "edge-effdet"
+        place.parent.mkdir(mode=0o700)
+        plans = Plans(install_root=place, closed=True)
+        finding = found(inspect_device("x86-cpu", plans=plans), "place")
+        assert finding.level == "blocking" and f"chmod o+x {place.parent}" in finding.fix
+        place.parent.chmod(0o711)
+        assert "place" not in {each.what for each in inspect_device("x86-cpu", plans=plans).findings}
 
 
 @pytest.mark.parametrize(("now", "level"), [(0, "warning"), (1_600_000_000, "warning"), (1_790_000_000, "fine")])
@@ -463,15 +589,18 @@ def test_this_machine(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    inspection = inspect_device("x86-cpu", install_root=tmp_path)
+    inspection = inspect_device("x86-cpu", plans=Plans(install_root=tmp_path))
     assert found(inspection, "architecture").found == platform.machine()
     assert found(inspection, "Python").found == "version " + ".".join(map(str, sys.version_info[:2]))
     assert found(inspection, "memory").found.startswith("total ")
-    other = inspect_device("x86-cpu", install_root=tmp_path, python=str(tmp_path / "no python"))
+    other = inspect_device("x86-cpu", plans=Plans(install_root=tmp_path, python=str(tmp_path / "no python")))
     assert found(other, "Python").found == f"not to be run as {tmp_path / 'no python'}"
     # An environment is no system's Python unless it was made of it, and TensorRT's package is the system's.
     if sys.base_prefix != "/usr":
-        assert found(inspect_device("jetson-thor", install_root=tmp_path), "Python").wanted == "the system's own"
+        assert (
+            found(inspect_device("jetson-thor", plans=Plans(install_root=tmp_path)), "Python").wanted
+            == "the system's own"
+        )
 
 
 def test_an_inspection_can_be_printed_and_written(tmp_path: Path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,18 @@ from PIL import Image
 
 from edge_effdet.deploying.archive import write_archive
 from edge_effdet.deploying.signing import make_keys, sign_file
-from edge_effdet.device import using
+from edge_effdet.device import inspect, steps, using
+from edge_effdet.device.__main__ import main
+from edge_effdet.device.durable import folder_mib
 from edge_effdet.device.install import Installed, install
 from edge_effdet.device.integrity import verify_installed
 from edge_effdet.device.manifest import SIGNATURE, SUMS
 from edge_effdet.device.options import InstallOptions, RollbackOptions, UninstallOptions
 from edge_effdet.device.restart import manager_of
 from edge_effdet.device.rollback import rollback, uninstall
+from edge_effdet.device.service.options import ServiceOptions, write_options
+from edge_effdet.device.service.status import read_status
+from edge_effdet.device.settings import ASIDE
 from edge_effdet.device.signature import read_public_key
 from edge_effdet.device.store import Store
 from edge_effdet.errors import (
@@ -30,9 +37,10 @@ from edge_effdet.errors import (
     NotHealthy,
     UsageError,
 )
-from tests.bundles import all_files, copy_root, write_bundle, write_template
+from tests.bundles import PACKAGES, all_files, copy_root, write_bundle, write_template
 from tests.emulation.small_detector import make_pictures
 from tests.once import make_once
+from tests.statuses import wait
 
 LETTERS = "Straße mit Ähren"
 
@@ -78,6 +86,12 @@ def put(bundle: Path, root: Path, **options) -> Installed:
 def current(root: Path) -> str | None:
     version = Store.at(root, "cells").current()
     return None if version is None else version.id
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Replace a file, which other roots may share (``copy_root``)."""
+    path.unlink()
+    path.write_text(text)
 
 
 def release_of(root: Path) -> str:
@@ -126,7 +140,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_a_bundle_is_installed_updated_rolled_back_and_removed(bundles, root, pictures):
     first = put(bundles / "1.0", root)
-    assert first.done == ("copy", "environment", "engine", "complete", "configure", "switch", "service")
+    assert first.done == ("copy", "environment", "engine", "complete", "switch", "configure", "service")
     assert first.before is None and first.report["golden"]["passed"] and first.report["latency"]["median_ms"] > 0
     assert current(root) == first.version == first.bundle.id
     assert detects(root, pictures / "0.png") > 0
@@ -153,7 +167,7 @@ def test_a_second_time_nothing_is_done(bundles, ready):
 def test_a_dry_run_tells_all_steps_and_changes_nothing(bundles, root, installed_once):
     plan = put(bundles / "1.0", root, dry_run=True).plan
     assert [line.partition(":")[0] for line in plan] == [
-        "check", "inspect", "copy", "environment", "engine", "complete", "configure", "switch", "service", "retain", "keys",
+        "check", "inspect", "copy", "environment", "engine", "complete", "switch", "configure", "service", "retain", "keys",
     ]  # fmt: skip
     assert "done already" not in plan[4] and not root.exists()
     archive = write_archive(shutil.copytree(bundles / "1.0", root.parent / "cells-1.0"), "gz")
@@ -163,7 +177,7 @@ def test_a_dry_run_tells_all_steps_and_changes_nothing(bundles, root, installed_
     plan = put(bundles / "1.0", installed_once, dry_run=True).plan
     assert all(line.endswith(("done already", "nothing to do")) for line in plan[2:])
     update = put(bundles / "1.10", installed_once, dry_run=True, keep=1).plan
-    assert update[2].startswith("copy: copy the bundle into ") and "lead to 1.10-" in update[7]
+    assert update[2].startswith("copy: copy the bundle into ") and "lead to 1.10-" in update[6]
     assert all_files(installed_once) == before
 
 
@@ -336,6 +350,64 @@ def test_an_engine_that_finds_other_objects_is_not_switched_to(ready, tmp_path):
     assert current(ready) == before
 
 
+def test_an_installation_is_no_root(bundles, ready):
+    """Another one would be made in it, which the first one's removal would take along."""
+    for root in (ready / "cells", ready / "cells" / "versions"):
+        with pytest.raises(UsageError) as caught:
+            put(bundles / "1.0", root)
+        assert f"give the folder above, {ready}" in refused(caught)
+        with pytest.raises(UsageError, match="lies in the installation of cells"):
+            rollback(None, RollbackOptions(root=root))
+        with pytest.raises(UsageError, match="lies in the installation of cells"):
+            uninstall(None, UninstallOptions(root=root))
+    assert sorted(each.name for each in ready.iterdir()) == ["cells"]
+
+
+def test_what_is_wrong_in_an_archive_is_told_by_its_name(bundles, root, tmp_path):
+    """The folder that it was unpacked into is gone when somebody reads that."""
+    folder = shutil.copytree(bundles / "1.0", tmp_path / "cells-1.0")
+    (folder / "requirements.txt").write_text("changed")
+    archive = write_archive(folder, "gz")
+    for dry_run in (False, True):
+        with pytest.raises(BundleError) as caught:
+            put(archive, root, dry_run=dry_run)
+        assert refused(caught).startswith(f"{archive}/cells-1.0/requirements.txt is not what it was")
+
+
+def test_wheels_for_another_python_are_refused_before_the_copy(template, root, tmp_path):
+    folder = write_bundle(template, tmp_path / "bundle")
+    other = "cp39-cp39-manylinux2014_x86_64"
+    (folder / "wheels" / PACKAGES).rename(folder / "wheels" / PACKAGES.replace("py3-none-any", other))
+    bundle = write_bundle(folder, tmp_path / "again")
+    for dry_run in (True, False):
+        with pytest.raises(BundleError) as caught:
+            put(bundle, root, dry_run=dry_run)
+        assert f"the wheel of host-packages is host_packages-1.0-{other}.whl and has to be one for Python" in refused(
+            caught
+        )
+    assert not root.exists()
+
+
+def test_a_full_disk_does_not_matter_where_all_is_there(bundles, ready, monkeypatch):
+    """A container that starts again, or a second run, makes nothing new."""
+    monkeypatch.setitem(inspect.DISK_MIB, "onnxruntime", 1 << 40)
+    assert put(bundles / "1.0", ready).done == ()
+    with pytest.raises(BundleError, match="disk is at"):
+        put(bundles / "1.10", ready)
+
+
+def test_what_a_run_that_was_cut_off_made_is_counted(bundles, ready, monkeypatch):
+    put(bundles / "1.10", ready)
+    version = Store.at(ready, "cells").current()
+    assert version is not None
+    made = folder_mib(version.folder)
+    free = shutil.disk_usage(ready).free >> 20
+    rollback(None, RollbackOptions(root=ready))
+    (version.folder / "complete.json").unlink()
+    monkeypatch.setitem(inspect.DISK_MIB, "onnxruntime", free + max(1, made // 2))
+    assert "complete" in put(bundles / "1.10", ready).done
+
+
 # Signatures
 
 
@@ -498,6 +570,190 @@ def test_what_is_removed_stops_first(bundles, ready, root, pictures):
     assert manager is not None and manager.is_running()
     uninstall(None, UninstallOptions(root=root, purge=True))
     assert not manager.is_running() and not (root / "cells").exists()
+
+
+# What was cut off, and what runs beside
+
+
+def cut_off(bundle: Path, root: Path, monkeypatch, at: str, **options: object) -> None:
+    """Install, and lose the power before a step."""
+    run_step = steps.run_step
+
+    def run(step: steps.Step) -> None:
+        if step.name == at:
+            raise SystemExit("the power fails")
+        run_step(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "run_step", run)
+        with pytest.raises(SystemExit):
+            put(bundle, root, **options)
+
+
+def test_an_installation_that_was_cut_off_before_its_proof_is_told_by_what_comes_next(
+    bundles, ready, pictures, monkeypatch, caplog, capsys
+):
+    store = Store.at(ready, "cells")
+    assert store.cut_off() == ""
+    cut_off(bundles / "1.10", ready, monkeypatch, "service")
+    assert release_of(ready) == "1.10"
+    said = store.cut_off()
+    assert "1.10-" in said and "was cut off before that had proven itself" in said
+    # While somebody is at work on it nothing was cut off.
+    with store.lock():
+        assert store.cut_off() == ""
+    assert main(["--store", str(store.folder), "status", "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["cut_off"] == said
+    with pytest.raises(BundleError, match="is an earlier release"):
+        put(bundles / "1.0", ready)
+    caplog.clear()
+    assert put(bundles / "1.10", ready).done == ("service",)
+    assert "this goes on with that" in caplog.text
+    assert store.cut_off() == ""
+
+
+def test_a_service_that_starts_says_that_its_version_is_not_proven(bundles, ready, monkeypatch, capsys):
+    cut_off(bundles / "1.10", ready, monkeypatch, "service")
+    # Without a source it ends at once.
+    assert main(["--store", str(ready / "cells"), "run"]) == 2
+    assert "was cut off before that had proven itself" in capsys.readouterr().err
+
+
+def test_a_rollback_that_was_cut_off_is_told(bundles, ready):
+    put(bundles / "1.10", ready)
+    store = Store.at(ready, "cells")
+    first, second = store.versions()
+    store.begin_rollback(second, first)
+    assert store.cut_off() == f"the rollback to {first.id} was cut off; roll back again, which finishes it"
+    rollback(None, RollbackOptions(root=ready))
+    assert store.cut_off() == "" and release_of(ready) == "1.0"
+
+
+def test_settings_of_an_installation_that_was_cut_off_are_not_the_next_ones(
+    template, bundles, ready, pictures, tmp_path, monkeypatch, caplog
+):
+    """Nothing has proven them, so an installation of another bundle begins with those from before."""
+    config = ready / "cells" / "config.json"
+    cut_off(bundles / "1.10", ready, monkeypatch, "service", source=str(pictures))
+    assert json.loads(config.read_text())["source"] == str(pictures)
+    put(write_bundle(template, tmp_path / "3", release="3.0"), ready)
+    assert json.loads(config.read_text())["source"] == ""
+    assert "the settings from before the installation of 1.10-" in caplog.text
+
+
+def test_the_version_before_never_runs_with_the_settings_of_the_next(bundles, ready, pictures, monkeypatch):
+    config = ready / "cells" / "config.json"
+    cut_off(bundles / "1.10", ready, monkeypatch, "switch", source=str(pictures))
+    assert (release_of(ready), json.loads(config.read_text())["source"]) == ("1.0", "")
+
+
+def test_settings_stay_readable_for_the_service(bundles, ready, pictures, monkeypatch):
+    """The unit's user reads them by its group, also after a power cut between their writing and the start of the service."""
+    config = ready / "cells" / "config.json"
+    rewrite(config, config.read_text())
+    config.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(config, -1, 65534)
+    cut_off(bundles / "1.0", ready, monkeypatch, "service", source=str(pictures))
+    assert json.loads(config.read_text())["source"] == str(pictures)
+    assert stat.S_IMODE(config.stat().st_mode) == 0o640
+    assert config.stat().st_gid == (65534 if os.geteuid() == 0 else os.getegid())
+
+
+@pytest.fixture
+def by_hand(root, ready, pictures):
+    """The first version, run in the foreground as somebody does in a terminal, until the test ends."""
+    store = Store.at(ready, "cells")
+    write_options(store.folder, ServiceOptions(source=str(pictures), at_end="repeat"))
+    with subprocess.Popen([store.folder / "edge-effdet", "run"], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait(lambda: (found := read_status(store.folder)) and found.alive)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_an_update_says_that_somebody_still_runs_the_version_before(bundles, root, by_hand, caplog):
+    first = current(root)
+    put(bundles / "1.10", root)
+    assert f"process {by_hand.pid} still runs {first}" in caplog.text
+    caplog.clear()
+    rollback(None, RollbackOptions(root=root))
+    assert "still runs" not in caplog.text
+
+
+def test_nothing_is_removed_while_somebody_runs_it(root, by_hand):
+    before = current(root)
+    with pytest.raises(InputError) as caught:
+        uninstall("cells", UninstallOptions(root=root))
+    assert f"Process {by_hand.pid} still runs {before}" in refused(caught)
+    assert current(root) == before and by_hand.poll() is None
+    by_hand.kill()
+    by_hand.wait()
+    uninstall("cells", UninstallOptions(root=root))
+    assert current(root) is None
+
+
+# Settings that not all versions know
+
+OPTIONS = "edge_effdet/device/service/options.py"
+
+
+def with_setting(template: Path, folder: Path, release: str) -> Path:
+    """A later release, whose service has one more setting."""
+    text = (Path(__file__).parents[3] / OPTIONS).read_text()
+    changed = text.replace(
+        "    memory_share: float",
+        '    siren: str = option("", help="wakes the neighbours")\n    memory_share: float',
+        1,
+    )
+    assert changed != text
+    return write_bundle(template, folder, {OPTIONS: changed}, release=release)
+
+
+def run_installed(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([root / "cells" / "edge-effdet", *words], capture_output=True, text=True)
+
+
+def test_a_rollback_sets_aside_what_the_version_before_does_not_know(template, bundles, root, ready, tmp_path):
+    store = Store.at(ready, "cells")
+    later = with_setting(template, tmp_path / "later", "2.0")
+    put(later, ready)
+    config, aside = store.folder / "config.json", store.folder / ASIDE
+    rewrite(config, json.dumps({"source": "", "score_threshold": 0.5, "siren": "loud"}))
+    # By the code of the later release, which is the one that runs.
+    done = run_installed(ready, "rollback")
+    assert done.returncode == 0, done.stderr
+    assert "settings that 1.0-" in done.stderr and "siren" in done.stderr
+    assert release_of(ready) == "1.0"
+    assert json.loads(config.read_text()) == {"source": "", "score_threshold": 0.5}
+    assert json.loads(aside.read_text()) == {"siren": "loud"}
+    # The version that knows it gets it back, installed by its own code.
+    done = subprocess.run(
+        [sys.executable, later / "edge-effdet", "install", "--root", ready, "--service", "none"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert release_of(ready) == "2.0" and not aside.exists()
+    assert json.loads(config.read_text())["siren"] == "loud"
+
+
+def test_a_downgrade_sets_aside_what_it_does_not_know_and_tells_a_misspelled_setting(
+    template, bundles, ready, tmp_path
+):
+    store = Store.at(ready, "cells")
+    put(with_setting(template, tmp_path / "later", "2.0"), ready)
+    config = store.folder / "config.json"
+    rewrite(config, json.dumps({"source": "", "siren": "loud", "tresholds": 0.5}))
+    with pytest.raises(InputError, match="tresholds is not a field"):
+        put(bundles / "1.0", ready, allow_downgrade=True)
+    rewrite(config, json.dumps({"source": "", "siren": "loud"}))
+    put(bundles / "1.0", ready, allow_downgrade=True)
+    assert "siren" not in json.loads(config.read_text())
+    assert json.loads((store.folder / ASIDE).read_text()) == {"siren": "loud"}
+    uninstall("cells", UninstallOptions(root=ready, purge=True))
+    assert not store.folder.exists()
 
 
 # What is not ours

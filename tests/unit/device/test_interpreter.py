@@ -16,6 +16,11 @@ def test_the_python_that_runs_this_tells_the_same_when_it_is_asked():
     assert own is not None and own == asked
     assert own.version == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert own.has_venv, "the module venv belongs to Python, and only Debian keeps ensurepip apart"
+    assert own.release == ".".join(map(str, sys.version_info[:3]))
+    bundled = sorted((own.library / "ensurepip" / "_bundled").glob("pip-*.whl"))
+    assert not bundled or own.pip_wheel == str(bundled[-1])
+    # Of an environment it is the Python that made it.
+    assert not Path(own.executable).is_symlink() and own.library.is_dir()
 
 
 @pytest.mark.parametrize("script", [None, "exit 1", "echo no JSON", "echo '[1]'"])
@@ -37,7 +42,7 @@ def test_the_python_of_another_machine(tmp_path: Path, link: str | None, version
     found = find_python(tmp_path)
     assert (found and found.version) == version
     if found is not None:
-        assert found.is_systems and not found.has_venv and not found.has_pip
+        assert found.is_systems and not found.has_venv and found.pip_wheel is None
         write(
             tmp_path,
             {
@@ -45,4 +50,5 @@ def test_the_python_of_another_machine(tmp_path: Path, link: str | None, version
                 f"usr/lib/python{version}/ensurepip/_bundled/pip-24.0.whl": "",
             },
         )
-        assert found.has_venv and found.has_pip
+        found = find_python(tmp_path)
+        assert found is not None and found.has_venv and (found.pip_wheel or "").endswith("pip-24.0.whl")

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from edge_effdet.device.manifest import (
     parse_release,
     read_bundle,
     read_manifest,
+    read_sums,
     require_name,
     write_manifest,
 )
@@ -71,6 +73,20 @@ def test_a_bundle_is_read_as_it_was_written(bundle: Path):
     assert found.id == f"1.2.0-{found.sha256[:12]}"
     assert (found.signed_by, found.archive) == ("A1", None)
     assert is_bundle(bundle) and not is_bundle(bundle / "graphs")
+
+
+@pytest.mark.parametrize("name", [SUMS, MANIFEST])
+def test_what_nobody_has_checked_is_not_read_whole(bundle: Path, name: str):
+    with open(bundle / name, "r+b") as stream:
+        stream.truncate(64 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match="has more than") as caught:
+            (read_sums if name == SUMS else read_manifest)(bundle)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_copy_is_the_same_bundle_and_a_signature_is_no_part_of_it(bundle: Path, tmp_path: Path):

@@ -19,6 +19,11 @@ def test_the_place_is_absolute_and_without_links(tmp_path, monkeypatch):
     assert PlaceOptions().place == Path(default_root())
 
 
+def test_an_empty_place_is_not_the_present_folder():
+    with pytest.raises(UsageError, match="A path is empty"):
+        _ = PlaceOptions(root="").place
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

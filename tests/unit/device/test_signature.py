@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -331,3 +332,24 @@ def test_large_files_are_hashed_in_parts(tmp_path: Path):
     path.write_bytes(content)
     found = module.FileSignature(True, bytes(8), bytes(64), b"", bytes(64))
     assert module._message(path, found) == hashlib.blake2b(content, digest_size=64).digest()
+
+
+def test_what_is_larger_than_any_signature_is_not_read_whole(signed: tuple[Path, Path]):
+    with open(signed[1], "r+b") as stream:
+        stream.truncate(64 << 20)
+    with pytest.raises(BundleError, match="has more than 65,536 bytes"):
+        read_signature(signed[1])
+
+
+def test_a_large_file_that_was_signed_as_a_whole_is_not_read_whole(signed: tuple[Path, Path]):
+    found = module.FileSignature(False, bytes(8), bytes(64), b"", bytes(64))
+    assert module._message(signed[0], found) == b"test"
+    with open(signed[0], "r+b") as stream:
+        stream.truncate((1 << 30) + 1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match="was signed as a whole and not by its hash"):
+            module._message(signed[0], found)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +98,64 @@ def test_an_archive_without_end_is_refused(tmp_path, monkeypatch):
         archive = write_tar(tmp_path / "bundle.tar.gz", *members)
         with pytest.raises(BundleError, match="holds more than"), unpacked(archive, tmp_path / "place"):
             pass
+
+
+def write_blocks(path: Path, *blocks: bytes) -> Path:
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        for block in blocks:
+            stream.write(block)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.DIRTYPE]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_header_that_is_long_is_not_read_whole(tmp_path, kind, first):
+    """tarfile reads the headers of long names and of PAX into memory, however long they say they are."""
+    begin = tarfile.TarInfo("b")
+    begin.type = tarfile.DIRTYPE
+    header = tarfile.TarInfo("b/x")
+    header.type, header.size = kind, 1 << 30
+    blocks = [] if first else [begin.tobuf()]
+    archive = write_blocks(tmp_path / "bundle.tar.gz", *blocks, header.tobuf(), *[bytes(1 << 20)] * 64)
+    tracemalloc.start()
+    try:
+        with (
+            pytest.raises(BundleError, match="is not the archive of a bundle") as caught,
+            unpacked(archive, tmp_path / "place"),
+        ):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "place").exists()
+
+
+def test_what_follows_the_end_is_not_read_for_ever(tmp_path):
+    begin = tarfile.TarInfo("b")
+    begin.type = tarfile.DIRTYPE
+    archive = write_blocks(tmp_path / "bundle.tar.gz", begin.tobuf(), bytes(1024), *[bytes(1 << 20)] * 64)
+    with pytest.raises(BundleError, match="headers and padding"), unpacked(archive, tmp_path / "place"):
+        pass
+
+
+def test_a_size_below_nothing_is_refused(tmp_path):
+    """Two files could together seem to have no size."""
+    header = bytearray(tarfile.TarInfo("b/x").tobuf())
+    header[124:136] = b"\xff" * 12
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    archive = write_blocks(tmp_path / "bundle.tar.gz", bytes(header), bytes(1024))
+    with pytest.raises(BundleError), unpacked(archive, tmp_path / "place"):
+        pass
+
+
+def test_a_large_file_is_not_taken_for_a_header(bundle, tmp_path):
+    (bundle / "large").write_bytes(bytes(5 << 20))
+    with unpacked(write_archive(bundle, "gz"), tmp_path / "place") as folder:
+        assert (folder / "large").stat().st_size == 5 << 20
 
 
 @pytest.mark.parametrize("kind", ["gz", "zst"])

@@ -28,6 +28,7 @@ from tests.backends import BrightBoxRunner, FakeBackend
 from tests.bench_backends import make_engine
 from tests.cameras import NetworkCamera, PipeCamera
 from tests.emulation.small_detector import make_pictures
+from tests.receivers import Answer, WebhookReceiver
 
 PATIENCE = 60.0
 
@@ -188,6 +189,86 @@ def test_pictures_of_which_none_can_be_read_are_no_work_that_is_done(store, pict
     with RunningService(store.folder, ServiceOptions(source=str(pictures))) as service:
         status = service.until(lambda status: status.state == "waiting")
         assert "None of its pictures could be decoded" in status.reason
+
+
+def test_what_is_found_is_sent_and_what_is_left_waits_for_the_next_start(store, pictures):
+    with WebhookReceiver() as receiver:
+        options = ServiceOptions(
+            source=str(pictures), score_threshold=0.1, webhook=f"http://me:s3cret@127.0.0.1:{receiver.port}/hook"
+        )
+        with RunningService(store.folder, options) as service:
+            service.until(lambda status: status.sending and status.sending[0].sent == 3)
+        (report,) = service.status.sending
+        assert (report.to, report.waiting) == (f"http://127.0.0.1:{receiver.port}/hook", 0)
+        told = [file.read_text() for file in (store.folder / "state").glob("*.json")]
+        assert len(told) >= 1 and "s3cret" not in "".join(told)
+        rows = rows_of(store)
+        for sent, row in zip(receiver.received, rows, strict=True):
+            assert (sent["image"], sent["detections"]) == (row["image"], row["detections"])
+        receiver.answer = lambda _: Answer(503)
+        with RunningService(store.folder, options) as service:
+            service.until(
+                lambda status: status.sending and status.sending[0].problem and status.sending[0].waiting == 3
+            )
+            # A receiver that is away does not make it unhealthy: it detects.
+            assert judge(service.until(lambda status: status.state == "idle")) == ""
+        assert service.status.sending[0].waiting == 3
+        receiver.answer = lambda _: Answer()
+        with RunningService(store.folder, options) as service:
+            service.until(lambda status: status.sending and status.sending[0].sent == 6)
+    assert len({each["id"] for each in receiver.received}) == 9
+    assert len(list((store.folder / "state/spool").glob("webhook-*.spool"))) == 1
+
+
+def test_a_spool_that_cannot_be_written_is_tried_again(store, pictures, monkeypatch, caplog):
+    monkeypatch.setattr(loop, "SENDERS_AGAIN", 0.2)
+    place = store.folder / "state" / "spool"
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    with WebhookReceiver() as receiver:
+        options = ServiceOptions(
+            source=str(pictures), at_end="repeat", webhook=f"http://127.0.0.1:{receiver.port}/hook"
+        )
+        with RunningService(store.folder, options) as service:
+            status = service.until(lambda status: status.frames > 5)
+            assert (status.healthy, status.sending) == (True, ())
+            assert "`spool`" in status.last_error
+            place.unlink()
+            service.until(lambda status: status.sending and status.sending[0].sent > 5)
+    said = [record.message for record in caplog.records]
+    assert len([each for each in said if "nothing is sent" in each]) == 1
+
+
+def test_a_link_that_another_user_made_is_not_sent_through(store, pictures, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = store.folder / "state" / "spool"
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a link to another user")
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    options = ServiceOptions(source=str(pictures), webhook="http://127.0.0.1:9/hook")
+    with RunningService(store.folder, options) as service:
+        status = service.until(lambda status: status.state == "idle")
+        assert "a link that another user made" in status.last_error
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_objects_are_not_followed_through_pictures(store, pictures):
+    pytest.importorskip("trackforge")
+    with pytest.raises(UsageError, match="`track`"):
+        run_service(store.folder, ServiceOptions(source=str(pictures), track=True), threading.Event())
+    assert read_status(store.folder).state == "failed"
+
+
+def test_objects_of_a_camera_have_numbers(store, camera):
+    pytest.importorskip("trackforge")
+    camera.switch_on()
+    options = ServiceOptions(source=camera.address, score_threshold=0.1, track=True, track_score=0.1)
+    with RunningService(store.folder, options) as service:
+        service.until(lambda status: status.frames >= 5)
+    found = [each for row in rows_of(store) for each in row["detections"]]
+    assert found and all(each["track_id"] >= 1 for each in found)
 
 
 @pytest.fixture

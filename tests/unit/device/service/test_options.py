@@ -11,9 +11,31 @@ from edge_effdet.errors import InputError, UsageError
 
 
 def test_what_is_written_is_read(tmp_path):
-    options = ServiceOptions(source="rtsp://camera/1", score_threshold=0.5, at_end="repeat", batch_size=2)
+    options = ServiceOptions(
+        source="rtsp://camera/1", score_threshold=0.5, at_end="repeat", batch_size=2, mqtt="mqtt://a:b@c/d", track=True
+    )
     write_options(tmp_path, options)
     assert read_options(tmp_path) == options
+
+
+FIRST_OPTIONS = {
+    "source",
+    "score_threshold",
+    "threads",
+    "batch_size",
+    "at_end",
+    "results_mib",
+    "keep_results",
+    "memory_share",
+}
+"""Those of the first release, which refuses others. A rollback to it must not find any that nobody uses."""
+
+
+def test_what_came_later_is_written_only_where_it_is_used(tmp_path):
+    write_options(tmp_path, ServiceOptions(source="rtsp://camera/1"))
+    assert set(json.loads((tmp_path / "config.json").read_text())) == FIRST_OPTIONS
+    write_options(tmp_path, ServiceOptions(source="rtsp://camera/1", mqtt="mqtt://a:b@c/d"))
+    assert set(json.loads((tmp_path / "config.json").read_text())) == {*FIRST_OPTIONS, "mqtt"}
 
 
 def test_what_is_not_named_is_as_usual(tmp_path):
@@ -49,6 +71,10 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path, text, said):
         {"results_mib": 0},
         {"keep_results": -1},
         {"memory_share": 0.0},
+        {"mqtt": "broker"},
+        {"frames": "few"},
+        {"spool_mib": 0},
+        {"track_score": 2.0},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )

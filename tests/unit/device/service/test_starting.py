@@ -159,21 +159,14 @@ def test_that_nothing_starts_it_with_the_machine_is_said(service, caplog):
     assert "nothing starts with the machine" in caplog.text
 
 
-def test_without_a_service_nothing_happens(store):
-    none = get_manager("none", store.name, store.folder)
-    for each in (none.install, none.start, none.restart, none.stop, none.remove):
-        each()
-    assert not none.is_running()
-    assert not (store.folder / "state/service.pid").exists()
-
-
 def test_the_kind_is_chosen_by_what_started_the_machine(store, tmp_path, monkeypatch):
     monkeypatch.setattr(managers, "_SYSTEMD_RUNS", tmp_path / "system")
     assert get_manager("auto", store.name, store.folder).kind == "process"
     (tmp_path / "system").mkdir()
     assert get_manager("auto", store.name, store.folder).kind == "systemd"
-    with pytest.raises(UsageError, match="`service` 'cron'"):
-        get_manager("cron", store.name, store.folder)
+    for kind in ("cron", "none"):
+        with pytest.raises(UsageError, match=f"`service` '{kind}' starts anything"):
+            get_manager(kind, store.name, store.folder)
 
 
 SIMULATED_SYSTEMCTL = """#!{python}

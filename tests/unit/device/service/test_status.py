@@ -8,6 +8,7 @@ import pytest
 
 from edge_effdet.device.service.processes import seconds_since_boot
 from edge_effdet.device.service.status import describe_service, judge, read_status, status_path, write_status
+from edge_effdet.sending.report import SendReport
 from tests.statuses import make_status
 
 
@@ -16,6 +17,33 @@ def test_what_is_written_is_read(store):
     write_status(status_path(store.folder), status)
     assert read_status(store.folder) == status
     assert status.alive
+
+
+FIRST_KEYS = {
+    "format", "version", "state", "healthy", "reason", "pid", "process", "started_at", "started_s", "updated_s", "source", "engine", "backend",
+    "precision", "frames", "fps", "latency_ms_p50", "latency_ms_p90", "last_frame_s", "dropped", "skipped", "reopened", "results_lost",
+    "temperature_c", "temperature_of", "last_error", "last_error_s",
+}  # fmt: skip
+"""What the first release has in a status. It refuses one with other keys."""
+
+
+def test_the_first_release_reads_it_and_it_reads_that_ones(store):
+    """An update may be made, and a rollback is, by the code of one version which waits for the service of the other."""
+    path = status_path(store.folder)
+    write_status(path, make_status(sending=(SendReport("mqtt://broker:1883/line", 1),)))
+    raw = json.loads(path.read_text())
+    assert set(raw) == FIRST_KEYS and raw["format"] == 1
+    path.with_name("sending.json").unlink()
+    assert read_status(store.folder) == make_status(**{**raw, "sending": ()})
+
+
+def test_what_an_earlier_process_sent_is_not_told_of_a_later_one(store):
+    path = status_path(store.folder)
+    write_status(path, make_status(process="earlier:1", sending=(SendReport("mqtt://broker:1883/line", 1),)))
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "process": "later:1"}))
+    found = read_status(store.folder)
+    assert found is not None and found.sending == ()
 
 
 def test_a_status_of_another_format_or_half_of_one_is_none(store):
@@ -80,6 +108,23 @@ def test_the_table_tells_what_is_missing(store):
     text = describe_service(store).text
     for said in ("none in the last seconds", "not known: no zone", "not loaded", "last error    none"):
         assert said in text
+
+
+def test_what_is_sent_is_told(store):
+    reports = (
+        SendReport("mqtt://broker:1883/line", 12, waiting=3, problem="Connection refused"),
+        SendReport("https://host:443/hook", 15, dropped=2),
+    )
+    status = make_status(sending=reports)
+    write_status(status_path(store.folder), status)
+    assert read_status(store.folder) == status
+    result = describe_service(store)
+    assert (
+        "sending       mqtt://broker:1883/line: 12 messages sent, 3 waiting in the spool (Connection refused)"
+        in result.text
+    )
+    assert "sending       https://host:443/hook: 15 messages sent, 2 dropped for newer ones" in result.text
+    assert [each["waiting"] for each in result.data["service"]["sending"]] == [3, 0]
 
 
 def test_a_service_that_never_ran(store):
