@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from edge_effdet.runtime.detector import detect_image as detect_image
     from edge_effdet.runtime.pipeline import Pipeline as Pipeline
     from edge_effdet.runtime.sources import open_source as open_source
+    from edge_effdet.serving.server import Service as Service
+    from edge_effdet.serving.server import Serving as Serving
+    from edge_effdet.serving.server import serve_engine as serve_engine
     from edge_effdet.training.options import TrainConfig as TrainConfig
     from edge_effdet.training.stage import train_detector as train_detector
 
@@ -75,6 +78,8 @@ _HOMES = {
     "PreprocessSpec": "artifacts",
     "QuantizeConfig": "quant.stage",
     "Report": "benchmarking.record",
+    "Service": "serving.server",
+    "Serving": "serving.server",
     "TrainConfig": "training.options",
     "benchmark_engines": "benchmarking.stage",
     "build": "building.chain",
@@ -94,6 +99,7 @@ _HOMES = {
     "predict_image": "evaluation.members",
     "quantize_graph": "quant.stage",
     "read_dataset": "data.registry",
+    "serve_engine": "serving.server",
     "train_detector": "training.stage",
     "verify_engine": "building.verify",
 }

@@ -20,6 +20,7 @@ VERBS = {
     "build_engine": "checkpoint or graph to a compiled engine, proven",
     "verify": "see that an engine finds on this machine what it found where it was proven",
     "detect": "find objects in images with an engine",
+    "serve": "answer pictures with boxes over HTTP, and show a camera in a page",
     "evaluate": "COCO metrics of an engine or of checkpoints, and where they go wrong",
     "benchmark": "how fast and how good engines are on this machine, as a report",
     "deploy": "make a bundle that builds, proves and runs itself on a device",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
+import threading
 import types
 import typing
 import unicodedata
@@ -19,11 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_effdet.artifacts import Size, json_text, printable
-from edge_effdet.errors import EdgeEffDetError, UsageError
+from edge_effdet.errors import EdgeEffDetError, UsageError, first_line
 
 T = TypeVar("T")
 
 INTERRUPTED = 130
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _BREAKING = ("Cc", "Zl", "Zp")
 """Unicode's categories of control characters and of separators of lines and paragraphs."""
@@ -61,7 +66,8 @@ def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
     """Add one ``--flag`` a field of each dataclass, with the field's type, default and help.
 
     The flags of a dataclass stand in a group of the help, whose title is the first sentence of the dataclass's docstring. What a
-    dataclass inherits stands in the groups of its bases; one that gathers several bases has its own fields among the verb's.
+    dataclass inherits stands in the groups of its bases; one that gathers several bases has its own fields among the verb's. A field
+    that an earlier dataclass had too is one flag, which sets both.
     """
     for cls in classes:
         hints = typing.get_type_hints(cls)
@@ -71,7 +77,8 @@ def add_options(parser: argparse.ArgumentParser, *classes: type) -> None:
             gathers = len([base for base in owner.__bases__ if is_dataclass(base)]) > 1
             group = parser if gathers else parser.add_argument_group(_group_title(owner))
             for name in (name for name in described if owners[name] is owner):
-                _add_option(group, described[name], hints[name])
+                if f"--{name.replace('_', '-')}" not in parser._option_string_actions:
+                    _add_option(group, described[name], hints[name])
 
 
 def add_switch(parser: argparse._ActionsContainer, flag: str, default: bool, text: str) -> None:
@@ -127,6 +134,8 @@ def make_parser(verb: str, description: str, example: str, prog: str = "") -> ar
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # For every argument whose type is Path.
+    parser.register("type", Path, _path_argument)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout, for machines")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version of edge-effdet")
@@ -171,7 +180,7 @@ class _FlagFormatter(logging.Formatter):
         self._named = flags
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(name_flags(super().format(record), self._named))
+        return on_terminal(name_flags(super().format(record), self._named))
 
 
 def run_verb(
@@ -184,12 +193,26 @@ def run_verb(
     A stage that returns None has nothing to say: one of several processes that all did the same.
     """
     with _printing_anything():
-        return _run_stage(parser, stage, parser.parse_args(argv))
+        code = _run_stage(parser, stage, parser.parse_args(argv))
+    atexit.unregister(_end_beside_hanging_threads)
+    atexit.register(_end_beside_hanging_threads, code)
+    return code
+
+
+def _end_beside_hanging_threads(code: int) -> None:
+    """End the process with its code where a thread of ours still waits for a server, a pipe or an endless run: Python ends such a thread in the middle
+    of a library's code, which crashes some."""
+    if any(each.daemon and each.name.startswith("edge-effdet") for each in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
 
 
 @contextlib.contextmanager
 def _printing_anything() -> Iterator[None]:
-    """Let stdout and stderr write what their encoding lacks as ``\\u9e1f``, where they would end the command."""
+    """Let stdout and stderr write what their encoding lacks as ``\\u9e1f``, where they would end the command, and be there if they were closed."""
+    _open_what_is_closed()
     changed: list[tuple[io.TextIOWrapper, str | None]] = []
     for stream in (sys.stdout, sys.stderr):
         # A program that calls main may have put anything in their place.
@@ -229,26 +252,86 @@ def _run_stage(
         result = stage(arguments)
         if result is not None:
             text = name_flags(result.text, flags)
-            print(json_text(result.data, ascii_only=True) if arguments.json else printable(text), flush=True)
+            _print_result(json_text(result.data, ascii_only=True) if arguments.json else on_terminal(text))
             if result.failure is not None:
                 raise result.failure
     except EdgeEffDetError as error:
         if arguments.debug:
             raise
-        print(f"error: {printable(name_flags(str(error), flags))}", file=sys.stderr)
+        _say(f"error: {on_terminal(name_flags(str(error), flags))}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr)
+        _say("interrupted: nothing half-written was left behind")
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Exception as error:
+        sentence = _sentence_of(error)
+        if sentence is None or arguments.debug:
+            raise
+        _say(f"error: {on_terminal(name_flags(sentence, flags))}")
+        return EdgeEffDetError.exit_code
     finally:
         # A program may call main more than once, each time with another stderr.
         logger.removeHandler(handler)
         level, logger.propagate = previous
         logger.setLevel(level)
     return 0
+
+
+def on_terminal(text: str) -> str:
+    """A text that can be printed and does nothing else to a terminal: control characters, as a file's name may have them, are escaped, but for
+    line ends and tabs."""
+    return printable(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
+
+
+def _sentence_of(error: Exception) -> str | None:
+    """What went wrong with the system or a runtime, in one sentence; None for a mistake of this program, whose traceback is worth more."""
+    if isinstance(error, OSError):
+        reason = error.strerror or first_line(error)
+        if error.filename is not None:
+            return f"{error.filename} cannot be used ({reason}); see whether the path is right and who may read and write it."
+        return f"The system refuses something ({reason}); free what is short, and give the command again."
+    if isinstance(error, MemoryError):
+        return "There is not enough memory; end other programs, or give smaller inputs."
+    if isinstance(error, RecursionError):
+        return (
+            "A file that is read holds lists within lists, deeper than anything that this program writes; give another."
+        )
+    # Classes of its C++ module, without a common Python base.
+    if type(error).__module__.startswith("onnxruntime."):
+        return f"onnxruntime failed ({first_line(error)}); see whether the graph is one that export wrote, and export it again."
+    return None
+
+
+def _print_result(text: str) -> None:
+    """Print what a verb has to say. Raises BrokenPipeError where nobody reads it, and UsageError where it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Else Python would try again when it ends, and say so in its own words.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UsageError(
+            f"The results cannot be printed ({error.strerror or error}); print them where there is room."
+        ) from error
+
+
+def _say(text: str) -> None:
+    """Print a line on stderr, where somebody may read it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _open_what_is_closed() -> None:
+    """Put nothing in place of a standard stream that was closed, so that what is printed goes nowhere, and not into the next file that is opened."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The lowest number that is free, which is the stream's own.
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def progress(items: Iterable[T], total: int, label: str) -> Iterable[T]:
@@ -319,6 +402,13 @@ def _parser_of(hint: Any) -> Callable[[str], Any]:
     if hint in (int, float, str, Path):
         return hint
     raise TypeError(f"no parser for an option of type {hint}")
+
+
+def _path_argument(text: str) -> Path:
+    # Path("") is the present folder, which nobody means whose variable is not set.
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; write . for the present folder")
+    return Path(text)
 
 
 def size_argument(text: str) -> Size:

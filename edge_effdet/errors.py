@@ -8,11 +8,12 @@
     │   ├── GraphError                 an ONNX file: missing, foreign, of an unexpected form
     │   ├── EngineError                an engine: missing, changed, or without its JSON
     │   └── BundleError                a bundle: missing, changed, unsigned, or not for this device
+    ├── NotEnoughMemory            2   a picture or an engine needs more memory than there is, which says nothing of the file
     ├── MissingDependency          3   an optional package; the message names the pip command
     ├── BackendUnavailable         3   a backend that cannot work on this machine
     ├── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
     ├── RegressionFound            4   an engine is slower, or finds less, than in the baseline; the report is written
-    └── NotHealthy                 4   a service did not become healthy after an installation or a rollback; the message says what runs
+    └── NotHealthy                 4   a service did not become healthy after an installation or a rollback, or is not now; the message says what runs
 
 A message is one sentence for a person: what happened, why, and what to do. It names an option by its field in backticks,
 as in `` `max_ap_drop` ``, which a Python caller sets; the command line puts the flag in its place (``cli.name_flags``).
@@ -53,6 +54,10 @@ class EngineError(InputError):
 
 class BundleError(InputError):
     pass
+
+
+class NotEnoughMemory(EdgeEffDetError):
+    """The system gave no more memory. It is no InputError: the file that was being read may be as good as any other."""
 
 
 class MissingDependency(EdgeEffDetError):

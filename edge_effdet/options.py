@@ -24,7 +24,9 @@ def as_path(given: Path | str | None) -> Path | None: ...
 
 
 def as_path(given: Path | str | None) -> Path | None:
-    """A path that a caller may give as text."""
+    """A path that a caller may give as text. Raises UsageError for an empty one, which would be the present folder."""
+    if given == "":
+        raise UsageError("A path is empty, as of a variable that is not set; write . for the present folder.")
     return None if given is None else Path(given)
 
 
