@@ -9,6 +9,7 @@ are imported from here.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,14 @@ from edge_effdet.artifacts.files import (
     write_json,
     write_text,
 )
-from edge_effdet.artifacts.reading import from_json, to_json
-from edge_effdet.artifacts.record import RECORD_FORMAT, EngineRecord
+from edge_effdet.artifacts.record import RECORD_FORMAT, EngineRecord, record_from_json, record_to_json
 from edge_effdet.artifacts.spec import FUSIONS, PRECISIONS, AnchorSpec, ModelSpec, PreprocessSpec, Size
 from edge_effdet.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
+
+logger = logging.getLogger("edge_effdet.artifacts")
 
 __all__ = [
     "FUSIONS",
@@ -71,22 +73,27 @@ class Detections:
         boxes: float32 [N, 4], x_min y_min x_max y_max in pixels of the original image.
         scores: float32 [N], 0 to 1, descending.
         class_ids: int32 [N], 0-based into ``ModelSpec.class_names``.
+        track_ids: int32 [N], the number that an object keeps from frame to frame, from 1 on, and -1 for an object without one; None where
+            nobody tracks (``runtime.tracking``).
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     class_ids: np.ndarray
+    track_ids: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         import numpy as np
 
         count = len(self.scores)
-        for name, shape, dtype in (
-            ("boxes", (count, 4), np.float32),
-            ("scores", (count,), np.float32),
-            ("class_ids", (count,), np.int32),
-        ):
-            array = getattr(self, name)
+        wanted = [
+            ("boxes", self.boxes, (count, 4), np.float32),
+            ("scores", self.scores, (count,), np.float32),
+            ("class_ids", self.class_ids, (count,), np.int32),
+        ]
+        if self.track_ids is not None:
+            wanted.append(("track_ids", self.track_ids, (count,), np.int32))
+        for name, array, shape, dtype in wanted:
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(
                     f"Detections.{name} must be {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}"
@@ -99,8 +106,12 @@ class Detections:
 
     def above(self, threshold: float) -> Detections:
         """Those with a score of at least ``threshold``."""
-        keep = self.scores >= threshold
-        return Detections(self.boxes[keep], self.scores[keep], self.class_ids[keep])
+        return self.select(self.scores >= threshold)
+
+    def select(self, chosen: np.ndarray | slice) -> Detections:
+        """Those that a mask, bool [N], or a slice chooses, in their order."""
+        track_ids = None if self.track_ids is None else self.track_ids[chosen]
+        return Detections(self.boxes[chosen], self.scores[chosen], self.class_ids[chosen], track_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +190,7 @@ def engine_json_path(engine: Path) -> Path:
 
 def write_record(engine: Engine) -> None:
     """Write an engine's record into the JSON beside its file."""
-    write_json(engine.json_path, to_json(engine.require_record()))
+    write_json(engine.json_path, record_to_json(engine.require_record()))
 
 
 def load_engine(path: Path) -> Engine:
@@ -207,14 +218,28 @@ def load_engine(path: Path) -> Engine:
                 f"{json_path} is of format {raw.get('format', 1)!r}, and this version of edge_effdet reads format {RECORD_FORMAT}; install "
                 "the version that built the engine, or build it again with this one."
             )
-        record = from_json(EngineRecord, raw)
-    except ValueError as error:
+        record, has_digest = record_from_json(raw)
+    # Besides what a damaged file raises: JSON in JSON deeper than Python reads.
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(
             f"{json_path} is not an engine description ({error}); copy it again or rebuild the engine."
         ) from error
-    if file_sha256(path) != record.engine_sha256:
+    try:
+        digest = file_sha256(path)
+    except OSError as error:
+        raise EngineError(
+            f"{path} cannot be read ({error.strerror or error}); see who may read it, or copy it again."
+        ) from error
+    if digest != record.engine_sha256:
         raise EngineError(
             f"{path} is not the file that {json_path.name} describes (its SHA-256 differs), so its accuracy is unproven; "
             "copy both files again or rebuild the engine."
+        )
+    if not has_digest:
+        # Its hash of the engine still binds the two, and the line would stand above all that such an engine ever does.
+        logger.debug(
+            "%s was written by an earlier version and has no digest of its fields, so an edit of it would not be noticed; build the engine again "
+            "to have one",
+            json_path.name,
         )
     return Engine(path, record.spec, record.backend, record.precision, record.engine_sha256, record)

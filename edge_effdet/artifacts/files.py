@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -40,8 +41,12 @@ def text_sha256(text: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic_output(path: Path) -> Iterator[Path]:
+def atomic_output(path: Path, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` and rename it when the block ends without an error.
+
+    Args:
+        path: the file.
+        private: whether only this user may read and write it.
 
     Raises:
         InputError: the folder cannot be made or written.
@@ -49,7 +54,7 @@ def atomic_output(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _make_beside(path)
+        temporary = _make_beside(path, 0o600 if private else 0o666)
     except OSError as error:
         raise InputError(
             f"Cannot write {path}: {error.strerror or error}; choose another folder with `output`."
@@ -61,9 +66,16 @@ def atomic_output(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"Writing {path} failed: {error.strerror or error}; is the disk full?") from error
+        raise writing_failed(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def writing_failed(path: Path, error: OSError) -> InputError:
+    """The error of a file that could not be written, in a sentence that suits the reason."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "is the disk full?" if full else "see whether the folder may be written, or choose another with `output`."
+    return InputError(f"Writing {path} failed: {error.strerror or error}; {advice}")
 
 
 def name_beside(path: Path) -> Path:
@@ -71,7 +83,7 @@ def name_beside(path: Path) -> Path:
     return path.parent / f".{path.name}.{secrets.token_hex(4)}"
 
 
-def _make_beside(path: Path) -> Path:
+def _make_beside(path: Path, mode: int) -> Path:
     """An empty file of a name that nobody has, beside ``path``.
 
     tempfile's files are for their owner alone, and an engine is for other users too; here the system takes the mask of the process off the mode.
@@ -80,7 +92,7 @@ def _make_beside(path: Path) -> Path:
     while True:
         temporary = name_beside(path)
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
             return temporary
 
 
@@ -96,11 +108,14 @@ def require_writable(folder: Path, keep: bool = True) -> None:
     """
     folder = Path(folder)
     made = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # noqa: PTH110 - Path.exists may raise
-    probe = folder / ".writable"
-    with atomic_output(probe):
-        pass
-    # Several processes may look at once.
-    probe.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A name that nobody has: a file of the user's own may be called as this program likes.
+        _make_beside(folder / "writable", 0o600).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write into {folder}: {error.strerror or error}; choose another folder with `output`."
+        ) from error
     for each in () if keep else made:
         with contextlib.suppress(OSError):
             each.rmdir()

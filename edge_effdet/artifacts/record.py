@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_effdet.artifacts.spec import ModelSpec
-from edge_effdet.errors import UsageError
+from edge_effdet.artifacts.files import json_text, text_sha256
+from edge_effdet.artifacts.reading import from_json, to_json
+from edge_effdet.artifacts.spec import PRECISIONS, ModelSpec
+from edge_effdet.errors import InputError, UsageError
 
 RECORD_FORMAT = 3
 """The format of ``<engine>.json`` that this version writes, and the only one that it reads."""
+
+DIGEST = "fields_sha256"
+"""The key of the digest over the other fields, which ``record_to_json`` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,3 +376,44 @@ class EngineRecord:
     def __post_init__(self) -> None:
         if self.format != RECORD_FORMAT:
             raise UsageError(f"`format` {self.format} is not the one that this version writes, {RECORD_FORMAT}.")
+
+
+def record_to_json(record: EngineRecord) -> dict[str, Any]:
+    """A record as its file holds it: its fields, and the SHA-256 over them.
+
+    The digest shows that somebody edited a field and did not mean to, or that the file was damaged. It proves nothing against somebody who means it, for
+    anybody can work it out; that takes the signature of a bundle (``deploy``).
+    """
+    # Through text, which is what will be read: bytes of file names that are no text are escaped in it.
+    raw = json.loads(json_text(to_json(record)))
+    digest, golden = _fields_sha256(raw), raw.pop("golden")
+    # The pictures are long, and a person reads from the top.
+    return {**raw, DIGEST: digest, "golden": golden}
+
+
+def record_from_json(raw: Any) -> tuple[EngineRecord, bool]:
+    """Read what ``record_to_json`` wrote, after a trip through JSON.
+
+    Returns:
+        The record, and whether it has a digest; the records of earlier versions have none.
+
+    Raises:
+        ValueError: a field is missing, unknown, of another type or makes no sense, or the digest is of other fields; the message says which.
+    """
+    if not isinstance(raw, Mapping):
+        raise ValueError("it holds no object")
+    fields = {key: value for key, value in raw.items() if key != DIGEST}
+    try:
+        record = from_json(EngineRecord, fields)
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    if record.precision not in PRECISIONS:
+        raise ValueError(f"precision is {record.precision!r} and none of {', '.join(PRECISIONS)}")
+    if DIGEST in raw and raw[DIGEST] != _fields_sha256(fields):
+        raise ValueError(f"its fields are not those that its {DIGEST} was worked out of, so somebody has changed it")
+    return record, DIGEST in raw
+
+
+def _fields_sha256(raw: Mapping[str, Any]) -> str:
+    # Other programs may order and indent the file as they like.
+    return text_sha256(json.dumps(raw, sort_keys=True, separators=(",", ":")))

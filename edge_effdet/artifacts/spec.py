@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 PRECISIONS = ("fp32", "fp16", "int8")
+
+_MOST_LEVELS = 16
+"""A level halves the sides of the one before; with more there is not a pixel left."""
 
 FUSIONS = ("fast", "softmax", "unbounded", "sum")
 """How a BiFPN node sums its inputs; ``models.bifpn`` has the formulas."""
@@ -32,6 +36,14 @@ class AnchorSpec:
     aspect_ratios: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4))
     anchor_scale: float = 4.0
 
+    def __post_init__(self) -> None:
+        numbers = (self.anchor_scale, *(factor for ratio in self.aspect_ratios for factor in ratio))
+        levels_fit = 0 <= self.min_level <= self.max_level <= _MOST_LEVELS
+        if not levels_fit or self.num_scales < 1 or not all(0 < number < math.inf for number in numbers):
+            raise InputError(
+                f"The model's anchors make no sense ({self}); its description was changed or damaged: export the model again."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class PreprocessSpec:
@@ -39,6 +51,13 @@ class PreprocessSpec:
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(each) for each in self.mean) or not all(0 < each < math.inf for each in self.std):
+            raise InputError(
+                f"The model's normalisation makes no sense (mean {self.mean}, std {self.std}); its description was changed or damaged: export "
+                "the model again."
+            )
 
     @property
     def fill_color(self) -> tuple[int, int, int]:
@@ -77,6 +96,16 @@ class ModelSpec:
             )
         if not self.class_names:
             raise InputError("A model needs at least one class; the data set that was given has none.")
+        twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+        if twice:
+            raise InputError(
+                f"The model has several classes of one name ({', '.join(map(repr, twice))}), which nobody could tell apart in the results; "
+                "rename them."
+            )
+        if min(self.image_size) < 1:
+            raise InputError(
+                f"The model takes pictures of {'x'.join(map(str, self.image_size))} pixels, which have none; export the model again."
+            )
         if self.fusion not in FUSIONS:
             raise InputError(
                 f"The model's BiFPN fusion {self.fusion!r} is none of {', '.join(FUSIONS)}; it was made by another version "

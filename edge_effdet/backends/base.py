@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 MOST_CONTEXTS = 4
 """Runs at once on a GPU where nothing else is said."""
 
+RUN_LIMIT = 120.0
+"""Seconds that a run may take where an engine is looked at before it is trusted (``LoadOptions.run_limit``). The largest model takes half of that on a
+small processor."""
+
 BACKENDS: dict[str, str | Backend] = {
     "onnxruntime": "edge_effdet.backends.onnxruntime",
     "onnxruntime-cuda": "edge_effdet.backends.onnxruntime_cuda",
@@ -77,12 +81,14 @@ class Runner(abc.ABC):
         outputs: the engine's outputs.
         concurrent: whether several threads may call ``run`` at once.
         arithmetic: the type of what is not INT8, ``f32``, ``f16`` or ``bf16``, where the processor decides it; None where the graph does.
+        usable: whether it can still run: False after a run that hangs and could not be ended (``limited``).
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     concurrent: bool = False
     arithmetic: str | None = None
+    usable: bool = True
 
     @abc.abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -92,6 +98,15 @@ class Runner(abc.ABC):
     def last_device_ms(self) -> float | None:
         """Milliseconds on the device of this thread's last run; None where nobody measured it."""
         return None
+
+    def interrupt(self, thread: int) -> None:  # noqa: B027 - not every runtime can
+        """Ask for the end of the run that a thread is in, from another thread. It then raises EngineError, where the runtime can end it.
+
+        Runs can be ended only where the engine was loaded with a ``LoadOptions.run_limit``.
+
+        Args:
+            thread: the thread's ``ident``.
+        """
 
     def close(self) -> None:  # noqa: B027 - not every engine holds something
         """Free what the engine holds. A second call does nothing."""
@@ -220,6 +235,8 @@ class LoadOptions:
         cuda_graphs: whether runs on a GPU are recorded and launched as CUDA graphs.
         timed: whether the GPU's time is measured, so that ``Runner.last_device_ms`` is known.
         runtime_cache: the file that keeps what TensorRT-RTX compiled; None for ``runtime_cache.runtime_cache_path``.
+        run_limit: seconds that a run may take, after which it raises EngineError (``limited``); loading may take ``limited.LOAD_LIMIT`` then. 0
+            for no limit, and then loading and running are in the caller's own thread.
 
     Raises:
         UsageError: a number is negative.
@@ -231,9 +248,10 @@ class LoadOptions:
     cuda_graphs: bool = True
     timed: bool = False
     runtime_cache: Path | None = None
+    run_limit: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "parallel_runs"):
+        for name in ("threads", "parallel_runs", "run_limit"):
             if getattr(self, name) < 0:
                 raise UsageError(f"`{name}` {getattr(self, name)} makes no sense; give 0, for what suits, or more.")
 
@@ -305,7 +323,11 @@ def load_runner(engine: Engine, options: LoadOptions | None = None) -> Runner:
         raise UsageError(
             f"The backend {engine.backend} does not compute on the CPU, so `threads` {options.threads} means nothing; leave it out."
         )
-    return backend.load(engine, options)
+    if not options.run_limit:
+        return backend.load(engine, options)
+    from edge_effdet.backends.limited import load_limited
+
+    return load_limited(backend.load, engine, options)
 
 
 def automatic_backends() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from edge_effdet.backends.base import (
     Unavailable,
     refuse_target,
 )
+from edge_effdet.backends.onnx_file import require_own_content
 from edge_effdet.errors import EngineError, GraphError, first_line
 
 if TYPE_CHECKING:
@@ -42,10 +44,16 @@ saturates where weights exceed 7 bits: a lite0 with weights within 127 fell from
 nothing. Without it, and with ``session.x64quantprecision``, a graph of any origin is computed as it is written."""
 
 _PROVIDER = "CPUExecutionProvider"
-LOG_ERRORS = 3
+LOG_ERRORS, LOG_FATAL = 3, 4
 _DTYPES = {
     "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
     "tensor(float16)": np.float16,
+    "tensor(bool)": np.bool_,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
     "tensor(int32)": np.int32,
@@ -98,7 +106,8 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
 
 
 def load(engine: Engine, options: LoadOptions) -> OnnxRuntimeRunner:
-    """Load an engine on the CPU. Raises EngineError where ONNX Runtime refuses it."""
+    """Load an engine on the CPU. Raises EngineError where ONNX Runtime or ``onnx_file.require_own_content`` refuses it."""
+    require_own_content(engine)
     return OnnxRuntimeRunner(engine.path, options)
 
 
@@ -163,6 +172,7 @@ class OnnxRuntimeRunner(Runner):
     """
 
     concurrent = True
+    _endable = False
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
         try:
@@ -175,13 +185,35 @@ class OnnxRuntimeRunner(Runner):
             raise EngineError(f"onnxruntime runs {path} on {self._session.get_providers()} and not on the CPU.")
         self.inputs = tuple(tensor_spec(tensor) for tensor in self._session.get_inputs())
         self.outputs = tuple(tensor_spec(tensor) for tensor in self._session.get_outputs())
+        self._endable = options.run_limit > 0
+        self._under_way: dict[int, Any] = {}
+        """What can end the run of a thread, by the thread."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [output.name for output in self.outputs]
+        # Without a limit nobody ends a run, and what would be needed for it is spared.
+        own = self._begin() if self._endable else None
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            return dict(zip(names, self._session.run(names, dict(feeds), own), strict=True))
         except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
             raise EngineError(f"onnxruntime failed in a run ({first_line(error)}); build the engine again.") from error
+        finally:
+            if own is not None:
+                del self._under_way[threading.get_ident()]
+
+    def interrupt(self, thread: int) -> None:
+        """Ask for the end of a thread's run, which onnxruntime looks for between two nodes, also in the graphs of loops."""
+        own = self._under_way.get(thread)
+        if own is not None:
+            own.terminate = True
+
+    def _begin(self) -> Any:
+        import onnxruntime as ort
+
+        own = self._under_way[threading.get_ident()] = ort.RunOptions()
+        # Its answer to being ended is an exception; a line in the log besides would be said twice.
+        own.log_severity_level = LOG_FATAL
+        return own
 
     def close(self) -> None:
         self._session = None
@@ -209,6 +241,10 @@ def _session(
 
 
 def tensor_spec(tensor: Any) -> TensorSpec:
-    """What onnxruntime says of an input or output."""
+    """What onnxruntime says of an input or output. Raises EngineError where it holds no numbers, as text or a list."""
+    if tensor.type not in _DTYPES:
+        raise EngineError(
+            f"The engine's {tensor.name} is a {tensor.type}, which no detector takes or gives; build the engine again."
+        )
     shape = tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
     return TensorSpec(tensor.name, shape, np.dtype(_DTYPES[tensor.type]))

@@ -25,6 +25,7 @@ from edge_effdet.backends.base import (
     Unavailable,
     refuse_target,
 )
+from edge_effdet.backends.onnx_file import require_own_content
 from edge_effdet.backends.onnxruntime import LOG_ERRORS, tensor_spec
 from edge_effdet.errors import EngineError, GraphError, first_line
 
@@ -87,7 +88,9 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
 
 
 def load(engine: Engine, options: LoadOptions) -> BoundRunner:
-    """A runner on the GPU. Raises EngineError where onnxruntime refuses the engine or would run it on the CPU."""
+    """A runner on the GPU. Raises EngineError where onnxruntime or ``onnx_file.require_own_content`` refuses the engine, or onnxruntime would run it
+    on the CPU."""
+    require_own_content(engine)
     try:
         session = open_session(engine.path, False)
         fixed = all(size > 0 for tensor in session.get_inputs() for size in tensor_spec(tensor).shape)
@@ -151,14 +154,17 @@ class BoundRunner(Runner):
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         batch = len(feeds[self.inputs[0].name])
-        if batch not in self._bound:
-            self._bound[batch] = self._bind(batch)
-        binding, inputs, outputs = self._bound[batch]
-        for name, value in inputs.items():
-            value.update_inplace(np.ascontiguousarray(feeds[name]))
-        self._session.run_with_iobinding(binding)
-        # From the GPU this copies; on the CPU it would be the memory of the next run.
-        return {name: np.array(value.numpy()) for name, value in outputs.items()}
+        try:
+            if batch not in self._bound:
+                self._bound[batch] = self._bind(batch)
+            binding, inputs, outputs = self._bound[batch]
+            for name, value in inputs.items():
+                value.update_inplace(np.ascontiguousarray(feeds[name]))
+            self._session.run_with_iobinding(binding)
+            # From the GPU this copies; on the CPU it would be the memory of the next run.
+            return {name: np.array(value.numpy()) for name, value in outputs.items()}
+        except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
+            raise EngineError(f"onnxruntime failed in a run ({first_line(error)}); build the engine again.") from error
 
     def _bind(self, batch: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         import onnxruntime as ort
@@ -185,12 +191,15 @@ def _captured(path: Path) -> Any:
     """A session that has recorded its CUDA graph, or None where that is not possible."""
     try:
         session = open_session(path, True)
+    except EngineError:
+        raise
+    except Exception:  # of onnxruntime's C++ module: a node on the CPU
+        return None
+    try:
         runner = BoundRunner(session, "cuda")
         feeds = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in runner.inputs}
         for _ in range(2):
             runner.run(feeds)
-    except EngineError:
-        raise
-    except Exception:  # of onnxruntime's C++ module: a node on the CPU, a kernel that cannot be captured
+    except Exception:  # a kernel that cannot be captured
         return None
     return session

@@ -10,8 +10,10 @@ What it compiles is kept in ``<engine>.runtime_cache`` for the next start (``ope
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import logging
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +37,7 @@ from edge_effdet.backends.base import (
 )
 from edge_effdet.backends.cores import usable_cores
 from edge_effdet.backends.engine_account import EngineAccount, widest
+from edge_effdet.backends.onnx_file import require_own_content
 from edge_effdet.backends.openvino_cache import PRECISION, identity, read_compiled, save_compiled
 from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.errors import EngineError, GraphError
@@ -56,9 +59,27 @@ _PRECISIONS = {"i8": "int8", "u8": "int8", "f16": "fp16", "bf16": "bf16", "f32":
 """Of the tensor that a layer of the execution graph takes."""
 
 
+def import_openvino() -> Any:
+    """The package ``openvino``, without its telemetry: when it is imported it writes an id into the home folder and sends an event to Google Analytics.
+
+    It does neither where its package ``openvino_telemetry`` cannot be imported, and while it is imported here that is so.
+
+    Raises:
+        ImportError: it is missing, or cannot be imported.
+    """
+    name = "openvino_telemetry"
+    # None in its place makes an import of it fail, by the reference of Python's import system. Whoever imported it before wants it.
+    hidden = sys.modules.setdefault(name, None) is None  # type: ignore[arg-type]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if hidden:
+            sys.modules.pop(name, None)
+
+
 def probe() -> Available | Unavailable:
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         return Unavailable(
             f"the Python package openvino cannot be imported ({error})", "run pip install 'edge-effdet[openvino]'"
@@ -72,7 +93,7 @@ def probe() -> Available | Unavailable:
 @functools.cache
 def _device_name() -> str | None:
     """What OpenVINO calls this CPU; None where it supports none. Asking takes 10 ms, and the answer stays."""
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     return str(core.get_property(_DEVICE, "FULL_DEVICE_NAME")) if _DEVICE in core.available_devices else None
@@ -85,7 +106,7 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
         UsageError: a target was given; this backend has none.
         GraphError: OpenVINO refuses the graph.
     """
-    import openvino
+    openvino = import_openvino()
 
     refuse_target("openvino", options)
     content = graph.path.read_bytes()
@@ -105,7 +126,8 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
 
 
 def load(engine: Engine, options: LoadOptions) -> OpenVinoRunner:
-    """Load an engine on the CPU. Raises EngineError where OpenVINO refuses it."""
+    """Load an engine on the CPU. Raises EngineError where OpenVINO or ``onnx_file.require_own_content`` refuses it."""
+    require_own_content(engine)
     cache = runtime_cache_path(engine) if engine.sha256 else None
     return OpenVinoRunner(engine.path, options, engine.sha256, cache)
 
@@ -119,7 +141,7 @@ def profile(engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray
     Raises:
         EngineError: OpenVINO refuses the engine, or fails in a run.
     """
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     try:
@@ -186,25 +208,40 @@ class OpenVinoRunner(Runner):
     def __init__(self, path: Path, options: LoadOptions, engine_sha256: str = "", cache: Path | None = None) -> None:
         try:
             model, self.was_compiled = _compiled(path, options, engine_sha256, cache)
-        except RuntimeError as error:
+            self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
+            self.outputs = tuple(_tensor_spec(port) for port in model.outputs)
+        # Besides its own RuntimeErrors: too little memory, and types and shapes that Python has no words for.
+        except Exception as error:
             raise EngineError(f"OpenVINO cannot load {path} ({_last_line(error)}); build the engine again.") from error
-        self.inputs = tuple(_tensor_spec(port) for port in model.inputs)
-        self.outputs = tuple(_tensor_spec(port) for port in model.outputs)
         self.arithmetic = str(model.get_property(PRECISION).get_type_name())
         self._model: Any = model
         self._requests = threading.local()
+        self._endable = options.run_limit > 0
+        self._under_way: dict[int, Any] = {}
+        """The request that a thread runs, by the thread."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request = getattr(self._requests, "request", None)
-        if request is None:
-            request = self._requests.request = self._model.create_infer_request()
-        # Not copied: the array is the caller's until this returns.
         try:
+            request = getattr(self._requests, "request", None)
+            if request is None:
+                request = self._requests.request = self._model.create_infer_request()
+            if self._endable:
+                self._under_way[threading.get_ident()] = request
+            # Not copied: the array is the caller's until this returns.
             results = request.infer(dict(feeds), share_inputs=True)
-        except RuntimeError as error:
+            # The request reuses its output memory in the next run; the caller owns what it gets.
+            return {spec.name: results[position].copy() for position, spec in enumerate(self.outputs)}
+        except Exception as error:
             raise EngineError(f"OpenVINO failed in a run ({_last_line(error)}); build the engine again.") from error
-        # The request reuses its output memory in the next run; the caller owns what it gets.
-        return {spec.name: results[position].copy() for position, spec in enumerate(self.outputs)}
+        finally:
+            if self._endable:
+                self._under_way.pop(threading.get_ident(), None)
+
+    def interrupt(self, thread: int) -> None:
+        """Ask for the end of a thread's run, which OpenVINO looks for between two nodes, but not inside loops."""
+        request = self._under_way.get(thread)
+        if request is not None:
+            request.cancel()
 
     def close(self) -> None:
         self._model = None
@@ -213,7 +250,7 @@ class OpenVinoRunner(Runner):
 
 def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: Path | None = None) -> tuple[Any, bool]:
     """The compiled model, and whether it comes from the cache."""
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     hints = _hints(options)

@@ -2,7 +2,8 @@
 
 OpenVINO has a cache of its own. It knows a processor by its name alone, which is the same for ones with other instructions, trusts what
 it reads, and never deletes. The engine's hash is checked before it runs, so what runs in its place has to be: the file begins with the
-SHA-256 of all that follows and of what it belongs to. Then come the type that it computes in, a line end, and OpenVINO's own export.
+SHA-256 of all that follows and of what it belongs to. Then come the type that it computes in, a line end, and OpenVINO's own export. The hash finds
+damage; that nobody else has written the file is seen by whose it is (``runtime_cache``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import atomic_output, text_sha256
+from edge_effdet.artifacts import text_sha256
 from edge_effdet.backends.cores import cpu_flags
+from edge_effdet.backends.runtime_cache import read_private, write_private
 from edge_effdet.errors import InputError
 
 logger = logging.getLogger("edge_effdet.backends.openvino")
@@ -41,9 +43,8 @@ def identity(core: Any, device: str, engine_sha256: str, flags: frozenset[str] |
 
 def read_compiled(path: Path, belongs_to: str, core: Any, device: str, hints: Mapping[str, Any]) -> Any | None:
     """The compiled model of an earlier start; None where there is none, or it is of something else, or damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+    content = read_private(path)
+    if content is None:
         return None
     digest, kept = content[:32], content[32:]
     if digest != _digest(belongs_to, kept):
@@ -63,9 +64,8 @@ def save_compiled(model: Any, precision: str, path: Path, belongs_to: str) -> No
     model.export_model(stream)
     kept = precision.encode() + b"\n" + stream.getvalue()
     try:
-        with atomic_output(path) as temporary:
-            temporary.write_bytes(_digest(belongs_to, kept) + kept)
-    except InputError as error:
+        write_private(path, _digest(belongs_to, kept) + kept)
+    except (InputError, OSError) as error:
         logger.warning("what OpenVINO compiled is not kept for the next start: %s", error)
 
 

@@ -97,6 +97,10 @@ class LoweringOptions(ExportChoices, CalibrationOptions, QuantizeOptions, GateOp
         check_choices(self)
         if self.precision not in PRECISIONS:
             raise UsageError(f"There is no `precision` {self.precision!r}; the precisions are {', '.join(PRECISIONS)}.")
+        if self.name is not None and (self.name in ("", ".", "..") or Path(self.name).name != self.name):
+            raise UsageError(
+                f"The `name` {self.name!r} is a path, and files of that name would lie outside of `output`; give a name without slashes."
+            )
         if self.search and self.precision != "int8":
             raise UsageError("`search` chooses what becomes INT8, and there is nothing to choose here; leave it out.")
         if self.weight_codes is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_effdet.artifacts import Engine, file_sha256
-from edge_effdet.backends.base import load_runner, require
+from edge_effdet.backends.base import RUN_LIMIT, LoadOptions, load_runner, require
 from edge_effdet.errors import MissingDependency, UsageError
 from edge_effdet.runtime.golden import Check, check_engine, decode_pictures, draw_pictures, read_golden
 from edge_effdet.runtime.preprocess import images_to_batch
@@ -30,7 +30,8 @@ def verify_engine(engine: Engine) -> Check | None:
     if golden is None:
         return None
     require(engine.backend)
-    with load_runner(engine) as runner:
+    # It may be somebody else's engine, and hang.
+    with load_runner(engine, LoadOptions(run_limit=RUN_LIMIT)) as runner:
         return check_engine(runner, engine, golden)
 
 

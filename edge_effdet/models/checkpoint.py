@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from edge_effdet.options import option
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("edge_effdet.models.checkpoint")
 
 _METADATA_KEY = "edge_effdet"
 _PREDICT_WEIGHT = "class_net.predict.conv_pw.weight"
@@ -136,6 +139,8 @@ def open_checkpoint(path: Path, told: SourceOptions | None = None) -> Checkpoint
             )
         return Checkpoint(path, told.spec(), {}, file_sha256(path))
     try:
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
         spec = ModelSpec.from_dict(content["spec"])
     except (ValueError, KeyError, TypeError, InputError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
@@ -181,7 +186,7 @@ def _read_description(path: Path) -> Any | None:
         return None
     try:
         return json.loads(metadata[_METADATA_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has a damaged model description ({error}); train it again.") from error
 
 
@@ -204,8 +209,8 @@ def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
     """The checkpoint's network in evaluation mode, FP32, on the CPU. The file may be of another program than ``save_checkpoint``.
 
     Raises:
-        CheckpointError: the weights do not match the hash in the metadata, which older files lack, or do not fit the
-            checkpoint's spec; or the file is damaged or contains code.
+        CheckpointError: the weights do not match the hash in the metadata, which the files of the first versions lack, or do not fit the
+            checkpoint's spec, or are not finite; or the file is damaged or contains code.
     """
     content = _read_description(checkpoint.path)
     if content is None:
@@ -213,7 +218,12 @@ def load_network(checkpoint: Checkpoint) -> torch.nn.Module:
     from safetensors.torch import load_file
 
     weights, expected = load_file(str(checkpoint.path)), content.get("tensors_sha256")
-    if expected is not None and tensors_sha256(weights) != expected:
+    if expected is None:
+        logger.warning(
+            "%s has no hash of its weights, as files of the first versions, so nobody would notice that it is damaged",
+            checkpoint.path,
+        )
+    elif tensors_sha256(weights) != expected:
         raise CheckpointError(
             f"{checkpoint.path} is damaged: its weights do not match the hash written with them; copy it again."
         )
@@ -249,6 +259,8 @@ def load_weights(spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: P
 def _fill(
     network: torch.nn.Module, spec: ModelSpec, weights: Mapping[str, torch.Tensor], source: Path | str
 ) -> torch.nn.Module:
+    import torch
+
     from edge_effdet.models.bifpn import is_edge_weight
 
     state = network.state_dict()
@@ -281,6 +293,12 @@ def _fill(
         raise CheckpointError(
             f"{source} is not a {spec.name}: of {len(expected)} tensors {len(missing)} are missing and {len(misfit)} have another "
             f"shape, and {len(surplus)} are unknown ({'; '.join(examples)}); give the `model` that it was trained as."
+        )
+    broken = sorted(name for name in expected if not bool(torch.isfinite(given[name]).all()))
+    if broken:
+        raise CheckpointError(
+            f"{source} holds weights that are not finite ({broken[0]}{f' and {len(broken) - 1} more' if len(broken) > 1 else ''}), so it would "
+            "find nothing; train it again with a lower learning rate."
         )
     network.load_state_dict(given, strict=False)
     return network.eval()

@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from edge_effdet.artifacts import Graph
-from edge_effdet.errors import UsageError
+from edge_effdet.errors import InputError, UsageError
 from edge_effdet.graph.model import load_model
 from edge_effdet.graph.rule import add_initializer, constant, remove_unused
 from edge_effdet.quant.calibration import CalibrationImages
@@ -73,6 +73,7 @@ def make_recipe(
     Raises:
         UsageError: the graph takes batches of a fixed size above 1.
         GraphError: a tensor is not finite, or has one value only; the message names it.
+        InputError: ``table`` lacks the range of a tensor.
     """
     source = load_model(graph.path)
     _require_single_images(source)
@@ -86,6 +87,11 @@ def make_recipe(
     if table is None:
         tensors = list(dict.fromkeys(inputs.values()))
         table = measure_table(graph, equalized, images, tensors, options.method, options.equalize)
+    elif missing := set(inputs.values()) - set(table.ranges):
+        raise InputError(
+            f"The calibration table has no range for {', '.join(sorted(missing)[:3])}{' and others' if len(missing) > 3 else ''}; delete the file, "
+            "and it is measured again."
+        )
     scales = {tensor: np.float32(t / LARGEST_CODE).item() for tensor, t in {**table.ranges, **pixels}.items()}
     needed = options.rounding == "gptq" or options.correct_bias
     seen = measure_inputs(equalized, images.first(ROUNDING_IMAGES), names, scales) if needed else {}

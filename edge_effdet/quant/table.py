@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from edge_effdet.artifacts import Graph, write_json
+from edge_effdet.artifacts import Graph, text_sha256, write_json
 from edge_effdet.data.base import manifest_sha256
 from edge_effdet.errors import InputError
 from edge_effdet.quant.calibration import CalibrationImages
@@ -77,7 +78,8 @@ def table_identity(graph: Graph, images: CalibrationImages, method: str, equaliz
 
 
 def save_table(table: CalibrationTable, path: Path) -> None:
-    write_json(path, {"identity": dict(table.identity), "ranges": dict(table.ranges), "largest": dict(table.largest)})
+    raw = {"identity": dict(table.identity), "ranges": dict(table.ranges), "largest": dict(table.largest)}
+    write_json(path, {**raw, "sha256": _table_sha256(raw)})
 
 
 def load_table(path: Path, identity: Mapping[str, Any]) -> CalibrationTable:
@@ -88,7 +90,8 @@ def load_table(path: Path, identity: Mapping[str, Any]) -> CalibrationTable:
         identity: what the table has to belong to.
 
     Raises:
-        InputError: the file is damaged, or belongs to another graph, to other images or to another method.
+        InputError: the file is damaged, a range is not finite or not above 0, or it belongs to another graph, to other images or to another
+            method.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +100,13 @@ def load_table(path: Path, identity: Mapping[str, Any]) -> CalibrationTable:
             {str(name): float(t) for name, t in raw["ranges"].items()},
             {str(name): float(value) for name, value in raw["largest"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # Tables of earlier versions have no hash.
+        if raw.get("sha256", _table_sha256(raw)) != _table_sha256(raw):
+            raise ValueError("it was changed, for its values are not those of its hash")
+        for name, value in (*table.ranges.items(), *table.largest.items()):
+            if not 0 < value < math.inf:
+                raise ValueError(f"the range of {name} is {value:g}, and a range is finite and above 0")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is no calibration table ({type(error).__name__}: {error}); delete it, and it is measured again."
         ) from error
@@ -114,3 +123,7 @@ def load_table(path: Path, identity: Mapping[str, Any]) -> CalibrationTable:
                 "not hold here; give another file as `calibration_table`, or delete this one."
             )
     return table
+
+
+def _table_sha256(raw: Mapping[str, Any]) -> str:
+    return text_sha256(json.dumps({key: value for key, value in raw.items() if key != "sha256"}, sort_keys=True))

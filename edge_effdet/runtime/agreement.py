@@ -9,6 +9,7 @@ import numpy as np
 from edge_effdet.artifacts import Detections, ModelSpec, Size
 from edge_effdet.artifacts.record import Agreement
 from edge_effdet.backends.base import Runner
+from edge_effdet.runtime.contract import OUTPUTS, require_outputs
 from edge_effdet.runtime.nms import iou_matrix
 from edge_effdet.runtime.postprocess import detections_from_outputs
 from edge_effdet.runtime.preprocess import feeds_for_image
@@ -49,8 +50,11 @@ def find_best(runner: Runner, spec: ModelSpec, image: np.ndarray) -> Detections:
     """The ``KEPT`` best detections of one picture of the size of the network's input, uint8 [H, W, 3]."""
     size: Size = (image.shape[0], image.shape[1])
     outputs = runner.run(feeds_for_image(runner, image, spec))
-    boxes, scores, class_ids = (outputs[name][0] for name in ("boxes", "scores", "class_ids"))
-    return detections_from_outputs(boxes, scores, class_ids, size, spec.image_size, KEPT_FLOOR, limit=KEPT)
+    require_outputs(outputs, 1)
+    boxes, scores, class_ids = (outputs[name][0] for name in OUTPUTS)
+    return detections_from_outputs(
+        boxes, scores, class_ids, size, spec.image_size, KEPT_FLOOR, limit=KEPT, num_classes=spec.num_classes
+    )
 
 
 def detection_distance(proven: Sequence[Detections], found: Sequence[Detections]) -> float:
@@ -71,8 +75,7 @@ def total_score(every: Sequence[Detections]) -> float:
 
 
 def _compared(found: Detections) -> Detections:
-    best = found.above(SCORE_FLOOR)
-    return Detections(best.boxes[:BEST], best.scores[:BEST], best.class_ids[:BEST])
+    return found.above(SCORE_FLOOR).select(slice(BEST))
 
 
 def measure_agreement(

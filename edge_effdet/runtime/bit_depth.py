@@ -7,6 +7,7 @@ picture where the whole range is used; 32-bit and floating-point values are cut 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 logger = logging.getLogger("edge_effdet.runtime.images")
 
 _GREY_16, _COLOR_16, _INTEGER, _FLOAT = "16-bit grey", "16-bit color", "32-bit", "floating-point"
+
+_STRIP_PIXELS = 2**20
+"""So many pixels are looked at together."""
 
 _warned: set[str] = set()
 """The kinds of trouble that were warned of. A set has thousands of pictures of one kind, so the first one is named alone."""
@@ -41,11 +45,16 @@ def to_rgb(image: Image.Image, depth: str, name: object) -> Image.Image:
     """
     if depth == _GREY_16:
         # Pillow's own conversion cuts 16-bit grey off at 255.
-        values = np.asarray(image).astype(np.uint16)
-        _warn_of_16_bits(depth, name, int(values.min()), int(values.max()))
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        upper = Image.new("L", image.size)
+        least, most = 2**16, 0
+        for top, strip in strips_of(image):
+            values = strip.astype(np.uint16)
+            least, most = min(least, int(values.min())), max(most, int(values.max()))
+            upper.paste(Image.fromarray((values >> 8).astype(np.uint8)), (0, top))
+        _warn_of_16_bits(depth, name, least, most)
+        return upper.convert("RGB")
     if depth in (_INTEGER, _FLOAT):
-        _warn_of_range(depth, name, np.asarray(image))
+        _warn_of_range(depth, name, image)
     # convert would copy a picture that is RGB already.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     if depth == _COLOR_16:
@@ -54,6 +63,13 @@ def to_rgb(image: Image.Image, depth: str, name: object) -> Image.Image:
         least, most = min(low for low, _ in channels), max(high for _, high in channels)
         _warn_of_16_bits(depth, name, 256 * least, 256 * most + 255 if most else 0)
     return rgb
+
+
+def strips_of(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """A picture as arrays of some rows each, and the first row of each: a whole one would be a second copy, and work on it a third."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
 
 
 def warn_once(kind: str, text: str) -> None:
@@ -74,12 +90,14 @@ def _warn_of_16_bits(depth: str, name: object, least: int, most: int) -> None:
         )
 
 
-def _warn_of_range(depth: str, name: object, values: np.ndarray) -> None:
+def _warn_of_range(depth: str, name: object, image: Image.Image) -> None:
     """Warn if values lie where cutting off at 0 and 255 loses the picture."""
-    values = values[np.isfinite(values)]
-    if not values.size:
+    if depth in _warned:
         return
-    least, most = values.min(), values.max()
+    ends = [(strip.min(), strip.max()) for strip in _finite_values(image) if strip.size]
+    if not ends:
+        return
+    least, most = min(low for low, _ in ends), max(high for _, high in ends)
     if depth == _FLOAT and least >= 0 and 0 < most <= 1:
         lost = "is black, since 255 counts as white"
     elif least < 0 or most > 255:
@@ -88,3 +106,7 @@ def _warn_of_range(depth: str, name: object, values: np.ndarray) -> None:
         return
     seen = f"{least} to {most}" if depth == _INTEGER else f"{least:g} to {most:g}"
     warn_once(depth, f"{name} has {depth} values of {seen} and {lost}; scale such pictures to 8 bits before")
+
+
+def _finite_values(image: Image.Image) -> Iterator[np.ndarray]:
+    return (strip[np.isfinite(strip)] for _, strip in strips_of(image))

@@ -24,11 +24,13 @@ import numpy as np
 from PIL import Image
 
 from edge_effdet.artifacts import Detections, Engine, ModelSpec, Size, load_engine
-from edge_effdet.backends.base import LoadOptions, Runner, load_runner
-from edge_effdet.errors import DataError, EngineError, UsageError
+from edge_effdet.backends.base import LoadOptions, Runner, TensorSpec, load_runner
+from edge_effdet.errors import DataError, UsageError
 from edge_effdet.options import option
+from edge_effdet.runtime.contract import OUTPUTS, require_contract, require_outputs
 from edge_effdet.runtime.golden import require_same_results
 from edge_effdet.runtime.images import open_picture
+from edge_effdet.runtime.limits import MAX_PIXELS
 from edge_effdet.runtime.nms import NMS_KINDS
 from edge_effdet.runtime.postprocess import detections_from_outputs
 from edge_effdet.runtime.preprocess import fill_input
@@ -40,8 +42,6 @@ Picture = str | PathLike[str] | bytes | np.ndarray | Image.Image
 
 REDUCED_DECODE = {"off": None, "close": 2, "fast": 1}
 """How many times the size that the letterbox needs a reduced JPEG keeps at least."""
-
-OUTPUTS = ("boxes", "scores", "class_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class Detector:
         self.spec = spec
         self.options = options or DetectOptions()
         self._runner = runner
+        require_contract(runner, spec)
         (self._input,) = runner.inputs
-        _check_contract(runner, spec)
         fixed = self._input.shape[0]
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"A batch of {batch_size} images makes no sense; give at least 1.")
@@ -125,6 +125,7 @@ class Detector:
         options: DetectOptions | None = None,
         batch_size: int | None = None,
         loading: LoadOptions | None = None,
+        run_limit: float | None = None,
         self_check: bool = True,
     ) -> Detector:
         """Open an engine that ``build_engine`` wrote, verify its hash, load it, and see that it finds here what it found there.
@@ -139,6 +140,8 @@ class Detector:
             options: thresholds and NMS.
             batch_size: images a run, for an engine with a dynamic batch: no more than it was built for. One where None.
             loading: more than ``threads`` to say of a CPU backend.
+            run_limit: seconds that a run may take, the golden check's too, for an engine that may hang; in place of the one in ``loading``. 0
+                for no limit.
             self_check: False to leave the golden check out, which is logged.
 
         Raises:
@@ -152,7 +155,11 @@ class Detector:
         if score_threshold is not None:
             options = replace(options, score_threshold=score_threshold)
         loading = loading or LoadOptions()
-        runner = load_runner(found, replace(loading, threads=threads) if threads else loading)
+        if threads:
+            loading = replace(loading, threads=threads)
+        if run_limit is not None:
+            loading = replace(loading, run_limit=run_limit)
+        runner = load_runner(found, loading)
         try:
             detector = cls(runner, found.spec, options, batch_size)
             require_same_results(runner, found, wanted=self_check)
@@ -186,11 +193,30 @@ class Detector:
             return self._detect([pictures])[0]
         return self._detect(list(pictures))
 
-    def read(self, picture: Picture) -> tuple[np.ndarray | Image.Image, Size]:
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs of ``run``."""
+        return self._runner.outputs
+
+    @property
+    def usable(self) -> bool:
+        """Whether the engine can still run: False after a run that hangs and could not be ended within ``LoadOptions.run_limit``."""
+        return self._runner.usable
+
+    def read(
+        self, picture: Picture, whole: bool = True, most_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray | Image.Image, Size]:
         """Decode a picture, for ``prepare``, and say what height and width it has.
 
+        Args:
+            picture: what is decoded.
+            whole: False where the picture is for ``prepare`` alone; a large file (``limits.LARGE_PIXELS``) is then scaled down at once, to the same
+                pixels.
+            most_pixels: a file with more pixels is refused before it is decoded; fewer where anybody may send one.
+
         Raises:
-            DataError: it cannot be decoded, or is none.
+            DataError: it cannot be decoded, or is none, or is too large.
+            NotEnoughMemory: the system gives no more memory, which says nothing of the picture.
         """
         if isinstance(picture, np.ndarray):
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
@@ -205,7 +231,8 @@ class Detector:
         source = picture if isinstance(picture, bytes) else Path(picture)
         kept = REDUCED_DECODE[self.options.reduced_decode]
         height, width = self.spec.image_size
-        return open_picture(source, None if kept is None else (kept * height, kept * width))
+        reduce_to = None if kept is None else (kept * height, kept * width)
+        return open_picture(source, reduce_to, None if whole else (height, width), most_pixels)
 
     @contextmanager
     def input_buffer(self) -> Iterator[np.ndarray]:
@@ -231,16 +258,23 @@ class Detector:
             The graph's outputs, with at least ``count`` rows.
 
         Raises:
-            EngineError: it failed.
+            EngineError: it failed, took longer than ``LoadOptions.run_limit``, or gave something else than boxes.
         """
         batch = buffer if self._fixed else buffer[:count]
         with self._one_run:
-            return self._runner.run({self._input.name: batch.astype(self._input.dtype, copy=False)})
+            outputs = self._runner.run({self._input.name: batch.astype(self._input.dtype, copy=False)})
+        require_outputs(outputs, count)
+        return outputs
 
-    def finish(self, outputs: Mapping[str, np.ndarray], row: int, size: Size) -> Detections:
-        """Detections of one row of the outputs, in pixels of the original of this height and width."""
+    def finish(
+        self, outputs: Mapping[str, np.ndarray], row: int, size: Size, options: DetectOptions | None = None
+    ) -> Detections:
+        """Detections of one row of the outputs, in pixels of the original of this height and width.
+
+        ``options`` is for one picture that is to be suppressed in another way than ``self.options`` says.
+        """
         boxes, scores, class_ids = (outputs[name][row] for name in OUTPUTS)
-        options = self.options
+        options = options or self.options
         return detections_from_outputs(
             boxes,
             scores,
@@ -251,6 +285,7 @@ class Detector:
             options.iou_threshold,
             options.max_detections,
             options.nms_kind,
+            self.spec.num_classes,
         )
 
     def _detect(self, pictures: Sequence[Picture]) -> list[Detections]:
@@ -259,8 +294,10 @@ class Detector:
             for start in range(0, len(pictures), self.batch_size):
                 sizes = []
                 for row, picture in enumerate(pictures[start : start + self.batch_size]):
-                    decoded, size = self.read(picture)
+                    decoded, size = self.read(picture, whole=False)
                     self.prepare(decoded, size, buffer[row])
+                    # While the next one is decoded this one would still be held.
+                    del decoded
                     sizes.append(size)
                 outputs = self.run(buffer, len(sizes))
                 found += [self.finish(outputs, row, size) for row, size in enumerate(sizes)]
@@ -278,22 +315,6 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_contract(runner: Runner, spec: ModelSpec) -> None:
-    """Raises EngineError where the engine's tensors are not those that its JSON promises."""
-    shape = runner.inputs[0].shape
-    if tuple(shape[1:]) != (3, *spec.image_size):
-        raise EngineError(
-            f"The engine takes {list(shape[1:])} and its JSON says {[3, *spec.image_size]}, so they do not belong together; "
-            "copy both files again or rebuild the engine."
-        )
-    missing = set(OUTPUTS) - {output.name for output in runner.outputs}
-    if missing:
-        raise EngineError(
-            f"The engine has no output {', '.join(sorted(missing))}, so it ends at the head tensors, as export --raw makes it; build one that "
-            "gives detections."
-        )
 
 
 def detect_image(runner: Runner, image: np.ndarray, spec: ModelSpec, score_threshold: float) -> Detections:

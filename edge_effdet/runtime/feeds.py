@@ -5,24 +5,37 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import numpy as np
+
+from edge_effdet.runtime.limits import MAX_FRAMES_BYTES
 from edge_effdet.runtime.sources import Frame, Source
 
 
 class Feed:
-    """Hands each frame of a file or a video, with its number, to one of several threads."""
+    """Hands each frame of a file or a video, with its number, to one of several threads.
 
-    def __init__(self, source: Source) -> None:
+    A frame of a video is held until it has left the pipeline. The next one is read only when those on their way leave room for it: frames are
+    read in order, so that the oldest one never waits for room that later ones have taken.
+    """
+
+    def __init__(self, source: Source, most_bytes: int = MAX_FRAMES_BYTES) -> None:
+        """``most_bytes`` is what the frames on their way may take together; one alone may take more."""
         self._frames = enumerate(source)
         self._lock = threading.Lock()
         self._over = False
+        self._room = threading.Condition()
+        self._most, self._held, self._usual = most_bytes, 0, 0
+        self._closed = False
 
     def next(self) -> tuple[int, Frame] | None:
         """The next frame with its number, or None at the end. An error of the source is raised in one caller."""
         with self._lock:
-            if self._over:
+            if self._over or not self._wait_for_room():
                 return None
             try:
-                return next(self._frames)
+                number, frame = next(self._frames)
+                self._hold(frame)
+                return number, frame
             except StopIteration:
                 self._over = True
                 return None
@@ -31,8 +44,30 @@ class Feed:
                 self._over = True
                 raise
 
+    def done(self, frame: Frame) -> None:
+        """Say that a frame has left the pipeline."""
+        if isinstance(frame.picture, np.ndarray):
+            with self._room:
+                self._held -= frame.picture.nbytes
+                self._room.notify_all()
+
     def close(self) -> None:
-        """Do nothing: this feed holds no resource."""
+        """End the wait of a thread in ``next``."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
+
+    def _wait_for_room(self) -> bool:
+        """Wait until one more frame like the last one fits; False where the feed was closed."""
+        with self._room:
+            self._room.wait_for(lambda: self._closed or not self._held or self._held + self._usual <= self._most)
+            return not self._closed
+
+    def _hold(self, frame: Frame) -> None:
+        if isinstance(frame.picture, np.ndarray):
+            with self._room:
+                self._usual = frame.picture.nbytes
+                self._held += self._usual
 
 
 class LiveFeed:
@@ -63,6 +98,9 @@ class LiveFeed:
             frame, self._frame = self._frame, None
             self._number += 1
             return self._number - 1, frame
+
+    def done(self, frame: Frame) -> None:
+        """Do nothing: only the newest frame is held."""
 
     def close(self) -> None:
         """End the wait of a thread in ``next``."""

@@ -12,7 +12,6 @@ import base64
 import io
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,15 +20,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edge_effdet.artifacts import Detections, Engine, EngineRecord, ModelSpec, Size, text_sha256, write_json
+from edge_effdet.artifacts import Detections, Engine, EngineRecord, ModelSpec, Size, json_text, text_sha256
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.artifacts.record import Fingerprint, Golden, GoldenPicture
 from edge_effdet.backends.arithmetic import int8_arithmetic
 from edge_effdet.backends.base import Runner
 from edge_effdet.backends.fingerprint import describe_machine, machine_fingerprint
-from edge_effdet.backends.runtime_cache import user_cache_folder
+from edge_effdet.backends.runtime_cache import read_private, user_cache_folder, write_private
 from edge_effdet.errors import EngineError, InputError
 from edge_effdet.runtime.agreement import TOLERANCES, detection_distance, find_best, total_score
+from edge_effdet.runtime.contract import require_contract
 
 logger = logging.getLogger("edge_effdet.runtime.golden")
 
@@ -155,9 +155,8 @@ def _as_record(picture: bytes, found: Detections) -> GoldenPicture:
 def decode_pictures(engine: Engine, golden: Golden) -> list[np.ndarray]:
     """The golden pictures, uint8 [H, W, 3] in the size of the engine's input. Raises EngineError where they are damaged."""
     try:
-        images = [_decode(base64.b64decode(each.jpeg, validate=True)) for each in golden.pictures]
-        if any(image.shape[:2] != engine.spec.image_size for image in images):
-            raise ValueError("they are not of the size of the network's input")
+        size = engine.spec.image_size
+        images = [_decode(base64.b64decode(each.jpeg, validate=True), size) for each in golden.pictures]
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise _damaged(engine, str(error)) from error
     return images
@@ -171,10 +170,19 @@ def _damaged(engine: Engine, error: str) -> EngineError:
 
 
 def check_engine(runner: Runner, engine: Engine, golden: Golden) -> Check:
-    """Run the golden pictures on this machine and compare. It takes as long as a run a picture."""
+    """Run the golden pictures on this machine and compare. It takes as long as a run a picture.
+
+    Raises:
+        EngineError: the engine has not the tensors of a detector, or fails; or its golden pictures are damaged.
+    """
+    require_contract(runner, engine.spec)
+    try:
+        proven = proven_detections(golden)
+    except ValueError as error:
+        raise _damaged(engine, str(error)) from error
     found = [find_best(runner, engine.spec, image) for image in decode_pictures(engine, golden)]
     here = machine_fingerprint(engine.backend)
-    return Check(detection_distance(proven_detections(golden), found), golden.tolerance, golden.fingerprint, here)
+    return Check(detection_distance(proven, found), golden.tolerance, golden.fingerprint, here)
 
 
 def require_same_results(runner: Runner, engine: Engine, wanted: bool = True) -> Check | None:
@@ -258,8 +266,12 @@ def encode_picture(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _decode(picture: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(picture), formats=["JPEG"]).convert("RGB"))
+def _decode(picture: bytes, size: Size | None = None) -> np.ndarray:
+    """The pixels of a JPEG file. Raises ValueError where it is not of this size, before it is decoded, since a small file may hold a huge picture."""
+    image = Image.open(io.BytesIO(picture), formats=["JPEG"])
+    if size is not None and (image.height, image.width) != size:
+        raise ValueError("they are not of the size of the network's input")
+    return np.asarray(image.convert("RGB"))
 
 
 def draw_pictures(size: Size, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -313,28 +325,20 @@ def _answer(engine: Engine, golden: Golden, check: Check) -> dict[str, Any]:
 def _read_answer(engine: Engine, golden: Golden, here: Fingerprint) -> Check | None:
     """The answer of an earlier load; None where there is none, or others may have written it, or it is damaged or of something else."""
     try:
-        path = _answer_path(engine, here)
-        if hasattr(os, "getuid") and not all(_is_private(each) for each in (path, path.parent)):
+        content = read_private(_answer_path(engine, here))
+        if content is None:
             return None
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(content)
         check = Check(float(raw["distance"]), golden.tolerance, golden.fingerprint, here, from_cache=True)
         return check if check.passed and raw == _answer(engine, golden, check) else None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+    except (ValueError, KeyError, TypeError, RuntimeError):
         return None
-
-
-def _is_private(path: Path) -> bool:
-    status = path.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _keep_answer(engine: Engine, golden: Golden, check: Check) -> None:
     try:
-        path = _answer_path(engine, check.here)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
-        write_json(path, _answer(engine, golden, check))
-        path.chmod(0o600)
+        answer = json_text(_answer(engine, golden, check), indent=2) + "\n"
+        write_private(_answer_path(engine, check.here), answer.encode())
     except (OSError, InputError, RuntimeError) as error:
         # The next load runs the check again, which costs some runs and breaks nothing.
         logger.info("the answer cannot be kept (%s), so each load checks the engine anew", error)

@@ -18,10 +18,11 @@ import PIL
 from PIL import Image, UnidentifiedImageError, features
 
 from edge_effdet.artifacts import Size
-from edge_effdet.errors import DataError, MissingDependency
-from edge_effdet.runtime.bit_depth import stored_depth, to_rgb, warn_once
+from edge_effdet.errors import DataError, MissingDependency, NotEnoughMemory
+from edge_effdet.runtime.bit_depth import stored_depth, strips_of, to_rgb, warn_once
 from edge_effdet.runtime.dicom import DICOM_SUFFIXES, dicom_size, read_dicom
-from edge_effdet.runtime.limits import refuse_huge
+from edge_effdet.runtime.limits import DECODING, MAX_PIXELS, is_large, refuse_heavy, refuse_huge
+from edge_effdet.runtime.preprocess import letterbox_size
 
 logger = logging.getLogger("edge_effdet.runtime.images")
 
@@ -36,11 +37,24 @@ try:
 except ModuleNotFoundError:
     _READS_HEIC = False
 
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    **({"JPEG2000": (".jp2", ".j2k", ".jpx")} if features.check_codec("jpg_2000") else {}),
+    **({"AVIF": (".avif",)} if _READS_AVIF else {}),
+}
+"""The formats that Pillow is let read, by its names of them, and their suffixes. Pillow knows more, which are not for photographs; some start other
+programs, as EPS does Ghostscript, and a file of any format may be called .jpg. The usual ones come first: Pillow loads all of its modules where one
+is not found among them."""
+
 IMAGE_SUFFIXES = (
-    frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff"})
-    | {".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
-    | ({".jp2", ".j2k", ".jpx"} if features.check_codec("jpg_2000") else set())
-    | ({".avif"} if _READS_AVIF else set())
+    frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
     | (_HEIC_SUFFIXES if _READS_HEIC else set())
     | DICOM_SUFFIXES
 )
@@ -87,6 +101,19 @@ _SEVERAL = {
 }
 """What is said of a file with more than one picture, by Pillow's name of its format."""
 
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2, "RGB": 4}
+"""Bytes that Pillow keeps for a pixel in each mode; in any other 4."""
+
+_DECODER_BYTES = {"JPEG2000": 12, "AVIF": 8, "HEIF": 8, "WEBP": 4, "GIF": 4, "TIFF": 1}
+"""Bytes for a pixel that the decoder of a format holds besides: OpenJPEG 32 bits for each channel, those of video formats the picture in YUV and in
+RGBA; of a TIFF a strip, which usually is a small part."""
+
+_COEFFICIENT_BYTES = 3
+"""Bytes for a pixel that a progressive JPEG keeps until its last scan: 16 bits for each coefficient, with colour at a quarter of the points."""
+
+_OUT_OF_MEMORY = "out of memory"
+"""What Pillow's message of an OSError says where its decoder got no memory."""
+
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
@@ -99,51 +126,68 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty, truncated, too large, or not a picture.
         MissingDependency: the file is DICOM and pydicom is not installed, or it is HEIC and pillow-heif is not.
+        NotEnoughMemory: the system gives no more memory, which says nothing of the file.
     """
     if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return read_dicom(path)
-    return np.asarray(open_picture(path)[0])
+    return pixels_of(open_picture(path)[0])
 
 
-def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[Image.Image, Size]:
+def open_picture(
+    source: Path | bytes, reduce_to: Size | None = None, fit: Size | None = None, most_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, Size]:
     """Decode a picture as ``read_image`` does, but to a Pillow image, which spares a copy of the pixels.
+
+    What is decoded at the same time in all threads takes ``limits.MAX_DECODE_BYTES`` together: a picture that does not fit waits.
 
     Args:
         source: a file, or the bytes of one.
         reduce_to: height and width of the network's input, or None. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size,
             but not smaller than its letterbox in that input. This is faster, but the pixels differ slightly.
+        fit: height and width of the network's input, or None. A large picture (``limits.LARGE_PIXELS``) is then scaled to its letterbox in that
+            input, to exactly the pixels that ``preprocess.fill_input`` makes of it, so that it is not held in its own size.
+        most_pixels: how many pixels a picture may have; fewer for one that anybody may send.
 
     Returns:
-        The decoded RGB picture, upright, and the height and width that it has without ``reduce_to``.
+        The decoded RGB picture, upright, and the height and width that it has without ``reduce_to`` and ``fit``.
 
     Raises:
-        DataError, MissingDependency: as in ``read_image``.
+        DataError, MissingDependency, NotEnoughMemory: as in ``read_image``.
     """
     name = source if isinstance(source, Path) else "The picture"
     if isinstance(source, Path) and source.suffix.lower() in DICOM_SUFFIXES:
-        pixels = read_dicom(source)
-        return Image.fromarray(pixels), (pixels.shape[0], pixels.shape[1])
+        pixels = read_dicom(source, most_pixels)
+        size = (pixels.shape[0], pixels.shape[1])
+        return _fitted(Image.fromarray(pixels), size, fit), size
     try:
         with _open(source) as image:
-            refuse_huge((image.height, image.width), name)
+            refuse_huge((image.height, image.width), name, most_pixels)
             if image.format in _SEVERAL and getattr(image, "is_animated", False):
                 warn_once(f"several pictures: {image.format}", f"{name} {_SEVERAL[image.format]}")
             stored, depth = image.format, stored_depth(image)
             width, height = image.size
             size = (height, width)
+            turned = False
             if stored == "JPEG":
-                if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+                orientation = image.getexif().get(_EXIF_ORIENTATION)
+                turned = orientation in _TURNS
+                if orientation in _SIDEWAYS:
                     size = (width, height)
                 if reduce_to is not None:
                     scale = min(reduce_to[0] / size[0], reduce_to[1] / size[1])
                     image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
-            upright = _upright(image)
-            if stored != "JPEG":
-                # Only a JPEG may have been reduced; what others are when they are decoded is what they are.
-                size = (upright.height, upright.width)
-            return to_rgb(upright, depth, name), size
+            needed = decoding_bytes(image, turned)
+            refuse_heavy(needed, size, depth or f"{image.mode} in {stored}", name)
+            with DECODING.hold(needed):
+                upright = _upright(image)
+                if stored != "JPEG":
+                    # Only a JPEG may have been reduced; what others are when they are decoded is what they are.
+                    size = (upright.height, upright.width)
+                return _fitted(to_rgb(upright, depth, name), size, fit), size
     except (DataError, MissingDependency):
         raise
+    except MemoryError as error:
+        raise _no_memory(name) from error
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {name}; check the path.") from error
     except UnidentifiedImageError as error:
@@ -152,7 +196,34 @@ def open_picture(source: Path | bytes, reduce_to: Size | None = None) -> tuple[I
         raise DataError(f"{name} is too large ({error}); scale it down.") from error
     # On a damaged file Pillow raises nearly any exception.
     except Exception as error:
+        if _OUT_OF_MEMORY in str(error):
+            raise _no_memory(name) from error
         raise DataError(f"{name} cannot be decoded ({error}); remove it or copy it again.") from error
+
+
+def pixels_of(picture: Image.Image) -> np.ndarray:
+    """A picture in RGB as uint8 [height, width, 3]. Of a large one NumPy would hold two copies for a moment."""
+    if not is_large((picture.height, picture.width)):
+        return np.asarray(picture)
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top, strip in strips_of(picture):
+        pixels[top : top + len(strip)] = strip
+    return pixels
+
+
+def decoding_bytes(image: Image.Image, turned: bool = False) -> int:
+    """How much memory a picture takes while it is decoded to RGB, by its header: for Pillow's copy in its own mode, for the one in RGB, for what the
+    decoder of its format holds, and for one more where the picture is ``turned`` upright."""
+    own = _MODE_BYTES.get(image.mode, 4)
+    held = own + _DECODER_BYTES.get(image.format or "", 0) + (own if turned else 0)
+    if "progressive" in image.info or "progression" in image.info:
+        held += _COEFFICIENT_BYTES
+    if image.mode != "RGB":
+        held += _MODE_BYTES["RGB"]
+    if image.mode.startswith("I"):
+        # The upper 8 bits, on the way from 16-bit grey to RGB.
+        held += 1
+    return image.width * image.height * held
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +273,8 @@ def picture_frame(path: Path) -> PictureFrame:
         raise _no_image(path) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path} is too large ({error}); scale it down.") from error
+    except MemoryError as error:
+        raise _no_memory(path) from error
     except Exception as error:
         raise DataError(f"{path} is not an image ({error}); remove it or copy it again.") from error
 
@@ -228,7 +301,7 @@ def describe_unreadable(files: Iterable[Path]) -> str:
 def _open(source: Path | bytes) -> Image.Image:
     """Open a picture by its content. What HEIC needs is loaded when the first such picture comes, whatever suffix it has."""
     try:
-        return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+        return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=tuple(FORMATS))
     except UnidentifiedImageError:
         if not _is_heif(source):
             raise
@@ -236,7 +309,7 @@ def _open(source: Path | bytes) -> Image.Image:
         # In a folder of JPEGs it is one picture that cannot be read, and no reason to end.
         raise DataError(f"{source} is a HEIC picture in spite of its suffix; {_INSTALL_HEIC}, or convert it to JPEG.")
     _register_heif()
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=("HEIF",))
 
 
 def _is_heif(source: Path | bytes) -> bool:
@@ -307,6 +380,19 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     return image if turn is None else image.transpose(turn)
+
+
+def _fitted(picture: Image.Image, size: Size, fit: Size | None) -> Image.Image:
+    if fit is None or not is_large((picture.height, picture.width)):
+        return picture
+    height, width, _ = letterbox_size(*size, fit)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _no_memory(name: object) -> NotEnoughMemory:
+    return NotEnoughMemory(
+        f"There is not enough memory to decode {name}; end other programs, or give fewer `decoders` and `runs`, or smaller pictures."
+    )
 
 
 def _no_image(source: Path | bytes) -> DataError:

@@ -13,13 +13,14 @@ the stages before it and memory does not grow.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -33,10 +34,15 @@ from edge_effdet.errors import DataError, MissingDependency, UsageError
 from edge_effdet.options import option
 from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.feeds import Feed, LiveFeed
+from edge_effdet.runtime.images import pixels_of
+from edge_effdet.runtime.limits import is_large
 from edge_effdet.runtime.sources import Frame, Source
 
 MOST_RUNS = 4
 """At once on a CPU, unless more are asked for: each holds all activations of the network, which a device has to spare."""
+
+LONGEST_WAIT, LONGEST_RUN = 2.0, 15.0
+"""Seconds after which a pipeline that is closed waits no longer for the source and for decoding, and for a run of the engine."""
 
 WINDOW_SECONDS = 5.0
 """Of the rate and the latency that are shown."""
@@ -197,6 +203,7 @@ class Pipeline:
         held = self._runs * batch + self._decoders
         self._room = threading.Semaphore(held if source.live else 2 * held)
         self._stopping = threading.Event()
+        self._closed = False
         self._feed: LiveFeed | Feed = LiveFeed(source, self._count_dropped) if source.live else Feed(source)
         self._decoded: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._inferred: queue.SimpleQueue[tuple[_Item, Mapping[str, np.ndarray], int] | None] = queue.SimpleQueue()
@@ -219,21 +226,33 @@ class Pipeline:
                 while (ready := waiting.pop(number, None)) is not None:
                     number += 1
                     self._room.release()
-                    yield self._found(ready)
+                    found = self._found(ready)
+                    yield found
+                    # Only now has the caller done with its pixels.
+                    self._feed.done(ready.frame)
+                    del ready, found
             if self._source_error is not None:
                 raise self._source_error
         finally:
             self.close()
 
     def close(self) -> None:
-        """Stop all stages and wait for their threads. What was on its way is dropped."""
+        """Stop all stages and wait for their threads, but not for a source or an engine that hangs. What was on its way is dropped."""
         self._stopping.set()
+        if self._closed:
+            # What did not end then is not waited for again.
+            return
+        self._closed = True
         self._source.stop()
         # Whoever waits for room must see that it is over.
         self._room.release(self._decoders)
         self._feed.close()
-        for thread in self._threads:
-            thread.join()
+        begun = time.perf_counter()
+        decoding, others = self._threads[: self._decoders], self._threads[self._decoders :]
+        # One that waits for a stalled stream cannot be woken: it goes on waiting as a daemon, and the stages after it are told the end here.
+        if not _joined(decoding, begun + LONGEST_WAIT):
+            _put_ends(self._decoded, self._runs)
+        _joined(others, begun + LONGEST_RUN)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -249,7 +268,16 @@ class Pipeline:
             self.progress.failed += 1
         else:
             self.progress.add(seconds)
-        return FrameResult(item.frame, item.detections, item.problem, item.image, seconds)
+        image = item.image
+        if self._keep_images and image is None and not item.problem:
+            # A large picture was not held meanwhile.
+            with contextlib.suppress(DataError):
+                image = self._read_again(item)
+        return FrameResult(item.frame, item.detections, item.problem, image, seconds)
+
+    def _read_again(self, item: _Item) -> np.ndarray:
+        picture, size = self._detector.read(item.frame.picture)
+        return _at_size(picture, size)
 
     def _start(self) -> None:
         stages: tuple[tuple[str, Callable[[], None], int, Callable[[], None]], ...] = (
@@ -284,16 +312,18 @@ class Pipeline:
                 return
             item = _Item(*numbered)
             try:
-                picture, item.size = detector.read(item.frame.picture)
+                picture, item.size = detector.read(item.frame.picture, whole=False)
             except (DataError, MissingDependency) as error:
                 item.problem = str(error)
                 self._finished.put(item)
                 continue
             item.row = self._take_row()
             detector.prepare(picture, item.size, item.row[0])
-            if self._keep_images:
+            if self._keep_images and not (isinstance(picture, Image.Image) and is_large(item.size)):
                 item.image = _at_size(picture, item.size)
             self._decoded.put(item)
+            # While the next one is decoded this one would still be held.
+            del picture, item
 
     def _count_dropped(self) -> None:
         self.progress.dropped += 1
@@ -362,7 +392,7 @@ def _at_size(picture: np.ndarray | Image.Image, size: Size) -> np.ndarray:
     """Pixels of a picture at its own height and width, which the boxes are in, where it was decoded at a reduced scale."""
     if isinstance(picture, Image.Image) and (picture.height, picture.width) != size:
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(picture)
+    return pixels_of(picture) if isinstance(picture, Image.Image) else picture
 
 
 class _Countdown:
@@ -378,6 +408,13 @@ class _Countdown:
             over = self._count == 0
         if over:
             self._end()
+
+
+def _joined(threads: Sequence[threading.Thread], until: float) -> bool:
+    """Wait for threads up to a time of ``time.perf_counter``; whether all have ended."""
+    for thread in threads:
+        thread.join(max(0.0, until - time.perf_counter()))
+    return not any(thread.is_alive() for thread in threads)
 
 
 def _put_ends(stage: queue.SimpleQueue, count: int) -> None:

@@ -6,8 +6,10 @@ GStreamer pipeline, as a Jetson's CSI camera needs it, runs in ``gst-launch-1.0`
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import queue
 import re
 import shlex
 import shutil
@@ -27,8 +29,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from edge_effdet.cli import count_of
-from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, first_line
+from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, NotEnoughMemory, first_line
 from edge_effdet.runtime.images import IMAGE_SUFFIXES, describe_unreadable, list_images
+from edge_effdet.runtime.limits import MAX_FRAME_PIXELS, refuse_huge
 
 logger = logging.getLogger("edge_effdet.runtime.sources")
 
@@ -70,7 +73,13 @@ FIRST_WAIT, LONGEST_WAIT, ATTEMPTS = 0.5, 8.0, 5
 seconds; the wait doubles each time, up to ``LONGEST_WAIT``."""
 
 SILENCE = 5.0
-"""Seconds without a frame after which a network camera counts as gone."""
+"""Seconds without a frame after which a network camera counts as gone, and a video at an address as ended."""
+
+OPENING = 15.0
+"""Seconds that a video at an address has to open in: FFmpeg reads some frames to know what it is."""
+
+_LARGE_FRAME, _FEW_THREADS = 4096 * 2304, 4
+"""A decoder of larger frames than those of 4K gets no more than so many threads, for each of them holds a frame and what it refers to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,7 @@ class VideoFile:
         """Open the video once, so that a file that is no video is refused here. Raises DataError, MissingDependency."""
         self._address, self.name = str(address), _without_password(str(address))
         self._av = _import_av("to read a video")
+        self._stopped = threading.Event()
         with self._open() as (_, stream):
             self.total: int | None = stream.frames or None
             self.rate: float | None = float(stream.average_rate) if stream.average_rate else None
@@ -149,6 +159,8 @@ class VideoFile:
         with self._open() as (container, stream):
             try:
                 for packet in container.demux(stream):
+                    if self._stopped.is_set():
+                        return
                     try:
                         images = packet.decode()
                     except self._av.error.InvalidDataError as error:
@@ -157,6 +169,8 @@ class VideoFile:
                     for image in images:
                         yield Frame(f"{self.name}#{count}", _pixels(image), image.time or 0.0, time.perf_counter())
                         count += 1
+            except MemoryError as error:
+                raise _no_memory(self.name, container) from error
             except (self._av.error.FFmpegError, OSError) as error:
                 damaged, reason = damaged + 1, _reason(error)
         if damaged or (self.total is not None and count < self.total):
@@ -174,12 +188,20 @@ class VideoFile:
             )
 
     def stop(self) -> None:
-        pass
+        self._stopped.set()
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
+        # A container of PyAV refers to itself, so the one of an earlier pass, with its frames, is there until Python looks for such.
+        gc.collect()
         try:
-            container = self._av.open(self._address)
+            # A disk answers or fails; a server may do neither.
+            if "://" in self._address:
+                container = _in_a_thread(lambda: self._av.open(self._address, timeout=(OPENING, SILENCE)))
+            else:
+                container = self._av.open(self._address)
+        except MemoryError as error:
+            raise _no_memory(self.name) from error
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(
                 f"{self.name} is not a video that can be read ({_reason(error)}); copy it again."
@@ -188,7 +210,7 @@ class VideoFile:
             if not container.streams.video:
                 raise DataError(f"{self.name} holds no pictures, only sound; give another file.")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            _limit_decoder(stream, self.name)
             yield container, stream
 
 
@@ -341,8 +363,12 @@ def _stream_opener(address: str, format: str | None = None) -> Callable[[], Iter
     limit = SILENCE if "://" in address else None
 
     def images() -> Iterator[np.ndarray]:
-        with av.open(address, format=format, options=options, timeout=limit) as container:
-            yield from _decode(container)
+        try:
+            with av.open(address, format=format, options=options, timeout=limit) as container:
+                yield from _decode(container, _without_password(address))
+        # PyAV's error for a time limit derives from none of Python's.
+        except av.error.ExitError as error:
+            raise TimeoutError(_reason(error)) from error
 
     return images
 
@@ -363,16 +389,67 @@ def _gstreamer_opener(pipeline: str) -> Callable[[], Iterator[np.ndarray]]:
             assert process.stdout is not None
             try:
                 with av.open(process.stdout, format="yuv4mpegpipe") as container:
-                    yield from _decode(container)
+                    yield from _decode(container, _GSTREAMER)
             finally:
                 process.terminate()
 
     return images
 
 
-def _decode(container: Any) -> Iterator[np.ndarray]:
-    for image in container.decode(video=0):
-        yield _pixels(image)
+def _in_a_thread(work: Callable[[], Any]) -> Any:
+    """Work in another thread, so that Ctrl-C ends the wait for it at once: in the main thread no signal is seen before the work is done."""
+    done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((work(), None))
+        except BaseException as error:  # raised by whoever waits
+            done.put((None, error))
+
+    threading.Thread(target=run, name="edge-effdet-open", daemon=True).start()
+    result, error = done.get()
+    if error is not None:
+        raise error
+    return result
+
+
+def _decode(container: Any, name: str) -> Iterator[np.ndarray]:
+    for stream in container.streams.video[:1]:
+        _limit_decoder(stream, name)
+    try:
+        for image in container.decode(video=0):
+            yield _pixels(image)
+    except MemoryError as error:
+        raise _no_memory(name, container) from error
+
+
+def _limit_decoder(stream: Any, name: str) -> None:
+    """Let a decoder use several threads, and make it refuse frames that are too large, also those that become so later.
+
+    Raises:
+        DataError: they are too large from the first one on.
+    """
+    context = stream.codec_context
+    refuse_huge((context.height, context.width), name, MAX_FRAME_PIXELS)
+    stream.thread_type = "AUTO"
+    if context.height * context.width > _LARGE_FRAME:
+        context.thread_count = _FEW_THREADS
+    # FFmpeg looks at it before it takes memory for a frame.
+    # It counts the border that a decoder puts around a frame.
+    context.options = {**dict(context.options), "max_pixels": str(MAX_FRAME_PIXELS * 5 // 4)}
+
+
+def _no_memory(name: str, container: Any = None) -> NotEnoughMemory:
+    """FFmpeg gives the same error where the system gives no memory and where frames have become larger than they may be.
+
+    Raises:
+        DataError: they have become larger.
+    """
+    for stream in container.streams.video[:1] if container is not None else ():
+        refuse_huge((stream.codec_context.height, stream.codec_context.width), name, MAX_FRAME_PIXELS)
+    return NotEnoughMemory(
+        f"There is not enough memory to decode {name}; end other programs, or give fewer `decoders` and `runs`, or smaller frames."
+    )
 
 
 def _pixels(image: Any) -> np.ndarray:
@@ -393,6 +470,9 @@ def _displayed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: BaseException) -> str:
+    # PyAV ends a wait by an exit that FFmpeg was asked for.
+    if type(error).__name__ == "ExitError":
+        return "nothing came for too long"
     # strerror holds the reason alone; str of a PyAV error adds a number and the path.
     return getattr(error, "strerror", None) or first_line(error)
 

@@ -287,6 +287,12 @@ class _Endpoints:
         """
         service, batcher = self._service, self._service.batcher
         limit = most or int(service.limits.max_body_mib * 2**20)
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal(
+                415,
+                "type",
+                "The body is compressed, which is not taken, since pictures are compressed already; send it as it is.",
+            )
         told = request.headers.get("content-length", "")
         if told.isdecimal() and int(told) > limit:
             raise _too_large(limit)

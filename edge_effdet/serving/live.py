@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import logging
 import threading
 import time
@@ -413,8 +412,6 @@ class PacedSource:
                 yield replace(frame, seconds=at, arrived=time.perf_counter())
             if empty:
                 raise DataError(f"{self.name} holds no frame; give another source.")
-            # Containers of PyAV refer to themselves, so that nothing else frees the pictures that a decoder holds.
-            gc.collect()
             self._source = self._reopen()
 
     def stop(self) -> None:

@@ -167,7 +167,7 @@ class Service:
 
     def is_live(self) -> bool:
         """Whether the service works; where it does not, only a new process helps."""
-        return not self.hung
+        return not self.hung and self.batcher.usable
 
     def is_ready(self) -> bool:
         """Whether the service takes on pictures."""

@@ -225,7 +225,10 @@ def test_from_the_archive_to_boxes_in_an_empty_environment(whole_bundle, bccd_in
     assert not store.exists()
 
 
-GUIDES = [Path(__file__).parents[2] / "docs" / f"{name}.md" for name in ("jetson", "trust", "service", "serve", "sending", "triton", "deepstream")]
+GUIDES = [
+    Path(__file__).parents[2] / "docs" / f"{name}.md"
+    for name in ("jetson", "trust", "service", "serve", "sending", "triton", "deepstream")
+]
 
 
 def commands_of_guides() -> list[str]:

@@ -23,8 +23,7 @@ from PIL import Image
 import edge_effdet
 from edge_effdet import __main__ as program
 from edge_effdet.artifacts import ModelSpec, Size, engine_json_path, file_sha256, write_json
-from edge_effdet.artifacts.reading import to_json
-from edge_effdet.artifacts.record import Golden
+from edge_effdet.artifacts.record import Golden, record_to_json
 from edge_effdet.backends import base
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.cli import (
@@ -114,8 +113,9 @@ def describe(path, **changes):
         spec=ModelSpec("tiny", (64, 64), ("bar", "disc"), (1, 2)),
         engine_sha256=file_sha256(path),
         golden=Golden(kind="none", fingerprint=machine_fingerprint("onnxruntime")),
+        **changes,
     )
-    write_json(engine_json_path(path), to_json(record) | changes)
+    write_json(engine_json_path(path), record_to_json(record))
 
 
 @pytest.fixture
@@ -568,3 +568,94 @@ def test_progress_passes_everything_on_and_is_silent_without_a_terminal(capsys):
 def test_progress_works_without_tqdm(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert list(progress([1, 2], 2, "counting")) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "a.jpg"), r"a\.jpg cannot be used \(Permission denied\)"),
+        (OSError(28, "No space left on device"), r"refuses something \(No space left on device\)"),
+        (OSError(36, "File name too long", "b" * 300), r"b{300} cannot be used \(File name too long\)"),
+        (MemoryError(), "not enough memory"),
+        (RecursionError("maximum recursion depth exceeded"), "lists within lists"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence_and_not_a_traceback(run, error, said):
+    def stage(arguments):
+        raise error
+
+    code, out, err = run(stage)
+    assert (code, out) == (2, "")
+    assert re.search(said, err) and err.startswith("error: ") and err.count("\n") == 1 and err.endswith(".\n")
+    with pytest.raises(type(error)):
+        run(stage, "--debug")
+
+
+def test_a_runtime_that_fails_is_a_sentence(run):
+    ort = pytest.importorskip("onnxruntime")
+
+    def stage(arguments):
+        ort.InferenceSession(b"words", providers=["CPUExecutionProvider"])
+
+    code, _, err = run(stage)
+    assert code == 2 and err.startswith("error: onnxruntime failed (") and err.count("\n") == 1
+
+
+def test_a_mistake_of_our_own_keeps_its_traceback(run):
+    with pytest.raises(KeyError):
+        run(lambda arguments: {}["missing"])
+
+
+@pytest.mark.parametrize("verb", ["detect", "evaluate"])
+def test_a_path_that_is_too_long_is_named(run, verb):
+    other = ("--source", "x") if verb == "detect" else ("--data", "x")
+    code, _, err = run(verb, "--engine", "a" * 5000, *other)
+    assert code == 2 and err.startswith("error: ") and "Traceback" not in err
+
+
+def test_a_name_with_control_characters_does_nothing_to_a_terminal(run, tiny_engine, tmp_path):
+    path = tmp_path / "a\x1b[31m\x9bred\r.jpg"
+    path.write_bytes(b"no picture")
+    code, out, err = run("detect", "--engine", tiny_engine, "--source", path)
+    assert code == 2 and r"\x1b[31m" in err and r"\x9b" in err
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", out + err)
+
+
+def shell(command: str, tiny_engine, picture) -> subprocess.CompletedProcess:
+    detect = f"{shlex.quote(sys.executable)} -m edge_effdet.detect --engine {tiny_engine} --source {picture}"
+    return subprocess.run(
+        ["sh", "-c", command.format(detect)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("flag", ["", "--json"])
+def test_results_that_cannot_be_printed_are_an_error(tiny_engine, picture, flag):
+    done = shell(f"{{}} {flag} >/dev/full", tiny_engine, picture)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: The results cannot be printed (No space left on device)")
+    assert "Exception ignored" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closed", "code"), [("2>&-", 0), ("</dev/null 2>/dev/full", 0), (">&-", 0), ("<&- 2>&-", 0), ("<&- >&- 2>&-", 0)]
+)
+def test_a_closed_stream_is_no_error(tiny_engine, picture, closed, code):
+    done = shell(f"{{}} {closed}", tiny_engine, picture)
+    assert done.returncode == code, done.stderr
+    assert ("1 disc" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_an_error_that_nobody_can_read_keeps_its_code(tiny_engine, tmp_path, closed):
+    done = shell(f"{{}} {closed}", tiny_engine, tmp_path / "absent.jpg")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "/tmp/evil", "..", ".", ""])
+def test_a_build_stays_in_its_folder(name):
+    from edge_effdet.building.options import BuildConfig
+
+    with pytest.raises(UsageError, match=r"`name` .* outside of `output`"):
+        BuildConfig(name=name)
+    assert BuildConfig(name="mine.v2").name == "mine.v2"

@@ -29,9 +29,8 @@ class LoadedEngine:
         self._file = engine
         self._runtime: Any = None
         self._engine: Any = None
-        self._cache = (
-            RuntimeCache(options.runtime_cache or runtime_cache_path(engine)) if flavor.compiles_at_load else None
-        )
+        cache = (options.runtime_cache or runtime_cache_path(engine)) if flavor.compiles_at_load else None
+        self._cache = None if cache is None else RuntimeCache(cache)
 
     def read(self) -> None:
         """Read the file. The GPU's context is current."""

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import atomic_output
+from edge_effdet.backends.runtime_cache import read_private, write_private
 from edge_effdet.errors import InputError
 
 logger = logging.getLogger("edge_effdet.backends.tensorrt")
@@ -39,18 +39,13 @@ class RuntimeCache:
         if content in (b"", self._stored):
             return
         try:
-            with atomic_output(self.path) as temporary:
-                temporary.write_bytes(content)
-        except InputError as error:
+            write_private(self.path, content)
+        except (InputError, OSError) as error:
             logger.warning("the compiled kernels are not kept for the next start: %s", error)
 
     def _read(self) -> None:
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            logger.warning("cannot read the runtime cache %s (%s)", self.path, error.strerror)
+        content = read_private(self.path)
+        if content is None:
             return
         if self._cache.deserialize(content):
             self._stored = content

@@ -28,6 +28,7 @@ from edge_effdet.artifacts import (
     load_engine,
     text_sha256,
     write_json,
+    write_record,
     write_text,
 )
 from edge_effdet.artifacts.reading import to_json
@@ -65,7 +66,7 @@ def test_spec_survives_json():
 
 @given(
     size=st.tuples(st.integers(1, 64), st.integers(1, 64)),
-    names=st.lists(st.text(min_size=1), min_size=1, max_size=5),
+    names=st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True),
     mean=st.tuples(*[st.floats(0, 1)] * 3),
     ratios=st.lists(st.tuples(st.floats(0.1, 4), st.floats(0.1, 4)), min_size=1, max_size=3),
 )
@@ -135,6 +136,19 @@ def test_detections_above_a_threshold_include_it():
     assert len(found.above(1.1)) == 0
 
 
+def test_a_choice_of_detections_keeps_what_belongs_together():
+    found = make_detections()
+    assert found.track_ids is None
+    assert found.above(0.2).track_ids is found.select(slice(1)).track_ids is None
+    tracked = replace(found, track_ids=np.array([7, -1, 9], np.int32))
+    assert tracked.above(float(found.scores[1])).track_ids.tolist() == [7, -1]
+    chosen = tracked.select(np.array([False, True, True]))
+    assert chosen.track_ids.tolist() == [-1, 9]
+    np.testing.assert_array_equal(chosen.boxes, found.boxes[1:])
+    np.testing.assert_array_equal(chosen.scores, found.scores[1:])
+    assert tracked.select(slice(2)).track_ids.tolist() == [7, -1]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -144,6 +158,8 @@ def test_detections_above_a_threshold_include_it():
         ("class_ids", np.zeros(3, np.int64)),
         ("class_ids", np.zeros((3, 1), np.int32)),
         ("scores", np.zeros(3, np.float64)),
+        ("track_ids", np.zeros(3, np.int64)),
+        ("track_ids", np.zeros(2, np.int32)),
     ],
 )
 def test_detections_of_another_shape_or_type_are_refused(field, value):
@@ -182,6 +198,48 @@ def test_a_missing_engine_and_a_missing_record_are_told_apart(tmp_path):
     engine_json_path(path).unlink()
     with pytest.raises(EngineError, match=r"no tiny\.engine\.json beside it"):
         load_engine(path)
+
+
+def test_an_edited_record_is_refused_and_one_of_an_earlier_version_is_told(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = write_engine(tmp_path)
+    load_engine(path)
+    assert "tiny.engine.json was written by an earlier version and has no digest" in caplog.text
+    caplog.clear()
+    engine = load_engine(path)
+    write_record(engine)
+    caplog.clear()
+    assert load_engine(path) == engine and not caplog.text
+    text = engine_json_path(path).read_text()
+    engine_json_path(path).write_text(text.replace('"disc"', '"disk"'))
+    with pytest.raises(EngineError, match=r"tiny\.engine\.json is not an engine description .*somebody has changed it"):
+        load_engine(path)
+
+
+def test_a_record_deeper_than_python_reads_is_refused(tmp_path):
+    path = write_engine(tmp_path)
+    engine_json_path(path).write_text('{"format": 3, "spec": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(EngineError, match="is not an engine description"):
+        load_engine(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ["disc", "disc"]},
+        {"preprocess": {"mean": [0.5, 0.5, 0.5], "std": [1.0, 0.0, 1.0]}},
+        {"preprocess": {"mean": [float("inf"), 0.5, 0.5], "std": [1.0, 1.0, 1.0]}},
+        {"anchors": {**to_json(AnchorSpec()), "anchor_scale": -4.0}},
+        {"anchors": {**to_json(AnchorSpec()), "num_scales": 0}},
+        {"anchors": {**to_json(AnchorSpec()), "max_level": 2}},
+        {"anchors": {**to_json(AnchorSpec()), "aspect_ratios": [[1.0, float("nan")]]}},
+        {"image_size": [-32, 64]},
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused(change):
+    with pytest.raises(InputError) as refused:
+        ModelSpec.from_dict({**SPEC.to_dict(), **change})
+    assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"text"', '{"format": 3}', '{"format": 3, "spec": {}}', "\xff"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import unicodedata
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.artifacts import (
+    atomic_output,
     json_text,
     printable,
     refuse_overwrite,
@@ -193,3 +195,39 @@ def test_files_hold_it_too(tmp_path: Path):
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"image": printable(BAD)}
     write_text(tmp_path / "a.txt", BAD)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == printable(BAD)
+
+
+def test_a_file_of_the_users_own_survives_the_look_whether_a_folder_can_be_written(tmp_path: Path):
+    for name in (".writable", "writable"):
+        (tmp_path / name).write_text("mine")
+    require_writable(tmp_path)
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {".writable": "mine", "writable": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "is the disk full?"),
+        (errno.EDQUOT, "is the disk full?"),
+        (errno.EFBIG, "is the disk full?"),
+        (errno.EACCES, "see whether the folder may be written"),
+        (errno.EIO, "see whether the folder may be written"),
+    ],
+)
+def test_a_full_disk_is_only_asked_about_where_it_may_be_full(tmp_path: Path, number: int, said: str):
+    with pytest.raises(InputError, match=said.replace("?", r"\?")) as refused, atomic_output(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert os.strerror(number) in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_private_file_is_its_owners_whatever_the_mask(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        with atomic_output(tmp_path / "a", private=True) as temporary:
+            assert temporary.stat().st_mode & 0o777 == 0o600
+        with atomic_output(tmp_path / "b") as temporary:
+            assert temporary.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600

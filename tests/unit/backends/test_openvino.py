@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -206,3 +209,18 @@ def test_a_process_that_leaves_cores_to_others_binds_no_thread(cores: int, pinne
     monkeypatch.setattr(openvino, "usable_cores", lambda: cores)
     model, _ = openvino._compiled(engine_with(tmp_path, np.float32).path, LoadOptions(threads=1))
     assert model.get_property("ENABLE_CPU_PINNING") is pinned
+
+
+def test_importing_it_writes_nothing_and_tells_nobody(tmp_path: Path):
+    """Its own import would leave an id in the home folder and send an event, unless an environment says that it is a CI's."""
+    code = (
+        "import sys\nfrom edge_effdet.backends.base import get_backend\nprint(get_backend('openvino').probe().version)\n"
+        "import openvino.tools.ovc.telemetry_utils as told\nprint(told.tm.__name__, 'openvino_telemetry' in sys.modules)\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, "HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == "openvino.tools.ovc.telemetry_stub False"
+    assert list(tmp_path.iterdir()) == []

@@ -128,11 +128,49 @@ def test_a_half_checkpoint_is_checked_too(network, tmp_path):
         load_network(half)
 
 
-def test_a_checkpoint_from_before_the_hash_loads(network, tmp_path):
+def test_a_checkpoint_from_before_the_hash_loads_with_a_warning(network, tmp_path, caplog):
     text = json.dumps({"spec": SPEC.to_dict(), "provenance": PROVENANCE})
     save_file(weights_of(network), tmp_path / "older.safetensors", {"edge_effdet": text})
     loaded = load_network(open_checkpoint(tmp_path / "older.safetensors"))
     assert torch.equal(loaded.class_net.predict.conv_pw.weight, network.class_net.predict.conv_pw.weight)
+    assert "older.safetensors has no hash of its weights" in caplog.text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_their_name(network, tmp_path, value):
+    weights = {name: tensor.clone() for name, tensor in weights_of(network).items()}
+    weights["class_net.predict.conv_pw.bias"][0] = value
+    text = json.dumps({"spec": SPEC.to_dict(), "provenance": {}, "tensors_sha256": tensors_sha256(weights)})
+    save_file(weights, tmp_path / "diverged.safetensors", {"edge_effdet": text})
+    with pytest.raises(CheckpointError, match=r"not finite \(class_net\.predict\.conv_pw\.bias\)"):
+        load_network(open_checkpoint(tmp_path / "diverged.safetensors"))
+    # Those of another program too.
+    weights["class_net.predict.conv_pw.bias"][0] = float("inf")
+    save_file(weights, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_foreign(tmp_path / "foreign.safetensors", SPEC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ["disc", "disc"]},
+        {"class_names": ["disc", "bar", "third"]},
+        {"preprocess": {"mean": [0.5, 0.5, 0.5], "std": [1.0, 0.0, 1.0]}},
+    ],
+)
+def test_a_description_that_makes_no_sense_is_refused(network, tmp_path, change):
+    text = json.dumps({"spec": {**SPEC.to_dict(), **change}, "provenance": {}, "tensors_sha256": ""})
+    save_file(weights_of(network), tmp_path / "odd.safetensors", {"edge_effdet": text})
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors has a damaged model description"):
+        open_checkpoint(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "[" * 100_000 + "]" * 100_000])
+def test_a_description_of_another_kind_is_refused(network, tmp_path, text):
+    save_file(weights_of(network), tmp_path / "odd.safetensors", {"edge_effdet": text})
+    with pytest.raises(CheckpointError, match="damaged model description"):
+        open_checkpoint(tmp_path / "odd.safetensors")
 
 
 def test_the_hash_of_tensors_is_of_names_types_shapes_and_values():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +229,40 @@ def test_a_table_is_used_again_and_refused_for_others(graph, images, tmp_path):
     path.write_text("{")
     with pytest.raises(InputError, match="is no calibration table"):
         load_table(path, identity)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
+@pytest.mark.parametrize("part", ["ranges", "largest"])
+def test_a_range_that_is_none_is_refused_by_its_tensors_name(graph, images, tmp_path, part, value):
+    recipe = make_recipe(graph, images, Int8Options(method="max"))
+    tensor = next(iter(recipe.table.ranges))
+    broken = replace(recipe.table, **{part: {**getattr(recipe.table, part), tensor: value}})
+    save_table(broken, tmp_path / "table.json")
+    with pytest.raises(InputError, match=rf"is no calibration table .*the range of {re.escape(tensor)} is"):
+        load_table(tmp_path / "table.json", recipe.table.identity)
+
+
+def test_a_table_that_was_edited_is_refused_and_one_without_a_hash_is_read(graph, images, tmp_path):
+    recipe = make_recipe(graph, images, Int8Options(method="max"))
+    path = tmp_path / "table.json"
+    save_table(recipe.table, path)
+    raw = json.loads(path.read_text())
+    tensor = next(iter(raw["ranges"]))
+    raw["ranges"][tensor] *= 2
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=r"is no calibration table .*it was changed"):
+        load_table(path, recipe.table.identity)
+    del raw["sha256"]
+    path.write_text(json.dumps(raw))
+    assert load_table(path, recipe.table.identity).ranges[tensor] == 2 * recipe.table.ranges[tensor]
+
+
+def test_a_table_that_lacks_a_tensor_is_refused_by_its_name(graph, images):
+    recipe = make_recipe(graph, images, Int8Options(method="max"))
+    tensor, *_ = recipe.inputs.values()
+    ranges = {name: value for name, value in recipe.table.ranges.items() if name != tensor}
+    with pytest.raises(InputError, match=rf"has no range for {re.escape(tensor)};"):
+        make_recipe(graph, images, Int8Options(method="max"), replace(recipe.table, ranges=ranges))
 
 
 def test_a_tensor_that_is_not_finite_or_constant_is_named(bench, tmp_path, images):

@@ -201,3 +201,92 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
 def test_pydicom_is_not_loaded_before_it_is_needed():
     code = "import sys, edge_effdet.runtime.images; print('pydicom' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+PEAK = """
+# Of this process alone: what getrusage says begins with that of the process that started it.
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+import sys
+from pathlib import Path
+from edge_effdet.runtime.images import read_image
+read_image(Path(sys.argv[2]))
+before = peak()
+read_image(Path(sys.argv[1]))
+print(peak() - before >> 10)
+"""
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 500, "WindowWidth": 900}])
+def test_a_large_picture_takes_no_copies_in_floating_point(tmp_path, photometric, window):
+    """25 million pixels of 16 bits: 48 MiB stored, twice for a moment, and 72 MiB in RGB; in float64 a single copy would take 190."""
+    rows = np.arange(5000, dtype=np.uint16)[:, None].repeat(5000, 1)
+    large = save(tmp_path / "large.dcm", rows, photometric, RescaleSlope=2, RescaleIntercept=-7, **window)
+    small = save(
+        tmp_path / "small.dcm", rows[:20, :20].copy(), photometric, RescaleSlope=2, RescaleIntercept=-7, **window
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(large), str(small)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 7 * 25_000_000 / 2**20 + 40
+
+
+def test_strips_make_the_picture_that_the_whole_makes(tmp_path, monkeypatch):
+    from edge_effdet.runtime import dicom
+
+    values = np.random.default_rng(0).integers(0, 4096, (37, 29), np.uint16)
+    for number, elements in enumerate(
+        ({}, {"WindowCenter": 900, "WindowWidth": 300}, {"RescaleSlope": 3, "RescaleIntercept": 5})
+    ):
+        path = save(tmp_path / f"{number}.dcm", values, **elements)
+        whole = read_image(path)
+        monkeypatch.setattr(dicom, "_STRIP_PIXELS", 100)
+        np.testing.assert_array_equal(read_image(path), whole)
+        monkeypatch.undo()
+
+
+def test_a_film_is_not_read_as_a_whole(tmp_path):
+    """Of 40 frames of 8 MiB one is read."""
+    frames = np.zeros((40, 2048, 2048), np.uint16)
+    frames[0, 0, 0] = 9
+    large, small = save(tmp_path / "film.dcm", frames), save(tmp_path / "one.dcm", frames[0, :20, :20].copy())
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(large), str(small)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 100
+
+
+def test_a_picture_is_refused_by_what_it_takes_to_decode(tmp_path):
+    path = save(tmp_path / "a.dcm", np.zeros((2, 2), np.uint32), Rows=8000, Columns=8000)
+    with pytest.raises(DataError, match=r"a\.dcm has 8000x8000 pixels as 32-bit DICOM, which take 671 MiB to decode"):
+        read_image(path)
+
+
+def deflate(path, add=b""):
+    """Write a DICOM file again, deflated as a whole, with ``add`` behind its elements."""
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    header = pydicom.dcmread(path)
+    header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    if add:
+        header.EncapsulatedDocument = add
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_a_deflated_file_is_read_and_one_that_grows_without_bounds_is_refused(tmp_path, monkeypatch):
+    from edge_effdet.runtime import dicom
+
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    plain, packed = save(tmp_path / "plain.dcm", values), deflate(save(tmp_path / "packed.dcm", values))
+    np.testing.assert_array_equal(read_image(packed), read_image(plain))
+    bomb = deflate(save(tmp_path / "bomb.dcm", values), bytes(40 << 20))
+    assert bomb.stat().st_size < 100_000
+    read_image(bomb)
+    monkeypatch.setattr(dicom, "MAX_DECODE_BYTES", 30 << 20)
+    with pytest.raises(DataError, match=r"bomb\.dcm is compressed as a whole and takes more than 30 MiB"):
+        image_size(bomb)
+    assert image_size(packed) == (20, 30)

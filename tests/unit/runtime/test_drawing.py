@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,22 @@ def test_a_box_is_drawn_in_the_colour_of_its_class():
     assert tuple(drawn[65, 20]) == class_color(1)
     assert tuple(drawn[65, 50]) == (0, 0, 0)
     assert not image.any(), "the original stays as it is"
+
+
+def test_an_object_that_is_tracked_shows_its_number():
+    """The label begins with it, so it is longer, and two numbers give two pictures."""
+    image, found = np.zeros((200, 300, 3), np.uint8), one([50, 80, 250, 190])
+
+    def drawn(number: int | None) -> np.ndarray:
+        ids = None if number is None else np.array([number], np.int32)
+        return draw_detections(image, replace(found, track_ids=ids), SPEC)
+
+    def width(picture: np.ndarray) -> int:
+        return int((picture[:78] == class_color(1)).all(axis=2).any(axis=0).sum())
+
+    assert width(drawn(7)) > width(drawn(None))
+    assert (drawn(7) != drawn(8)).any()
+    np.testing.assert_array_equal(drawn(-1), drawn(None))
 
 
 @pytest.mark.parametrize("box", [[0, 0, 119, 99], [-30, -30, 5, 5], [100, 80, 400, 300], [50, 50, 50, 50]])

@@ -266,6 +266,7 @@ def with_picture(changed: Golden, **changes) -> Golden:
 
 
 SMALL = base64.b64encode(encode_picture(np.zeros((8, 8, 3), np.uint8))).decode()
+LARGE = base64.b64encode(encode_picture(np.zeros((4000, 4000, 3), np.uint8))).decode()
 
 
 @pytest.mark.parametrize(
@@ -281,6 +282,9 @@ SMALL = base64.b64encode(encode_picture(np.zeros((8, 8, 3), np.uint8))).decode()
         lambda golden: sign(with_picture(golden, jpeg="AAAA")),
         lambda golden: sign(with_picture(golden, jpeg="????")),
         lambda golden: sign(with_picture(golden, jpeg=SMALL)),
+        lambda golden: sign(with_picture(golden, jpeg=LARGE)),
+        lambda golden: sign(with_picture(golden, boxes=((float("nan"), 0.0, 1.0, 1.0),))),
+        lambda golden: sign(with_picture(golden, scores=(0.5, 0.4, 0.3))),
     ],
 )
 def test_golden_pictures_that_were_changed_are_refused(engine, here, runner, harm):

@@ -268,3 +268,34 @@ def test_progress_in_words():
     assert progress.text().startswith("3 images  ")
     assert progress.text().endswith("500 ms  1 failed  7 dropped")
     assert progress.rate() > 0
+
+
+class Stalled(Pictures):
+    """Gives three pictures, and then nothing until it is let go; ``stop`` does not wake it, as nothing wakes a read from a network."""
+
+    def __init__(self):
+        super().__init__([picture(number) for number in range(3)])
+        self.let_go = threading.Event()
+
+    def __iter__(self):
+        yield from super().__iter__()
+        self.let_go.wait()
+
+
+def test_a_source_that_hangs_does_not_hold_the_end(monkeypatch):
+    monkeypatch.setattr(pipeline, "LONGEST_WAIT", 0.2)
+    source = Stalled()
+    running = Pipeline(Detector(BrightBoxRunner(64), SPEC), source, PipelineOptions(2, decoders=2))
+    frames = iter(running)
+    assert places([next(frames) for _ in range(3)]) == [0, 1, 2]
+    started = time.perf_counter()
+    frames.close()
+    running.close()
+    assert time.perf_counter() - started < 5
+    # The stages after it have ended, and it does when it is let go.
+    assert {name.rstrip("0123456789-") for name in threads_of_pipelines()} == {"edge-effdet-decode"}
+    source.let_go.set()
+    until = time.perf_counter() + 10
+    while threads_of_pipelines() and time.perf_counter() < until:
+        time.sleep(0.01)
+    assert threads_of_pipelines() == []

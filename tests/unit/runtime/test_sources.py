@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import http.server
 import os
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +23,7 @@ from PIL import Image
 from edge_effdet.errors import BackendUnavailable, DataError
 from edge_effdet.runtime import sources
 from edge_effdet.runtime.sources import Camera, ImageFiles, VideoFile, find_images, open_source
+from tests.hostile import make_model, write_engine
 
 av = pytest.importorskip("av")
 
@@ -30,7 +38,7 @@ def write_video(path: Path, codec: str = "mjpeg", frames: int = FRAMES, size: tu
         stream.height, stream.width = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number in range(frames):
-            pixels = rng.integers(0, 40, (*size, 3), dtype=np.uint8) + np.uint8(15 * number)
+            pixels = rng.integers(0, 40, (*size, 3), dtype=np.uint8) + np.uint8(15 * number % 210)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return path
@@ -122,6 +130,16 @@ def test_a_video_is_turned_and_mirrored_by_its_display_matrix(tmp_path: Path, ma
     assert isinstance(frame.picture, np.ndarray) and frame.picture.flags.c_contiguous
     assert frame.picture.shape == show(marked).shape
     assert np.abs(frame.picture.astype(int) - show(marked)).mean() < 5
+
+
+def test_a_video_that_is_read_again_and_again_does_not_keep_what_decoded_it_before(tmp_path):
+    import av
+
+    path = write_video(tmp_path / "clip.avi")
+    for _ in range(4):
+        assert sum(1 for _ in open_source(str(path))) == FRAMES
+    kept = [each for each in gc.get_objects() if isinstance(each, av.container.InputContainer)]
+    assert len(kept) <= 1
 
 
 @pytest.mark.parametrize("suffix", ["avi", "mp4"])
@@ -295,3 +313,139 @@ def test_addresses_and_devices_are_cameras(tmp_path: Path, monkeypatch):
     assert camera.name == "rtsp://10.0.0.2/stream"
     assert open_source("/dev/null").live
     assert asked == [("rtsp://user:secret@10.0.0.2/stream", {}), ("/dev/null", {"format": "v4l2"})]
+
+
+class StalledServer:
+    """Answers with the first part of a file, and then sends nothing more and keeps the connection."""
+
+    def __init__(self, content: bytes, sent: int) -> None:
+        self.asked = threading.Event()
+        self._over = threading.Event()
+        self._content, self._sent = content, sent
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}/clip.avi"
+        self._threads = [threading.Thread(target=self._listen, daemon=True)]
+        self._threads[0].start()
+
+    def _listen(self) -> None:
+        while not self._over.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._send, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _send(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(4096)
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: video/x-msvideo\r\nContent-Length: {len(self._content)}\r\n\r\n"
+            connection.sendall(head.encode() + self._content[: self._sent] if self._sent else b"")
+            self.asked.set()
+            self._over.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SILENCE", 0.5)
+    monkeypatch.setattr(sources, "OPENING", 1.0)
+
+
+def test_a_server_that_never_answers_is_given_up(impatient):
+    with (
+        StalledServer(b"", 0) as server,
+        pytest.raises(DataError, match=r"not a video that can be read \(nothing came"),
+    ):
+        open_source(server.address)
+
+
+def test_a_film_that_stalls_gives_what_came_before(tmp_path: Path, impatient, caplog):
+    content = write_video(tmp_path / "clip.avi", frames=40).read_bytes()
+    with StalledServer(content, len(content) * 3 // 4) as server:
+        frames = list(open_source(server.address))
+    assert 5 < len(frames) < 40
+    assert "is damaged (nothing came for too long)" in caplog.text
+
+
+def test_a_camera_that_falls_silent_is_opened_again(tmp_path: Path, impatient, caplog):
+    content = write_video(tmp_path / "clip.avi", frames=40).read_bytes()
+    with StalledServer(content, len(content) // 2) as server:
+        camera = Camera("it", sources._stream_opener(server.address), attempts=1, first_wait=0.01)
+        frames = iter(camera)
+        names = [next(frames).name for _ in range(30)]
+        camera.stop()
+    assert len(set(names)) == 30
+    assert "the camera it is away" in caplog.text
+
+
+def test_a_camera_that_never_answers_is_given_up(impatient):
+    """FFmpeg's error for a time limit derives from none of Python's."""
+    with (
+        StalledServer(b"", 0) as server,
+        pytest.raises(DataError, match=r"cannot be opened \(nothing came for too long"),
+    ):
+        list(Camera("it", sources._stream_opener(server.address), attempts=1, first_wait=0.01))
+
+
+WATCH = """
+import sys
+from edge_effdet.__main__ import main
+sys.exit(main(["detect", "--engine", sys.argv[1], "--source", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("part", [0.0, 0.7])
+def test_ctrl_c_ends_the_wait_for_a_film_that_stalls(tmp_path: Path, part: float):
+    """Before the first frame and after some; within seconds, although FFmpeg itself cannot be woken."""
+    content = write_video(tmp_path / "clip.avi", frames=40).read_bytes()
+    engine = write_engine(tmp_path, make_model())
+    with StalledServer(content, int(part * len(content))) as server:
+        root = Path(__file__).parents[3]
+        command = [sys.executable, "-c", WATCH, str(engine), server.address]
+        with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
+            assert server.asked.wait(60)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            started = time.perf_counter()
+            _, said = process.communicate(timeout=60)
+            seconds = time.perf_counter() - started
+    assert process.returncode == 130, said
+    assert "interrupted" in said and "Traceback" not in said
+    assert seconds < 10
+
+
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", "mpeg4", size=(480, 640))
+    monkeypatch.setattr(sources, "MAX_FRAME_PIXELS", 640 * 480 - 1)
+    with pytest.raises(DataError, match=r"clip\.mp4 has 640x480 pixels, and more than 307199 are refused"):
+        open_source(str(path))
+    monkeypatch.setattr(sources, "MAX_FRAME_PIXELS", 640 * 480)
+    assert len(list(open_source(str(path)))) == FRAMES
+
+
+def test_frames_of_a_camera_that_are_too_large_end_it(tmp_path: Path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", "mpeg4", size=(480, 640))
+    monkeypatch.setattr(sources, "MAX_FRAME_PIXELS", 640 * 480 - 1)
+    camera = Camera("it", sources._stream_opener(str(path)), attempts=0)
+    with pytest.raises(DataError, match="has 640x480 pixels"):
+        list(camera)
+
+
+def test_a_pipe_among_pictures_is_left_alone(tmp_path: Path):
+    """To open it would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "a.jpg")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.jpg")
+    assert find_images(tmp_path) == [tmp_path / "b.jpg"]
+    with pytest.raises(DataError, match="There is no image or folder"):
+        find_images(tmp_path / "a.jpg")

@@ -91,6 +91,7 @@ def test_a_request_may_have_a_threshold_of_its_own(server, files, small_engine):
         ("/detect", b"", {}, 400, "empty"),
         ("/detect", b"not a picture", {}, 400, "not an image"),
         ("/detect", b"--x\r\n", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "--data-binary"),
+        ("/detect", b"x", {"Content-Encoding": "gzip"}, 415, "compressed"),
         ("/detect", b"x" * (2**20 + 1), {}, 413, "1 MiB"),
         ("/detect?threshold=0.5", b"x", {}, 400, "score_threshold"),
         ("/detect?score_threshold=2", b"x", {}, 400, "between 0 and 1"),

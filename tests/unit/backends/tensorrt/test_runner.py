@@ -288,17 +288,21 @@ def test_a_folder_that_cannot_be_written_moves_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = runtime_cache_path(write_engine(tmp_path))
-    assert path == tmp_path / "cache" / "edge_effdet" / "0000000000000000-tiny.engine.runtime_cache"
+    assert path == tmp_path / "cache" / "edge_effdet" / "compiled" / "0000000000000000-tiny.engine.runtime_cache"
 
 
-def test_who_has_no_home_is_refused_where_it_is_written(tmp_path, monkeypatch):
+def test_who_has_no_home_and_no_folder_keeps_nothing(tmp_path, simulation, monkeypatch):
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("pathlib.Path.home", nowhere)
-    assert runtime_cache_path(write_engine(tmp_path)) == tmp_path / "tiny.engine.runtime_cache"
+    engine = write_engine(tmp_path)
+    assert runtime_cache_path(engine) is None
+    with tensorrt_rtx.load(engine, LoadOptions()) as runner:
+        check(runner, images_of(1))
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.engine"]
 
 
 def layer_named(name: str, kind: str, metadata: str) -> dict:
