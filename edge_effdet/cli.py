@@ -194,9 +194,18 @@ def run_verb(
     """
     with _printing_anything():
         code = _run_stage(parser, stage, parser.parse_args(argv))
-    atexit.unregister(_end_beside_hanging_threads)
-    atexit.register(_end_beside_hanging_threads, code)
+    if _is_command():
+        atexit.unregister(_end_beside_hanging_threads)
+        atexit.register(_end_beside_hanging_threads, code)
     return code
+
+
+def _is_command() -> bool:
+    """Whether this process is a command of ours, and no program that calls ``main``, which ends with a code of its own."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    name = Path(getattr(main, "__file__", None) or "").name if spec is None else spec.name
+    return name.partition(".")[0] in ("edge_effdet", "edge-effdet")
 
 
 def _end_beside_hanging_threads(code: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -71,12 +70,6 @@ def _run(arguments: argparse.Namespace) -> Result:
     service = Service(engine, Serving(listening, limits, running, detection), arguments.source, sinks, tracker)
     serve_engine(service, lambda address: _announce(service, address))
     reports = reports_of(sinks)
-    if service.abandoned:
-        for report in reports:
-            logger.warning("%s", report.text())
-        # A thread that comes back from a driver to an interpreter that is gone would end the process with an error.
-        logging.shutdown()
-        os._exit(0)
     told = ["what was accepted is answered, and the service has ended", *(report.text() for report in reports)]
     return Result("\n".join(told), {"sending": [asdict(report) for report in reports]})
 

@@ -110,10 +110,12 @@ class LimitedRunner(Runner):
     """A runner whose runs end, or are given up, after so many seconds."""
 
     def __init__(self, runner: Runner, seconds: float) -> None:
-        """Take a runner that is loaded, and close it in the end. ``seconds`` count from the call of ``run``."""
+        """Take a runner that is loaded, and close it in the end. ``seconds`` are those of one picture, and count from the call of ``run``."""
         self.inputs, self.outputs = runner.inputs, runner.outputs
         self.concurrent, self.arithmetic = runner.concurrent, runner.arithmetic
-        self._runner, self._seconds = runner, seconds
+        batch = runner.inputs[0].shape[0] if runner.inputs and runner.inputs[0].shape else 1
+        # The limit is of one picture, and a fixed batch is run as a whole.
+        self._runner, self._seconds = runner, seconds * max(1, batch)
         self._idle: list[_Worker] = []
         self._told = threading.local()
 

@@ -159,6 +159,7 @@ def open_picture(
         pixels = read_dicom(source, most_pixels)
         size = (pixels.shape[0], pixels.shape[1])
         return _fitted(Image.fromarray(pixels), size, fit), size
+    needed = 0
     try:
         with _open(source) as image:
             refuse_huge((image.height, image.width), name, most_pixels)
@@ -196,9 +197,19 @@ def open_picture(
         raise DataError(f"{name} is too large ({error}); scale it down.") from error
     # On a damaged file Pillow raises nearly any exception.
     except Exception as error:
-        if _OUT_OF_MEMORY in str(error):
+        # Pillow's decoders say so of some damaged files too.
+        if _OUT_OF_MEMORY in str(error) and _is_short_of(needed):
             raise _no_memory(name) from error
         raise DataError(f"{name} cannot be decoded ({error}); remove it or copy it again.") from error
+
+
+def _is_short_of(needed: int) -> bool:
+    """Whether the system gives so many bytes no more."""
+    try:
+        bytearray(needed)
+    except MemoryError:
+        return True
+    return False
 
 
 def pixels_of(picture: Image.Image) -> np.ndarray:

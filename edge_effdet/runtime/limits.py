@@ -19,7 +19,11 @@ MAX_SIDE = 65_535
 has the same limit."""
 
 MAX_DECODE_BYTES = 2**29
-"""A picture that takes more memory while it is decoded is refused, and what is decoded at the same time takes no more than this together."""
+"""Pictures that are decoded at the same time take no more than this together, or are one."""
+
+MAX_PICTURE_BYTES = 2**30
+"""A picture that takes more memory while it is decoded is refused. One of ``MAX_PIXELS`` pixels takes no more in all kinds but JPEG 2000, which takes
+16 bytes for each pixel and is refused from 67 million on."""
 
 LARGE_PIXELS = 2**24
 """A picture with more pixels is not kept while it waits: it is scaled down at once, and decoded a second time where it is drawn on."""
@@ -66,12 +70,12 @@ def refuse_heavy(needed: int, size: Size, kind: str, name: object) -> None:
         name: what the message calls it.
 
     Raises:
-        DataError: it takes more than ``MAX_DECODE_BYTES``.
+        DataError: it takes more than ``MAX_PICTURE_BYTES``.
     """
-    if needed > MAX_DECODE_BYTES:
+    if needed > MAX_PICTURE_BYTES:
         raise DataError(
             f"{name} has {size[1]}x{size[0]} pixels as {kind}, which take {needed >> 20} MiB to decode, and more than "
-            f"{MAX_DECODE_BYTES >> 20} are refused; scale it down."
+            f"{MAX_PICTURE_BYTES >> 20} are refused; scale it down."
         )
 
 

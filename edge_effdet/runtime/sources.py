@@ -31,7 +31,7 @@ import numpy as np
 from edge_effdet.cli import count_of
 from edge_effdet.errors import BackendUnavailable, DataError, MissingDependency, NotEnoughMemory, first_line
 from edge_effdet.runtime.images import IMAGE_SUFFIXES, describe_unreadable, list_images
-from edge_effdet.runtime.limits import MAX_FRAME_PIXELS, refuse_huge
+from edge_effdet.runtime.limits import MAX_FRAME_PIXELS, MAX_PIXELS, refuse_huge
 
 logger = logging.getLogger("edge_effdet.runtime.sources")
 
@@ -73,10 +73,13 @@ FIRST_WAIT, LONGEST_WAIT, ATTEMPTS = 0.5, 8.0, 5
 seconds; the wait doubles each time, up to ``LONGEST_WAIT``."""
 
 SILENCE = 5.0
-"""Seconds without a frame after which a network camera counts as gone, and a video at an address as ended."""
+"""Seconds without a frame after which a network camera counts as gone."""
 
-OPENING = 15.0
-"""Seconds that a video at an address has to open in: FFmpeg reads some frames to know what it is."""
+OPENING, STALL = 60.0, 30.0
+"""Seconds that a video at an address has to open in, since its index may stand at its end, and without a frame after which it counts as ended."""
+
+_OF_SINGLE_FRAMES = frozenset({"mjpeg", "png", "rawvideo", "wrapped_avframe"})
+"""Decoders, by FFmpeg's names, that hold no frame beside the one that they decode."""
 
 _LARGE_FRAME, _FEW_THREADS = 4096 * 2304, 4
 """A decoder of larger frames than those of 4K gets no more than so many threads, for each of them holds a frame and what it refers to."""
@@ -156,6 +159,7 @@ class VideoFile:
     def __iter__(self) -> Iterator[Frame]:
         count = damaged = 0
         reason = ""
+        self._stopped.clear()
         with self._open() as (container, stream):
             try:
                 for packet in container.demux(stream):
@@ -197,7 +201,7 @@ class VideoFile:
         try:
             # A disk answers or fails; a server may do neither.
             if "://" in self._address:
-                container = _in_a_thread(lambda: self._av.open(self._address, timeout=(OPENING, SILENCE)))
+                container = _in_a_thread(lambda: self._av.open(self._address, timeout=(OPENING, STALL)))
             else:
                 container = self._av.open(self._address)
         except MemoryError as error:
@@ -210,7 +214,7 @@ class VideoFile:
             if not container.streams.video:
                 raise DataError(f"{self.name} holds no pictures, only sound; give another file.")
             stream = container.streams.video[0]
-            _limit_decoder(stream, self.name)
+            _limit_decoder(stream, self.name, live=False)
             yield container, stream
 
 
@@ -415,7 +419,7 @@ def _in_a_thread(work: Callable[[], Any]) -> Any:
 
 def _decode(container: Any, name: str) -> Iterator[np.ndarray]:
     for stream in container.streams.video[:1]:
-        _limit_decoder(stream, name)
+        _limit_decoder(stream, name, live=True)
     try:
         for image in container.decode(video=0):
             yield _pixels(image)
@@ -423,20 +427,30 @@ def _decode(container: Any, name: str) -> Iterator[np.ndarray]:
         raise _no_memory(name, container) from error
 
 
-def _limit_decoder(stream: Any, name: str) -> None:
+def _limit_decoder(stream: Any, name: str, live: bool) -> None:
     """Let a decoder use several threads, and make it refuse frames that are too large, also those that become so later.
 
     Raises:
-        DataError: they are too large from the first one on.
+        DataError: they are too large from the first one on, or nothing here decodes the stream.
     """
     context = stream.codec_context
-    refuse_huge((context.height, context.width), name, MAX_FRAME_PIXELS)
-    stream.thread_type = "AUTO"
+    if context is None:
+        raise DataError(f"{name} has a codec that is not known here; convert it to H.264.")
+    most = _most_pixels(context)
+    refuse_huge((context.height, context.width), name, most)
+    if not live:
+        # Decoding several frames at once holds back as many frames as there are threads, which a camera must not.
+        stream.thread_type = "AUTO"
     if context.height * context.width > _LARGE_FRAME:
         context.thread_count = _FEW_THREADS
     # FFmpeg looks at it before it takes memory for a frame.
     # It counts the border that a decoder puts around a frame.
-    context.options = {**dict(context.options), "max_pixels": str(MAX_FRAME_PIXELS * 5 // 4)}
+    context.options = {**dict(context.options), "max_pixels": str(most * 5 // 4)}
+
+
+def _most_pixels(context: Any) -> int:
+    """How many pixels a frame may have: as many as a picture where the decoder holds one frame at a time."""
+    return MAX_PIXELS if context.name in _OF_SINGLE_FRAMES else MAX_FRAME_PIXELS
 
 
 def _no_memory(name: str, container: Any = None) -> NotEnoughMemory:
@@ -446,7 +460,7 @@ def _no_memory(name: str, container: Any = None) -> NotEnoughMemory:
         DataError: they have become larger.
     """
     for stream in container.streams.video[:1] if container is not None else ():
-        refuse_huge((stream.codec_context.height, stream.codec_context.width), name, MAX_FRAME_PIXELS)
+        refuse_huge((stream.codec_context.height, stream.codec_context.width), name, _most_pixels(stream.codec_context))
     return NotEnoughMemory(
         f"There is not enough memory to decode {name}; end other programs, or give fewer `decoders` and `runs`, or smaller frames."
     )

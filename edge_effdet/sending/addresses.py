@@ -50,9 +50,10 @@ class WireAddress:
 
     @property
     def shown(self) -> str:
-        """The address for people and logs, without user, password and query."""
+        """The address for people and logs, without user and password; of a webhook without its path too, which is the secret of some."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}/{self.target.partition('?')[0].lstrip('/')}"
+        topic = f"/{self.target}" if self.scheme.startswith("mqtt") else ""
+        return f"{self.scheme}://{host}:{self.port}{topic}"
 
 
 def mqtt_address(text: str) -> WireAddress:

@@ -167,7 +167,7 @@ class SpooledSink:
             if self._closing.is_set():
                 break
             # Not all at the same time, where one receiver went away from many senders.
-            pause = wait * random.uniform(0.5, 1.0) if outcome.wait is None else outcome.wait
+            pause = wait * random.uniform(0.5, 1.0) if outcome.wait is None else max(FIRST_WAIT, outcome.wait)
             wait = min(LONGEST_WAIT, 2 * wait)
             self._closing.wait(pause)
         self._carrier.close()

@@ -37,8 +37,6 @@ BATCH = 100
 _ANSWER_BYTES = 1 << 16
 """Of the answer's content, which nobody reads; a longer one ends the connection."""
 
-_LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-"""Answers between 400 and 499 after which the same request may succeed."""
 
 _ONE_OF_THEM = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """Answers that may be about one message of many, or about their number: then each is sent alone."""
@@ -81,13 +79,13 @@ class WebhookCarrier:
         numbers = [message.number for message in messages]
         if 200 <= status < 300:
             return Outcome(delivered=numbers)
-        if 400 <= status < 500 and status not in _LATER:
-            if len(numbers) > 1 and status in _ONE_OF_THEM:
+        if status in _ONE_OF_THEM:
+            if len(numbers) > 1:
                 self._alone_until = numbers[-1]
                 return Outcome()
             return Outcome(refused=numbers, refusal=answer)
         if 300 <= status < 400:
-            answer += f" (to {headers['Location']})" if headers["Location"] else ""
+            # Not where to: the address may have a secret in it.
             answer += ", and redirects are not followed; give the other address"
         return Outcome(problem=answer, wait=_retry_after(headers))
 

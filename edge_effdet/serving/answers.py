@@ -9,8 +9,12 @@ from starlette.responses import Response
 
 from edge_effdet.artifacts import json_text
 
-PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-"""Headers of what no proxy and no browser may keep, or take for something else than it is."""
+PRIVATE = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""Headers of what no proxy and no browser may keep, take for something else than it is, or show in another site's page."""
 
 
 def json_answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -15,6 +15,7 @@ import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,7 +27,7 @@ from edge_effdet.runtime.sinks import detections_to_json
 from edge_effdet.serving import live_routes, page_routes
 from edge_effdet.serving.answers import error_answer, json_answer
 from edge_effdet.serving.batching import Answer, Overloaded
-from edge_effdet.serving.guard import COOKIE, Refusal
+from edge_effdet.serving.guard import Refusal
 from edge_effdet.serving.metrics import CONTENT_TYPE
 from edge_effdet.serving.protocol import HEADER_LENGTH, pack_detections, parse_infer_request, write_infer_response
 
@@ -76,16 +77,12 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Awaitable[Non
         *page_routes.routes(service),
         *live_routes.routes(service),
     ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={
-            Refusal: endpoints.answer_refusal,
-            Overloaded: endpoints.answer_overloaded,
-            HTTPException: endpoints.answer_http,
-            EdgeEffDetError: endpoints.answer_error,
-        },
-    )
+    app = Starlette(routes=routes)
     app.router.redirect_slashes = False
+    # Alone: Starlette's outermost layer would answer what nobody expected with a text of its own, and a client that has left too.
+    app.middleware_stack = ExceptionMiddleware(
+        app.router, handlers={HTTPException: endpoints.answer_http, EdgeEffDetError: endpoints.answer_error}
+    )
     return _Outermost(app, service)
 
 
@@ -129,9 +126,9 @@ class _Outermost:
                 scope, receive, noting
             )
         except ClientDisconnect:
-            logger.debug("the client of %s left before its body was whole", path)
+            logger.debug("the client of %s left before its body was whole", ascii(path[:200]))
         except Exception:
-            logger.exception("%s %s failed", method, path)
+            logger.exception("%s %s failed", method, ascii(path[:200]))
             if status:
                 raise
             await error_answer(500, "The service failed at this request; its log has more.")(scope, receive, noting)
@@ -152,7 +149,7 @@ class _Endpoints:
 
     async def detect(self, request: Request) -> Response:
         """One picture to its detections."""
-        options = self._options(request.query_params, "a query")
+        options = self._options(request.query_params, _QUERY)
         async with self._body(request) as body:
             if not body:
                 raise UsageError(
@@ -259,22 +256,23 @@ class _Endpoints:
                 401, "token", "This is not the token of the service; look into the file that it was started with."
             )
         answer = Response(status_code=204)
-        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        answer.set_cookie(
+            guard.cookie, token, httponly=True, samesite="strict", secure=request.scope["scheme"] == "https"
+        )
         return answer
 
     def _options(self, given: Mapping[str, Any], what: str) -> DetectOptions:
-        """The options of a request, which may change some of the service's."""
+        """The options of a request, which may change some of the service's. Clients of the protocol send parameters of its own along."""
         changed: dict[str, Any] = {}
         for name, value in given.items():
             if name not in _CHANGEABLE:
-                # The protocol has parameters of its own, which clients send along.
-                if name in _OF_PROTOCOL:
+                if name in _OF_PROTOCOL and what != _QUERY:
                     continue
                 raise UsageError(f"There is no {name[:80]!r} to set by {what}; there are {', '.join(_CHANGEABLE)}.")
             try:
                 changed[name] = _CHANGEABLE[name](value)
             except (TypeError, ValueError, OverflowError) as error:
-                raise UsageError(f"`{name}` {str(value)[:80]!r} is no number; give one.") from error
+                raise UsageError(f"`{name}` {str(value)[:80]!r} is no such number; give one.") from error
         return replace(self._service.detector.options, **changed)
 
     @asynccontextmanager
@@ -319,7 +317,9 @@ class _Endpoints:
                     f"The body did not arrive within {service.limits.body_seconds:g} s; send it faster, or a smaller picture.",
                     {"Connection": "close"},
                 ) from None
-            yield b"".join(chunks)
+            body = b"".join(chunks)
+            chunks.clear()
+            yield body
         finally:
             self._bytes -= taken
 
@@ -358,19 +358,9 @@ class _Endpoints:
                 f"A request of {count} pictures is more than the {most} that the service takes on at once; send fewer.",
             )
 
-    async def answer_refusal(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refusal)
-        self._service.metrics.refused.labels(error.reason).inc()
-        return error_answer(error.status, str(error), error.headers)
-
-    async def answer_overloaded(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, Overloaded)
-        self._service.metrics.refused.labels("queue").inc()
-        return error_answer(503, str(error), {"Retry-After": str(error.retry_after)})
-
     async def answer_http(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        path = request.url.path[:200]
+        path = ascii(request.scope["path"][:200])[1:-1]
         texts = {
             404: f"There is nothing at {path}; /docs lists what there is.",
             405: f"{path} does not take {request.method[:20]}; /docs says what it takes.",
@@ -386,7 +376,7 @@ class _Endpoints:
             400 if isinstance(error, UsageError | DataError) else 501 if isinstance(error, MissingDependency) else 500
         )
         if status == 500:
-            logger.error("%s: %s", request.url.path, error)
+            logger.error("%s: %s", ascii(request.scope["path"][:200]), error)
         return error_answer(status, str(error))
 
 
@@ -415,12 +405,22 @@ def describe_engine(service: Service) -> dict[str, Any]:
         "image_size": list(engine.spec.image_size),
         "score_threshold": detector.options.score_threshold,
         "max_detections": detector.options.max_detections,
+        "nms_kind": detector.options.nms_kind,
         "most_pictures": service.batcher.capacity,
         **{name: record[name] for name in kept},
     }
 
 
-_CHANGEABLE: Mapping[str, Callable[[Any], Any]] = {"score_threshold": float, "max_detections": int}
+_QUERY = "a query"
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool | float):
+        raise ValueError
+    return int(value)
+
+
+_CHANGEABLE: Mapping[str, Callable[[Any], Any]] = {"score_threshold": float, "max_detections": _whole}
 """The options that a request may change."""
 
 _OF_PROTOCOL = frozenset({"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"})

@@ -30,6 +30,9 @@ logger = logging.getLogger("edge_effdet.serve")
 STAGES = ("queue", "decode", "infer", "suppress")
 """What a picture's time is made of, in this order."""
 
+_RECENT = 10.0
+"""Seconds over which the rate is taken that tells when there should be room again."""
+
 
 class Overloaded(Exception):
     """The line is full.
@@ -123,9 +126,9 @@ class Batcher:
 
     def refusal(self) -> Overloaded:
         """What is answered when the line is full."""
-        rate = 1.0
-        if len(self._recent) > 1 and self._recent[-1] > self._recent[0]:
-            rate = (len(self._recent) - 1) / (self._recent[-1] - self._recent[0])
+        now = time.perf_counter()
+        recent = [each for each in self._recent if now - each < _RECENT]
+        rate = len(recent) / max(now - recent[0], 0.1) if recent else 1.0
         return Overloaded(min(60, max(1, math.ceil(self.inside / rate))))
 
     @property

@@ -8,16 +8,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from starlette.requests import cookie_parser
 
 from edge_effdet.errors import InputError
 from edge_effdet.serving.options import ServeOptions
 
 logger = logging.getLogger("edge_effdet.serve")
-
-COOKIE = "edge_effdet_token"
 
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/session", "/v2/health/live", "/v2/health/ready"})
 """What is answered without a token: nothing that takes a picture or shows one."""
@@ -58,7 +56,9 @@ class Guard:
             InputError: the file of the token cannot be read, or its token is too short.
         """
         self.token = None if options.token_file is None else _read_token(options.token_file)
-        host, _ = options.address
+        host, port = options.address
+        # Cookies do not tell ports apart.
+        self.cookie = f"edge_effdet_token_{port}"
         names = {
             "localhost",
             "127.0.0.1",
@@ -91,7 +91,9 @@ class Guard:
                 f"This service does not go by the name {_without_port(host)[:80]!r}; call it by its address, or start it with --host-names.",
             )
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host:
+        # A picture on another site's page has no Origin, but tells by these headers of Fetch that it is asked for from there.
+        foreign = headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-mode") != b"navigate"
+        if foreign or (origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host):
             raise Refusal(
                 403, "origin", "The page that sends this comes from another site, which may not use this service."
             )
@@ -110,12 +112,9 @@ class Guard:
         scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() == "bearer" and self.is_token(given.strip()):
             return
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load(headers.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            cookies.clear()
-        if COOKIE in cookies and self.is_token(cookies[COOKIE].value):
+        # Python's own class gives up the whole header where another program's cookie is not as the standard wants it.
+        cookies = cookie_parser(headers.get(b"cookie", b"").decode("latin-1"))
+        if self.is_token(cookies.get(self.cookie, "")):
             return
         raise Refusal(
             401,
@@ -129,7 +128,7 @@ class Guard:
         now, most = time.monotonic(), max(1.0, self._rate)
         left, then = self._clients.pop(client, (most, now))
         left = min(most, left + (now - then) * self._rate)
-        self._clients[client] = (max(left - 1, left if left < 1 else 0.0), now)
+        self._clients[client] = (left - 1 if left >= 1 else left, now)
         if len(self._clients) > _MOST_CLIENTS:
             self._clients.popitem(last=False)
         if left < 1:

@@ -131,7 +131,6 @@ class Live:
         self._refused: set[int] = set()
         self._paced = False
         self._repeated = Repeated()
-        self._busy = 0.0
 
     def start(self) -> None:
         """Begin to read; returns at once. What is wrong with the source is told by ``state``."""
@@ -210,10 +209,6 @@ class Live:
                 "age_ms": None if frame is None else round(1000 * (now - frame.arrived)),
             }
 
-    def busy_seconds(self) -> float:
-        """For how long the engine has owed the live view a frame; beyond some seconds it hangs."""
-        return self._busy
-
     def _is_newer(self, number: int) -> bool:
         return self._newest is not None and self._newest.number > number
 
@@ -265,14 +260,12 @@ class Live:
         aside = Aside(reading.run, "read")
         problem = ""
         while not aside.ended.wait(_TICK) and not self._stop.is_set():
-            self._busy = reading.busy_for(time.monotonic())
             if reading.is_silent(SILENCE):
                 problem = f"It has sent nothing for {SILENCE:.0f} s."
                 break
         self._end(reading, aside, problem)
         with self._arrived:
             self._reading, self._dropped = None, self._dropped + reading.dropped
-        self._busy = 0.0
         if self._stop.is_set() or problem:
             return problem
         try:
@@ -310,6 +303,8 @@ class Live:
             if self._skipped == 1:
                 logger.warning("left out a picture, and later ones are only counted: %s", found.problem)
             self._set(self._state, found.problem)
+            if self._sinks:
+                self._send(found)
             return
         if self._tracker is not None:
             found = track_frame(found, self._tracker)

@@ -12,6 +12,8 @@ from prometheus_client.process_collector import ProcessCollector
 
 from edge_effdet.artifacts import Engine
 from edge_effdet.device.service.temperature import read_heat
+from edge_effdet.runtime.sinks import Sink
+from edge_effdet.sending.report import reports_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -55,6 +57,10 @@ class Metrics:
         """Show a value that is looked up whenever somebody asks for it."""
         Gauge(name, text, namespace="edge_effdet", registry=self._registry).set_function(value)
 
+    def watch_sinks(self, sinks: Sequence[Sink]) -> None:
+        """Show what became of the messages of sinks that send over a wire."""
+        self._registry.register(_Messages(sinks))
+
     def note_run(self, pictures: int, seconds: Sequence[Mapping[str, float]]) -> None:
         """Count a run of the engine with the seconds of its pictures by stage."""
         self.batch_pictures.observe(pictures)
@@ -65,6 +71,24 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class _Messages:
+    """Messages by receiver and by what became of them."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "edge_effdet_messages",
+            "Messages since the start by what became of them, and those that wait.",
+            labels=["to", "state"],
+        )
+        for report in reports_of(self._sinks):
+            for state in ("sent", "waiting", "dropped", "refused", "lost"):
+                family.add_metric([report.to, state], getattr(report, state))
+        yield family
 
 
 class _Heat:

@@ -70,7 +70,7 @@ def openapi_document(service: Service) -> dict[str, Any]:
             "schemas": describe_schemas(service),
             "responses": describe_responses(service),
             "parameters": describe_parameters(service),
-            **({"securitySchemes": describe_security()} if token else {}),
+            **({"securitySchemes": describe_security(service)} if token else {}),
         },
     }
 

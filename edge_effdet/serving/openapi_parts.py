@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.serving.guard import COOKIE
-
 if TYPE_CHECKING:
     from edge_effdet.serving.server import Service
 
@@ -103,11 +101,16 @@ def describe_responses(service: Service) -> dict[str, Any]:
     }
 
 
-def describe_security() -> dict[str, Any]:
+def describe_security(service: Service) -> dict[str, Any]:
     """How a client shows the token."""
     return {
         "bearer": {"type": "http", "scheme": "bearer", "description": "The token of the service."},
-        "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "Set by POST /session."},
+        "cookie": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": service.guard.cookie,
+            "description": "Set by POST /session.",
+        },
     }
 
 
@@ -186,6 +189,7 @@ def describe_schemas(service: Service) -> dict[str, Any]:
                     },
                     "score_threshold": number,
                     "max_detections": whole,
+                    "nms_kind": {**text, "description": "What becomes of boxes that overlap."},
                     "backend": text,
                     "precision": {**text, "enum": ["fp32", "fp16", "int8"]},
                     "proof": {**record, "description": "In which precision the convolutions run."},

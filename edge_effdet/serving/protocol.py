@@ -30,6 +30,12 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """The protocol's names of the types that have a fixed size; BYTES stands beside them."""
 
+MOST_ELEMENTS = 4096
+"""Elements of a BYTES tensor."""
+
+_MOST_VALUES = 4_000_000
+"""Commas and brackets of the JSON, each of which may be an object in memory of many times its length."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -69,6 +75,8 @@ def parse_infer_request(body: bytes, header_length: str | None) -> InferRequest:
                 f"The header {HEADER_LENGTH} says {header_length[:20]!r} and the body has {len(body)} bytes; give the length of the JSON in front."
             )
         end = int(header_length)
+    if sum(body.count(each, 0, end) for each in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise UsageError("The JSON has more values than are taken; send large tensors as binary data.")
     try:
         raw = json.loads(body[:end])
     except (ValueError, RecursionError) as error:
@@ -240,6 +248,8 @@ def _from_binary(name: str, entry: Mapping[str, Any], blob: bytes) -> np.ndarray
     # Each element is its length as four bytes, little endian, and then its content.
     elements, start = [], 0
     while start < len(blob):
+        if len(elements) == MOST_ELEMENTS:
+            raise UsageError(f"The input {name[:80]} has more than {MOST_ELEMENTS} elements; send fewer.")
         if start + 4 > len(blob):
             raise UsageError(
                 f"The input {name[:80]} ends inside the length of an element; write four bytes in front of each."

@@ -49,6 +49,9 @@ MOST_CONNECTIONS = 1024
 SEND_BUFFER = 262_144
 """Bytes that the kernel holds of answers to one connection: some frames of a live view."""
 
+GONE_MS = 20_000
+"""Milliseconds without an answer to what was sent after which a client's network counts as gone."""
+
 _WATCH_EVERY = 0.5
 
 
@@ -78,6 +81,11 @@ _WATCHED = (
 """What is shown of the source: a name, its key in ``Live.state``, and a text."""
 
 
+def _number(value: float | None) -> float:
+    """A value for Prometheus, which has NaN for what nobody measured."""
+    return math.nan if value is None else value
+
+
 class Service:
     """A loaded engine with what serves it; a context manager.
 
@@ -92,7 +100,7 @@ class Service:
         live: the source that is watched; None without one.
         stopping: set when the service ends, which ends streams.
         hung: whether a run of the engine does not end.
-        abandoned: whether a thread was still inside a camera's driver when the service was closed; the process has to end by ``os._exit`` then.
+        abandoned: whether a thread was still inside a camera's driver when the service was closed; ``cli.run_verb`` ends the process all the same.
     """
 
     def __init__(
@@ -162,8 +170,9 @@ class Service:
         self.metrics.watch("most_pictures", "Pictures that are taken on at most.", lambda: self.batcher.capacity)
         if self.live is not None:
             watched = self.live
+            self.metrics.watch_sinks(sinks)
             for name, key, text in _WATCHED:
-                self.metrics.watch(f"source_{name}", text, lambda key=key: watched.state()[key] or 0.0)
+                self.metrics.watch(f"source_{name}", text, lambda key=key: _number(watched.state()[key]))
 
     def is_live(self) -> bool:
         """Whether the service works; where it does not, only a new process helps."""
@@ -191,11 +200,13 @@ class Service:
     def close(self) -> None:
         """End the threads and free the engine, unless a thread does not come back from a camera (``abandoned``)."""
         self.stopping.set()
-        if self.live is not None:
-            try:
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._close_engine)
+            if self.live is not None:
                 self.live.close()
-            finally:
-                self.abandoned = self.live.abandoned
+
+    def _close_engine(self) -> None:
+        self.abandoned = self.live is not None and self.live.abandoned
         if not self.abandoned:
             self._closing.close()
 
@@ -218,11 +229,25 @@ def serve_engine(
 
     Raises:
         InputError: the address is taken or not this machine's, or a file of TLS cannot be used.
-        EngineError: a run of the engine does not end.
+
+    A run of the engine that does not end ends the process, with the exit code of ``EngineError``.
     """
-    options = service.options
     # It warns of each request that cannot be read, of which anybody can send any number.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    with service:
+        server = _Server(_configuration(service), service, stop or threading.Event(), started)
+        with _listen(service.options) as listening:
+            server.run([listening])
+        if service.hung or not service.batcher.usable:
+            # The thread that is inside the engine cannot be ended, and closing the engine would wait for it.
+            logger.error("%s", _HUNG.format(service.limits.run_seconds))
+            logging.shutdown()
+            os._exit(EngineError.exit_code)
+
+
+def _configuration(service: Service) -> uvicorn.Config:
+    """What uvicorn is told. Raises InputError where a file of TLS cannot be used."""
+    options = service.options
     host, port = options.address
     try:
         config = uvicorn.Config(
@@ -235,6 +260,8 @@ def serve_engine(
             log_config=None,
             access_log=False,
             server_header=False,
+            # Else any client on this machine could be whoever it says, and have a rate of its own each time.
+            proxy_headers=False,
             timeout_keep_alive=KEEP_SECONDS,
             timeout_graceful_shutdown=max(1, math.ceil(service.limits.drain_seconds)),
             backlog=MOST_CONNECTIONS,
@@ -248,25 +275,25 @@ def serve_engine(
         raise InputError(
             f"The files of TLS cannot be used ({error}); give a certificate, its key and an authority as PEM."
         ) from error
-    server = _Server(config, service, stop or threading.Event(), started)
-    with service:
-        try:
-            # uvicorn would end the process where it cannot listen.
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listening = socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
-            # Connections inherit it. What the kernel holds for a viewer who reads slowly is how far behind the viewer sees the camera.
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        except OSError as error:
-            raise InputError(
-                f"The service cannot listen on {options.listen} ({error.strerror or error}); free the port, or give another `listen`."
-            ) from error
-        with listening:
-            server.run([listening])
-        if service.hung:
-            # The thread that is inside the engine cannot be ended, and closing the engine would wait for it.
-            logger.error("%s", _HUNG.format(service.limits.run_seconds))
-            logging.shutdown()
-            os._exit(EngineError.exit_code)
+    return config
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    """A socket that listens; uvicorn would end the process where it cannot. Raises InputError."""
+    host, port = options.address
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
+    except OSError as error:
+        raise InputError(
+            f"The service cannot listen on {options.listen} ({error.strerror or error}); free the port, or give another `listen`."
+        ) from error
+    # Connections inherit both. What the kernel holds for a viewer who reads slowly is how far behind the viewer sees the camera, and a viewer whose
+    # network is gone would keep its place for a quarter of an hour.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_MS)
+    return listening
 
 
 _HUNG = "error: The engine has computed one picture for more than {:g} s, so it has hung, and the service ends; start it again."
@@ -337,7 +364,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._head = 0
+        self._head, self._reading = 0, False
         self._timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
@@ -347,7 +374,9 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._answered():
+        # What is left of a body whose request was answered early is read and dropped, until the connection's time is over: a client that still sends
+        # would not see the answer before a connection that was closed.
+        if not self._reading:
             self._head += len(data)
             if self._head > MOST_HEAD + len(data):
                 self.transport.abort()
@@ -356,7 +385,9 @@ class _Protocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Answer a client that has sent all and says so by closing its side; uvicorn would drop the answer."""
-        waits = not self._answered() and not self.cycle.more_body and self.scheme == "http"
+        cycle = self.cycle
+        # Not a stream, which only a write would tell that nobody reads it any more.
+        waits = cycle is not None and not cycle.response_started and not cycle.more_body and self.scheme == "http"
         if waits:
             self.cycle.keep_alive = False
         return waits
@@ -369,15 +400,17 @@ class _Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._head = 0
+        self._head, self._reading = 0, True
         self._timer.cancel()
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._reading = False
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
+        more = bool(self.pipeline)
         super().on_response_complete()
         self._timer.cancel()
-        self._timer = self.loop.call_later(KEEP_SECONDS + HEAD_SECONDS, self.timeout_keep_alive_handler)
-
-    def _answered(self) -> bool:
-        """Whether what arrives now belongs to the head of a request."""
-        return self.cycle is None or self.cycle.response_complete
+        if not more:
+            self._timer = self.loop.call_later(KEEP_SECONDS + HEAD_SECONDS, self.timeout_keep_alive_handler)

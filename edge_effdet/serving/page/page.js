@@ -89,7 +89,7 @@ async function watchService() {
 
 const found = await engine();
 const shown = new Shown();
-shown.start(found.classes, found.score_threshold);
+shown.start(found.classes, found.score_threshold, found.nms_kind);
 showEngine(found);
 new PictureView(shown, wantToken);
 const watches = document.documentElement.dataset.live === 'yes';

@@ -2,7 +2,6 @@
 
 import { classColor, countText, drawBoxes } from './drawing.js';
 import { ask, pause } from './service.js';
-import { LOWEST } from './shown.js';
 
 const MOST_TRIES = 4;
 
@@ -62,7 +61,7 @@ export class PictureView {
       this.#say(`Looking at ${name}.`, 'busy');
       try {
         const begun = performance.now();
-        const answer = await ask(`detect?score_threshold=${LOWEST}`, { method: 'POST', body: file, signal: work.signal });
+        const answer = await ask(`detect?score_threshold=${this.#shown.lowest}`, { method: 'POST', body: file, signal: work.signal });
         const found = await answer.json();
         if (work.signal.aborted) return;
         await this.#preview(file, found.image, work.signal);

@@ -12,12 +12,17 @@ export class Shown extends EventTarget {
   constructor() {
     super();
     this.threshold = 0.3;
+    this.lowest = LOWEST;
     this.names = [];
     this.wanted = new Set();
   }
 
-  /** Begin with the classes and the threshold of the engine. */
-  start(names, threshold) {
+  /**
+   * Begin with the classes, the threshold and the kind of suppression of the engine. Where boxes are fused, a weak one moves the strong one beside it,
+   * so pictures are asked for with the threshold itself.
+   */
+  start(names, threshold, kind) {
+    this.lowest = kind === 'fusion' ? threshold : LOWEST;
     this.names = names;
     this.wanted = new Set(names);
     this.threshold = Math.max(LOWEST, threshold);

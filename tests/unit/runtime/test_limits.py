@@ -16,13 +16,14 @@ from PIL import Image
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.errors import DataError, NotEnoughMemory
-from edge_effdet.runtime import images
+from edge_effdet.runtime import images, limits
 from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.feeds import Feed
 from edge_effdet.runtime.images import open_picture, pixels_of, read_image
 from edge_effdet.runtime.limits import (
     LARGE_PIXELS,
     MAX_DECODE_BYTES,
+    MAX_PICTURE_BYTES,
     MAX_PIXELS,
     MAX_SIDE,
     ByteBudget,
@@ -68,10 +69,13 @@ def test_a_size_is_refused_by_its_pixels_and_by_its_sides():
 
 
 @pytest.mark.parametrize(("depth", "color", "kind"), [(8, 6, "RGBA in PNG"), (8, 4, "LA in PNG")])
-def test_a_picture_is_refused_by_what_it_takes_to_decode(tmp_path: Path, depth: int, color: int, kind: str):
+def test_a_picture_is_refused_by_what_it_takes_to_decode(
+    tmp_path: Path, monkeypatch, depth: int, color: int, kind: str
+):
     """Fewer pixels than a picture in RGB may have. Only the header is there: it is refused before it is decoded."""
     path = write_png(tmp_path / "a.png", 9000, 9000, depth, color, rows=1)
     assert 9000 * 9000 < MAX_PIXELS
+    monkeypatch.setattr(limits, "MAX_PICTURE_BYTES", 2**29)
     with pytest.raises(DataError, match=rf"a\.png has 9000x9000 pixels as {kind}, which take 617 MiB to decode"):
         read_image(path)
 
@@ -334,3 +338,8 @@ def test_decoding_limit_is_above_the_largest_photographs():
     """A camera's 61 million pixels as JPEG, turned or progressive, are decoded."""
     for extra in (0, 4, 3):
         assert 61_000_000 * (4 + extra) <= MAX_DECODE_BYTES
+
+
+def test_kinds_with_transparency_are_decoded_up_to_the_limit_of_pixels():
+    """HEIC takes 12 bytes for each pixel, and a telephone's has 48 million."""
+    assert 12 * MAX_PIXELS <= MAX_PICTURE_BYTES

@@ -138,6 +138,11 @@ def test_a_video_that_is_read_again_and_again_does_not_keep_what_decoded_it_befo
     path = write_video(tmp_path / "clip.avi")
     for _ in range(4):
         assert sum(1 for _ in open_source(str(path))) == FRAMES
+    source = open_source(str(path))
+    for _ in range(2):
+        # A pipeline stops its source at the end.
+        assert sum(1 for _ in source) == FRAMES
+        source.stop()
     kept = [each for each in gc.get_objects() if isinstance(each, av.container.InputContainer)]
     assert len(kept) <= 1
 
@@ -359,6 +364,7 @@ class StalledServer:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SILENCE", 0.5)
+    monkeypatch.setattr(sources, "STALL", 0.5)
     monkeypatch.setattr(sources, "OPENING", 1.0)
 
 

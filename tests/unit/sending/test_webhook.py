@@ -89,20 +89,19 @@ def test_one_message_that_is_refused_goes_alone_and_the_others_arrive(tmp_path, 
     assert "400" in said
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_what_will_never_succeed_is_dropped_and_counted(tmp_path, caplog, status):
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_message_that_will_never_be_taken_is_dropped_and_counted(tmp_path, caplog, status):
     with WebhookReceiver(lambda _: Answer(status)) as receiver:
         sink = open_sink(tmp_path, receiver.port)
-        for number in range(5):
-            sink.write(make_frame(number))
+        sink.write(make_frame(0))
+        wait_for(lambda: sink.report().refused)
         sink.close()
-    assert (sink.report().sent, sink.report().refused, sink.report().waiting) == (0, 5, 0)
-    assert len(receiver.received) == 5
+    assert (sink.report().sent, sink.report().refused, sink.report().waiting) == (0, 1, 0)
     assert len([record for record in caplog.records if str(status) in record.message]) == 1
-    assert "5 refused" in sink.report().text()
+    assert "1 refused" in sink.report().text()
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [401, 403, 404, 408, 410, 429, 500, 502, 503])
 def test_what_may_succeed_later_is_tried_again(tmp_path, status):
     answers = [Answer(status), Answer(status)]
     with WebhookReceiver(lambda _: answers.pop() if answers else Answer(204)) as receiver:
@@ -158,7 +157,8 @@ def test_a_redirect_is_not_followed(tmp_path):
             wait_for(lambda: sink.report().problem)
             sink.close()
         assert other.requests == []
-    assert "redirects are not followed" in sink.report().problem and target in sink.report().problem
+    problem = sink.report().problem
+    assert "redirects are not followed" in problem and target not in problem
     assert sink.report().waiting == 1
 
 

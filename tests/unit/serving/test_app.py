@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import socket
 import struct
 
 import numpy as np
@@ -17,6 +18,7 @@ from edge_effdet.serving.options import LimitOptions
 from edge_effdet.serving.protocol import HEADER_LENGTH
 from tests.emulation.small_detector import make_pictures
 from tests.serving import RunningServer, png
+from tests.statuses import wait
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def test_a_request_may_have_a_threshold_of_its_own(server, files, small_engine):
         ("/detect?threshold=0.5", b"x", {}, 400, "score_threshold"),
         ("/detect?score_threshold=2", b"x", {}, 400, "between 0 and 1"),
         ("/detect?score_threshold=nan", b"x", {}, 400, "between 0 and 1"),
-        ("/detect?score_threshold=", b"x", {}, 400, "no number"),
-        ("/detect?max_detections=1e3", b"x", {}, 400, "no number"),
+        ("/detect?score_threshold=", b"x", {}, 400, "no such number"),
+        ("/detect?max_detections=1e3", b"x", {}, 400, "no such number"),
         ("/v2/models/small/infer", b"{}", {}, 400, "inputs"),
         ("/v2/models/other/infer", b"{}", {}, 404, "small-tensor"),
         ("/nowhere", b"", {}, 404, "/docs"),
@@ -210,6 +212,37 @@ def test_metrics_tell_what_happened(server, files):
         server.ask("GET", path)
     # Not one for each path that somebody thinks of.
     assert value('edge_effdet_requests_total{route="other",status="404"}') >= 2
+
+
+def test_a_mistake_of_ours_is_told_in_json_and_a_client_that_leaves_is_no_error(server, files, monkeypatch):
+    monkeypatch.setattr(server.service.batcher, "detect", lambda *_: 1 / 0)
+    status, error = server.error("POST", "/detect", files[0])
+    assert (status, "log has more" in error) == (500, True)
+    monkeypatch.undo()
+    connection = server.connect()
+    connection.putrequest("POST", "/detect")
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders(b"some")
+    connection.close()
+    gone = 'edge_effdet_requests_total{route="/detect",status="499"}'
+    wait(lambda: gone in server.ask("GET", "/metrics")[2].decode())
+
+
+def test_an_early_answer_reaches_a_client_that_still_sends(server):
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(b"POST /detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 8000000\r\n\r\n")
+        for _ in range(80):
+            client.sendall(bytes(100_000))
+        assert client.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_cannot_say_that_it_is_another(small_engine, files):
+    with RunningServer(small_engine, limits=LimitOptions(request_rate=1)) as server:
+        statuses = [
+            server.ask("POST", "/detect", files[0], {"X-Forwarded-For": f"192.0.2.{each}"})[0] for each in range(3)
+        ]
+    assert statuses == [200, 429, 429]
 
 
 def test_a_page_of_another_site_and_another_name_get_nothing(server, files):

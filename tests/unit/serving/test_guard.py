@@ -42,8 +42,12 @@ def test_a_site_cannot_reach_the_loopback_by_a_name_of_its_own():
 def test_a_page_of_another_site_is_refused():
     guard = Guard(ServeOptions(), 0)
     assert check(guard, origin="http://127.0.0.1:8080") == 0
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1"):
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1", "http://[x", ""):
         assert check(guard, origin=origin) == 403
+    # A picture on its page has no Origin, and a link that somebody follows is no use of the service by the other site.
+    asked = {"path": "/live.mjpeg", "method": "GET", "sec-fetch-site": "cross-site"}
+    assert check(guard, **asked, **{"sec-fetch-mode": "no-cors"}) == 403
+    assert check(guard, **asked, **{"sec-fetch-mode": "navigate"}) == 0
 
 
 def test_the_token_is_asked_for_where_pictures_are(token_file: Path):
@@ -51,10 +55,12 @@ def test_the_token_is_asked_for_where_pictures_are(token_file: Path):
     for path in ("/detect", "/metrics", "/engine", "/live.mjpeg", "/v2/models/m/infer", "/v2", "/page", "//page/x"):
         assert check(guard, path) == 401, path
         assert check(guard, path, authorization=f"Bearer {TOKEN}") == 0
-        assert check(guard, path, cookie=f"a=b; edge_effdet_token={TOKEN}") == 0
+        # Another program's cookie may be of any form, and cookies do not tell ports apart.
+        assert check(guard, path, cookie=f'prefs={{"a":1}}; edge_effdet_token_80={TOKEN}') == 0
+        assert check(guard, path, cookie=f"edge_effdet_token_81={TOKEN}") == 401
         for wrong in ("Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer \xe9"):
             assert check(guard, path, authorization=wrong) == 401
-        assert check(guard, path, cookie="edge_effdet_token=no") == 401
+        assert check(guard, path, cookie="edge_effdet_token_80=no") == 401
         assert check(guard, path, cookie="\x00;;=") == 401
     for path in ("/", "/page/page.js", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready", "/session"):
         assert check(guard, path) == 0

@@ -120,11 +120,11 @@ def test_a_video_is_played_at_its_own_rate_and_again(tmp_path):
     source = paced(sources.open_source(str(path)))
     assert source.live
     assert source.rate == pytest.approx(10)
+    begun = time.perf_counter()
     frames = take(source, 9)
     assert [frame.name.rpartition("#")[2] for frame in frames] == [*"012345", *"012"]
     # No sooner than its turn; how much later depends on the machine.
-    assert (np.diff([frame.arrived for frame in frames]) > 0.09).sum() >= 7
-    assert frames[-1].arrived - frames[0].arrived > 0.75
+    assert all(frame.arrived - begun >= (frame.seconds or 0.0) for frame in frames)
     assert [frame.seconds for frame in frames] == pytest.approx(np.arange(9) / 10, abs=0.011)
 
 
@@ -140,8 +140,10 @@ def test_a_slow_reader_does_not_make_a_video_run_faster_later():
     frames = iter(paced(Played([number / 100 for number in range(200)], rate=100.0)))
     next(frames)
     time.sleep(live._LATE + 0.3)
+    begun = time.perf_counter()
     late = [next(frames) for _ in range(20)]
-    assert late[-1].arrived - late[0].arrived > 0.15
+    # The first may come at once, and each after it no sooner than its step.
+    assert late[-1].arrived - begun > 0.15
 
 
 def test_the_wait_for_the_next_frame_can_be_ended():
@@ -367,21 +369,23 @@ def test_a_camera_that_hangs_is_told_and_holds_up_nothing(tmp_path, monkeypatch)
         camera.close()
 
 
-def test_an_engine_that_hangs_is_seen_and_closing_does_not_wait_for_it(pictures, monkeypatch):
+def test_closing_does_not_wait_for_an_engine_that_hangs(pictures, monkeypatch):
     monkeypatch.setattr(live, "LAST_RUN", 0.5)
 
     class Hanging(BrightBoxRunner):
         released = threading.Event()
+        held = False
 
         def run(self, feeds):
             if len(self.runs) > 2:
+                self.held = True
                 self.released.wait()
             return super().run(feeds)
 
     view = Live(Detector(Hanging(64), SPEC), str(pictures), LoadOptions())
     view.start()
     try:
-        wait(lambda: view.busy_seconds() > 0.3)
+        wait(lambda: view._detector._runner.held)
         view.close()
         assert view.abandoned
     finally:

@@ -107,6 +107,17 @@ def test_what_is_no_request_is_told_in_a_sentence(given, length):
     assert str(told.value).endswith((".", "numbers."))
 
 
+def test_what_would_keep_others_waiting_is_refused():
+    with pytest.raises(UsageError, match="more values"):
+        parse_infer_request(body(inputs=[tensor()])[:-1] + b"," + b"[]," * 4_000_000, None)
+    blob = bytes(4 * 5000)
+    head = body(
+        inputs=[{"name": "x", "shape": [5000], "datatype": "BYTES", "parameters": {"binary_data_size": len(blob)}}]
+    )
+    with pytest.raises(UsageError, match="more than 4096 elements"):
+        parse_infer_request(head + blob, str(len(head)))
+
+
 @pytest.mark.parametrize("blob", [b"\x01", struct.pack("<I", 5) + b"abc", struct.pack("<I", 2**31) + b"abc"])
 def test_elements_of_bytes_that_end_too_early(blob):
     head = body(
