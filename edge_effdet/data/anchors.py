@@ -118,4 +118,5 @@ def _cluster_ratios(sides: np.ndarray, count: int) -> tuple[tuple[float, float],
         if np.allclose(means, centres):
             break
         centres = np.array(means)
-    return tuple((round(float(np.exp(t)), 2), round(float(np.exp(-t)), 2)) for t in np.sort(centres))
+    # Two digits after the point would make nothing of the side of a very long box.
+    return tuple((float(f"{np.exp(t):.3g}"), float(f"{np.exp(-t):.3g}")) for t in np.sort(centres))

@@ -175,7 +175,12 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Before anything else: a folder that has something in it and no marker is taken for another project's.
             if not self.exists:
-                write_durably(self.folder / MARKER, json_text({"format": STORE_FORMAT, "name": self.name}) + "\n")
+                try:
+                    write_durably(self.folder / MARKER, json_text({"format": STORE_FORMAT, "name": self.name}) + "\n")
+                except InputError:
+                    # Another installation may have written it meanwhile, and cleared away what it took for the rest of a killed one.
+                    if not self.exists:
+                        raise
             for name in (VERSIONS, KEYS, CACHE, LOG, STATE):
                 (self.folder / name).mkdir(exist_ok=True)
             entry = self.folder / ENTRY

@@ -46,7 +46,8 @@ def test_commands_of_the_tour(
     (tmp_path / "photos").mkdir()
     for name in ("BloodImage_00007.jpg", "BloodImage_00021.jpg"):
         shutil.copy(bccd / "JPEGImages" / name, tmp_path / "photos")
-    commands = [command for command in read_commands() if command.startswith("python ")]
+    # What answers for ever is started and ended by its own tests.
+    commands = [each for each in read_commands() if each.startswith("python ") and "edge_effdet.serve" not in each]
     assert len(commands) >= 8
     for command in commands:
         python, m, module, *arguments = shlex.split(command)

@@ -201,7 +201,7 @@ def test_a_missing_engine_and_a_missing_record_are_told_apart(tmp_path):
 
 
 def test_an_edited_record_is_refused_and_one_of_an_earlier_version_is_told(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     path = write_engine(tmp_path)
     load_engine(path)
     assert "tiny.engine.json was written by an earlier version and has no digest" in caplog.text

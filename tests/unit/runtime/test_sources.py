@@ -405,9 +405,10 @@ def test_a_camera_that_never_answers_is_given_up(impatient):
 
 
 WATCH = """
-import sys
-from edge_effdet.__main__ import main
-sys.exit(main(["detect", "--engine", sys.argv[1], "--source", sys.argv[2]]))
+import os, signal, sys
+# What starts the tests may have them ignore it, as a shell does what it starts in the background.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "edge_effdet.detect", "--engine", sys.argv[1], "--source", sys.argv[2]])
 """
 
 
