@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_effdet.errors import DataError, MissingDependency
+from edge_effdet.runtime import limits
 from edge_effdet.runtime.images import image_size, open_picture, read_image
 
 pydicom = pytest.importorskip("pydicom")
@@ -259,7 +260,8 @@ def test_a_film_is_not_read_as_a_whole(tmp_path):
     assert int(done.stdout) < 100
 
 
-def test_a_picture_is_refused_by_what_it_takes_to_decode(tmp_path):
+def test_a_picture_is_refused_by_what_it_takes_to_decode(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_PICTURE_BYTES", 2**29)
     path = save(tmp_path / "a.dcm", np.zeros((2, 2), np.uint32), Rows=8000, Columns=8000)
     with pytest.raises(DataError, match=r"a\.dcm has 8000x8000 pixels as 32-bit DICOM, which take 671 MiB to decode"):
         read_image(path)

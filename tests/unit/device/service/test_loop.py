@@ -199,7 +199,7 @@ def test_what_is_found_is_sent_and_what_is_left_waits_for_the_next_start(store, 
         with RunningService(store.folder, options) as service:
             service.until(lambda status: status.sending and status.sending[0].sent == 3)
         (report,) = service.status.sending
-        assert (report.to, report.waiting) == (f"http://127.0.0.1:{receiver.port}/hook", 0)
+        assert (report.to, report.waiting) == (f"http://127.0.0.1:{receiver.port}", 0)
         told = [file.read_text() for file in (store.folder / "state").glob("*.json")]
         assert len(told) >= 1 and "s3cret" not in "".join(told)
         rows = rows_of(store)
