@@ -7,18 +7,30 @@ import io
 import json
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
-from edge_effdet.artifacts import Engine
+from edge_effdet.artifacts import Engine, write_record
+from edge_effdet.backends.base import CompileOptions
+from edge_effdet.building.engine import compile_engine
 from edge_effdet.serving.options import EngineOptions, LimitOptions, ServeOptions
 from edge_effdet.serving.server import Service, Serving, serve_engine
+from tests.emulation.small_detector import write_small_detector
 
 PATIENCE = 60.0
 """Seconds after which what is waited for will not come any more."""
+
+
+def build_small_engine(folder: Path) -> Engine:
+    """Three convolutions in INT8 by onnxruntime, 64 x 64, with their JSON."""
+    graph = write_small_detector(folder / "graph.onnx", bits=7)
+    engine = compile_engine(graph, "onnxruntime", CompileOptions(), folder / "small.int8.onnx")
+    write_record(engine)
+    return engine
 
 
 class RunningServer:

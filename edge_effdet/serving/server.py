@@ -99,7 +99,6 @@ class Service:
         metrics: what is counted.
         live: the source that is watched; None without one.
         stopping: set when the service ends, which ends streams.
-        hung: whether a run of the engine does not end.
         abandoned: whether a thread was still inside a camera's driver when the service was closed; ``cli.run_verb`` ends the process all the same.
     """
 
@@ -129,7 +128,7 @@ class Service:
         self.guard = Guard(self.options, self.limits.request_rate)
         self.metrics = Metrics(engine, self.name)
         self.stopping = threading.Event()
-        self.hung = self.abandoned = False
+        self.abandoned = False
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             loading, alone = _loadings(engine.backend, serving.engine, self.limits.run_seconds)
@@ -176,7 +175,7 @@ class Service:
 
     def is_live(self) -> bool:
         """Whether the service works; where it does not, only a new process helps."""
-        return not self.hung and self.batcher.usable
+        return self.batcher.usable
 
     def is_ready(self) -> bool:
         """Whether the service takes on pictures."""
@@ -238,7 +237,7 @@ def serve_engine(
         server = _Server(_configuration(service), service, stop or threading.Event(), started)
         with _listen(service.options) as listening:
             server.run([listening])
-        if service.hung or not service.batcher.usable:
+        if not service.is_live():
             # The thread that is inside the engine cannot be ended, and closing the engine would wait for it.
             logger.error("%s", _HUNG.format(service.limits.run_seconds))
             logging.shutdown()
@@ -354,8 +353,7 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(_WATCH_EVERY)
             if self._stop.is_set():
                 self._end()
-            if not service.batcher.usable:
-                service.hung = True
+            if not service.is_live():
                 self.should_exit = self.force_exit = True
 
 

@@ -14,20 +14,14 @@ from pathlib import Path
 import pytest
 
 from edge_effdet import serve
-from edge_effdet.artifacts import Engine, write_record
-from edge_effdet.backends.base import CompileOptions
-from edge_effdet.building.engine import compile_engine
-from tests.emulation.small_detector import make_pictures, write_small_detector
-from tests.serving import PATIENCE, png
+from edge_effdet.artifacts import Engine
+from tests.emulation.small_detector import make_pictures
+from tests.serving import PATIENCE, build_small_engine, png
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    folder = tmp_path_factory.mktemp("serve")
-    graph = write_small_detector(folder / "graph.onnx", bits=7)
-    engine = compile_engine(graph, "onnxruntime", CompileOptions(), folder / "small.int8.onnx")
-    write_record(engine)
-    return engine
+    return build_small_engine(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
