@@ -1,7 +1,6 @@
 """Measure what INT8 costs in AP, time and memory: ours against what a user would run without us, on the same images in one run.
 
 python -m benchmarks.accuracy --checkpoint tests/assets/bccd_lite0.safetensors --data ../shared/data/bccd --name bccd
-python -m benchmarks.accuracy --name quickstart
 
 NNCF is among the peers where it is installed (``pip install -e .[peers]``).
 """
@@ -42,7 +41,6 @@ from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.choose import load_calibration_images
 from edge_effdet.quant.proof import prove_precision
 from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_on_images
-from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
 from edge_effdet.runtime.images import read_image
 from edge_effdet.runtime.latency import measure_latency
 
@@ -159,9 +157,8 @@ def _run(arguments: argparse.Namespace) -> Result:
         return Result("", cost_of(lambda: call(graph, arguments.work / "float32.onnx", images, output)))
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         work = Path(folder)
-        data = (arguments.data or quickstart_scenes(work)).resolve()
-        checkpoint = arguments.checkpoint or quickstart_checkpoint()
-        graph = export_graphs(checkpoint, work)
+        data = arguments.data.resolve()
+        graph = export_graphs(arguments.checkpoint, work)
         images = calibration_images(data, graph, arguments.images)
         samples = _test_samples(data, graph)
         jobs = [(way, work, []) for way in WAYS if not arguments.only or way in (*arguments.only, OURS)]
@@ -245,10 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "accuracy",
         "Measure what INT8 costs in AP, against peers.",
-        "--name quickstart",
-        checkpoint="the model (default: the shipped one)",
-        data="the data set: train calibrates, test is measured (default: the shipped model's scenes)",
+        "--checkpoint tests/assets/bccd_lite0.safetensors --data bccd --name bccd",
+        checkpoint="the model",
+        data="the data set: train calibrates, test is measured",
         name="accuracy",
+        required=("checkpoint", "data"),
     )
     parser.add_argument("--images", type=int, default=64, metavar="N", help="calibration images (default: 64)")
     parser.add_argument(

@@ -1,7 +1,6 @@
 """Measure what calibration costs in time and memory: ours by each method, plain FP32 inference of the same images, and ModelOpt.
 
-python -m edge_effdet.data.synthetic --output scenes --train 0 --val 0 --calibration 256 --test 10
-python -m benchmarks.calibration --checkpoint edge_effdet/quickstart/quickstart.safetensors --data scenes --name scenes
+python -m benchmarks.calibration --checkpoint tests/assets/bccd_lite0.safetensors --data bccd --images 200 --name bccd
 
 Each way runs in a process of its own, since memory that was taken once is not given back. It also measures what looking at a part of
 the activations changes: the largest and the median relative change of a range against looking at all of them.
@@ -117,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "calibration",
         "Measure what calibration costs.",
-        "--checkpoint edge_effdet/quickstart/quickstart.safetensors --data scenes --name scenes",
+        "--checkpoint tests/assets/bccd_lite0.safetensors --data bccd --images 200 --name bccd",
         checkpoint="the model whose graph is calibrated",
         data="the data set whose split calibration, or train, is used",
         name="calibration",

@@ -36,7 +36,6 @@ from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.data.base import readable_images
 from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine
 from edge_effdet.quant.stage import QuantizeOptions, quantize_on_images
-from edge_effdet.quickstart import quickstart_checkpoint, quickstart_scenes
 from edge_effdet.runtime.agreement import TOLERANCES, detection_distance, find_best
 from edge_effdet.runtime.golden import PICTURES, draw_pictures, make_golden, require_same_results
 from edge_effdet.runtime.preprocess import letterbox
@@ -98,8 +97,8 @@ def time_check(graph: Graph, images: Sequence[np.ndarray], folder: Path) -> dict
 def _run(arguments: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
         work = Path(folder)
-        graph = export_graphs(arguments.checkpoint or quickstart_checkpoint(), work)
-        images = calibration_images((arguments.data or quickstart_scenes(work)).resolve(), graph, 64)
+        graph = export_graphs(arguments.checkpoint, work)
+        images = calibration_images(arguments.data.resolve(), graph, 64)
         quantized = {
             code: quantize_on_images(
                 graph, images, QuantizeOptions(weight_codes=code, keep_high=arguments.keep_high), work / f"{code}.onnx"
@@ -141,10 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "golden",
         "Measure how surely the golden check tells engines that saturate from exact ones.",
-        "--name quickstart",
-        checkpoint="the model (default: the shipped one)",
-        data="the data set that calibrates and is looked at (default: the model's scenes)",
+        "--checkpoint tests/assets/bccd_lite0.safetensors --data bccd --name bccd",
+        checkpoint="the model",
+        data="the data set that calibrates and is looked at",
         name="golden",
+        required=("checkpoint", "data"),
     )
     parser.add_argument(
         "--keep-high", default="", metavar="P", help="patterns of convolutions that stay in high precision"

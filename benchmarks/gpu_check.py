@@ -1,35 +1,36 @@
 """Check and measure everything that needs a GPU in one command: what runs, whether it agrees with the CPU, and how fast it is.
 
-python -m benchmarks.gpu_check --minutes 25
-python -m benchmarks.gpu_check --parts floor backends --backends torch tensorrt --batches 1 --precisions fp16
+python -m benchmarks.gpu_check --plan
+python -m benchmarks.gpu_check --prepare --work runs/gpu-check
+python -m benchmarks.gpu_check --work runs/gpu-check --minutes 8
+python -m benchmarks.gpu_check --parts floor onnxruntime --batches 1 --precisions fp16
 
-``benchmarks/gpu_check.sh`` does the same on a machine that has Python and torch alone: it makes an environment first. The parts are:
+``benchmarks/gpu_check.sh`` does the same on a machine that has Python and torch alone, with an index of packages or with wheels that were
+carried there; gpu_check.md beside it says how. ``PARTS`` below says what each part proves.
 
-- ``floor`` measures the bandwidth, the matrix rate of each precision, and the time of an empty kernel.
-- ``cuda`` runs ``tests/gpu``: the buffers, streams, events and CUDA graphs of ``edge_effdet.backends.tensorrt.cuda``.
-- ``backends`` compares torch (eager and compiled), onnxruntime on CUDA, TensorRT and TensorRT-RTX with the CPU and times them in turns.
-- ``dense`` times depthwise + pointwise against dense convolutions, and checks the choices of the cost model.
-- ``training`` times steps in BF16, ours plain and compiled, against those of a plain effdet loop.
-
-Each part runs in a process of its own. A part that cannot run says why, and the others go on. TensorRT-RTX is tried on a GPU that its
-support matrix lacks too, and its answer is recorded.
+Each part runs in a process of its own and has a limit of its own, and the first parts are the most telling ones, so that less time gives fewer
+parts. The result file is written anew each second in which a part found something, so that what was found is kept when all of it is killed. A part
+that cannot run says why, and the others go on. TensorRT-RTX is tried on a GPU that its support matrix lacks too, and its answer is recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check_parts import BACKENDS, PARTS
 from benchmarks.machine import describe_machine, save_result
 from benchmarks.parser import make_parser
 from benchmarks.processes import ROOT
@@ -37,58 +38,131 @@ from edge_effdet.artifacts import PRECISIONS, write_json
 from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import BackendUnavailable, UsageError
 
-LEAST_SECONDS = 20
-"""A part begins only where it has as many seconds."""
-SHARES = {"floor": 1, "cuda": 1, "backends": 8, "dense": 3, "training": 3}
-"""The time that is left is divided between a part and those after it in these shares. What a part does not use is left to the others."""
+MODEL = "tests/assets/bccd_d0.safetensors"
+"""The network that is checked: D0 at 320 px, trained on photographs, so that its detections can be told apart."""
 
-LEAST_SHARE = 120
-"""The least seconds that a part gets where as many are left: importing torch and exporting a graph take most of them."""
+BATCHES, MINUTES = (1, 8, 32), 8
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the check.
+
+    Attributes:
+        seconds: the most that it may take.
+        needs: the packages that it imports beyond torch, onnx and what the whole check imports.
+        proves: what is known when it has passed.
+    """
+
+    seconds: int
+    needs: tuple[str, ...]
+    proves: str
+
+
+PARTS: Mapping[str, Part] = {
+    "cuda": Part(
+        60,
+        ("pycuda", "cuda.bindings", "pytest"),
+        "tests/gpu: buffers, streams, events, CUDA graphs and threads of backends/tensorrt/cuda.py on a real driver; with TensorRT or "
+        "TensorRT-RTX also the runner",
+    ),
+    "floor": Part(
+        40,
+        (),
+        "the bandwidth, the matrix rate of each precision and the time of an empty kernel, and so the least time of the network",
+    ),
+    "torch": Part(
+        60, (), "that the network in torch on the GPU finds what the exported graph finds on the CPU, and its time"
+    ),
+    "onnxruntime": Part(
+        75,
+        ("onnxruntime",),
+        "the backend onnxruntime-cuda: bound memory, CUDA graphs, agreement with the CPU, time beside torch in eager mode",
+    ),
+    "tensorrt": Part(
+        100,
+        ("tensorrt", "pycuda"),
+        "the backend tensorrt: builds of FP16, FP32 and INT8, their agreement with the CPU, CUDA graphs, EfficientNMS, time beside torch",
+    ),
+    "tensorrt-rtx": Part(
+        90,
+        ("tensorrt_rtx", "pycuda"),
+        "the same of the backend tensorrt-rtx; on a GPU that its support matrix lacks, what it answers there",
+    ),
+    "dense": Part(
+        60,
+        (),
+        "whether the cost model chooses the faster of depthwise + pointwise and dense convolutions, by cuDNN and, where it is, TensorRT",
+    ),
+    "training": Part(
+        60,
+        ("accelerate", "tqdm", "yaml"),
+        "steps of our training in BF16, plain and compiled, beside those of a plain effdet loop",
+    ),
+    "compiled": Part(
+        180, ("triton",), "the time of torch.compile in its mode max-autotune, which others are measured by"
+    ),
+}
+"""The parts in the order in which they run."""
+
+LEAST_SECONDS = 20
+"""A part begins only where it has as many seconds: importing torch takes most of them."""
 
 LATE = "the time was up before it began; give more `minutes`, or fewer `parts`"
-COLUMNS = ("way", "precision", "batch", "median", "P90", "device", "images/s", "found again", "score error")
+COLUMNS = ("part", "way", "precision", "batch", "median", "P90", "device", "images/s", "found again", "score error")
+
+Results = dict[str, dict[str, Any]]
 
 
-def run_parts(parts: Sequence[str], task: Mapping[str, Any], work: Path, minutes: float) -> dict[str, dict[str, Any]]:
+def run_parts(
+    parts: Sequence[str],
+    task: Mapping[str, Any],
+    work: Path,
+    minutes: float,
+    keep: Callable[[Results], None] = lambda results: None,
+) -> Results:
     """Run parts one after the other, each in a process of its own, until the time is up.
 
     Args:
-        parts: names in ``SHARES``.
-        task: model, batches, precisions and backends, as ``gpu_check_parts.Task`` has them.
+        parts: names in ``PARTS``.
+        task: model, batches and precisions, as ``gpu_check_parts.Task`` has them.
         work: an existing folder for graphs, engines and the file of each part.
         minutes: how long all parts together may take.
+        keep: is given the results so far whenever a part has found something or has ended.
 
     Returns:
         The result of each part, by its name: its rows, its seconds, and ``skipped`` with the reason where it did not run or end.
     """
     ends = time.monotonic() + 60 * minutes
-    results: dict[str, dict[str, Any]] = {}
-    for number, part in enumerate(parts):
-        left = ends - time.monotonic()
-        share = left * SHARES[part] / sum(SHARES[other] for other in parts[number:])
-        left = max(share, min(left, LEAST_SHARE))
+    results: Results = {}
+    for part in parts:
+        left = min(PARTS[part].seconds, ends - time.monotonic())
         if left < LEAST_SECONDS:
             results[part] = {"rows": [], "skipped": LATE}
             continue
         output = work / f"{part}.json"
         output.unlink(missing_ok=True)
         told = {**task, "part": part, "seconds": left, "work": str(work), "output": str(output)}
-        print(f"{part} …", file=sys.stderr, flush=True)
+        print(f"{part}, at most {left:.0f} s …", file=sys.stderr, flush=True)
         started = time.monotonic()
-        reason = _run_process(told, left)
-        found: dict[str, Any] = {"rows": []}
-        if output.is_file():
-            found = json.loads(output.read_text(encoding="utf-8"))
+
+        def note(output: Path = output, part: str = part) -> None:
+            results[part] = _read_part(output)
+            keep(results)
+
+        reason = _run_process(told, left, output, note)
+        found = _read_part(output)
         if reason and "skipped" not in found:
             found["skipped"] = reason
         results[part] = {**found, "seconds": round(time.monotonic() - started, 1)}
+        keep(results)
     return results
 
 
 def show_results(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of all that was timed, the other findings, and a line for each part that did not run."""
     lines: list[str] = []
-    timed = [row for part in results.values() for row in part["rows"] if "median_ms" in row]
+    timed = [{"part": part, **row} for part, found in results.items() for row in found["rows"] if "median_ms" in row]
     if timed:
         lines += [table([COLUMNS, *map(_cells, timed)]), ""]
     for part, found in results.items():
@@ -101,16 +175,54 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _run_process(task: Mapping[str, Any], seconds: float) -> str | None:
-    """Run a part, and give the reason why it did not come to its end, or None where it did."""
-    words = [sys.executable, "-m", "benchmarks.gpu_check_parts", json.dumps(task)]
+def show_plan(parts: Sequence[str]) -> str:
+    """What the parts prove, the most seconds that each takes, and which of the packages that they need are missing here."""
+    rows = [("part", "at most", "missing here", "proves")]
+    for name in parts:
+        part = PARTS[name]
+        missing = [package for package in part.needs if not _is_here(package)]
+        rows.append((name, f"{part.seconds} s", ", ".join(missing) or "-", part.proves))
+    return table(rows)
+
+
+def _is_here(package: str) -> bool:
     try:
-        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        # Of a dotted name, the first part.
+        return False
+
+
+def _read_part(output: Path) -> dict[str, Any]:
+    """What a part has written so far."""
+    return json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"rows": []}
+
+
+def _run_process(task: Mapping[str, Any], seconds: float, output: Path, note: Callable[[], None]) -> str | None:
+    """Run a part, and give the reason why it did not come to its end, or None where it did. ``note`` is called when ``output`` has changed."""
+    words = [sys.executable, "-m", "benchmarks.gpu_check_parts", json.dumps(task)]
+    ends, seen = time.monotonic() + seconds, 0
+    # A session of its own, so that what it started, such as compilers, is ended with it.
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while time.monotonic() < ends:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(min(1.0, max(0.01, ends - time.monotonic())))
+                return f"its process ended with exit code {code}; its own message stands above" if code else None
+            written = output.stat().st_mtime_ns if output.is_file() else 0
+            if written != seen:
+                seen = written
+                note()
         return "it was stopped when the time was up"
-    return (
-        f"its process ended with exit code {done.returncode}; its own message stands above" if done.returncode else None
-    )
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -119,6 +231,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         return "-" if value is None else form.format(value)
 
     return (
+        row["part"],
         row["way"],
         str(row.get("precision", "bf16")),
         str(row["batch"]),
@@ -145,41 +258,60 @@ def _gpu_name(results: Mapping[str, Mapping[str, Any]]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def _prepare(arguments: argparse.Namespace) -> Result:
+    from benchmarks.gpu_check_subject import prepare_work
+    from benchmarks.graph_subjects import read_subject
+
+    if arguments.work is None:
+        raise UsageError("`prepare` needs a folder that stays; give `work`.")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    prepare_work(read_subject(arguments.model), arguments.precisions, arguments.batches, arguments.work)
+    made = {path.name: path.stat().st_size for path in sorted(arguments.work.iterdir()) if path.is_file()}
+    rows = [("file", "MiB"), *((name, f"{size / 2**20:.1f}") for name, size in made.items())]
+    return Result(f"{table(rows)}\n\n{arguments.work}", {"work": str(arguments.work), "bytes": made})
+
+
 def _run(arguments: argparse.Namespace) -> Result:
     if arguments.minutes <= 0 or any(batch < 1 for batch in arguments.batches):
-        raise UsageError("`minutes` and `batches` have to be above 0; give 25 and 1 8 32, for example.")
-    task = {name: getattr(arguments, name) for name in ("model", "batches", "precisions", "backends")}
+        raise UsageError("`minutes` and `batches` have to be above 0; give 8 and 1 8 32, for example.")
+    if arguments.plan:
+        return Result(show_plan(arguments.parts), {"parts": list(arguments.parts)})
+    if arguments.prepare:
+        return _prepare(arguments)
+    task = {name: getattr(arguments, name) for name in ("model", "batches", "precisions")}
+    machine = describe_machine()
+
+    def keep(results: Results) -> None:
+        if arguments.output:
+            write_json(arguments.output, {"machine": machine, **task, "minutes": arguments.minutes, "parts": results})
+
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-effdet-")))
         work.mkdir(parents=True, exist_ok=True)
-        results = run_parts(arguments.parts, task, work.resolve(), arguments.minutes)
+        results = run_parts(arguments.parts, task, work.resolve(), arguments.minutes, keep)
+    keep(results)
     result = {**task, "minutes": arguments.minutes, "parts": results}
     shown = show_results(results)
     if not any(
         "skipped" not in row and row.get("way") != "probe" for found in results.values() for row in found["rows"]
     ):
-        if arguments.output:
-            write_json(arguments.output, {"machine": describe_machine(), **result})
         print(shown, file=sys.stderr)
         raise BackendUnavailable(
             "No part of the GPU check could run here, for the reasons above; run it where a GPU is."
         )
-    if arguments.output:
-        path = arguments.output
-        write_json(path, {"machine": describe_machine(), **result})
-    else:
-        path = save_result(f"gpu-check-{_gpu_name(results)}", result)
+    path = arguments.output or save_result(f"gpu-check-{_gpu_name(results)}", result)
     return Result(f"{shown}\n\n{path}", result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("gpu_check", "Check and measure everything that needs a GPU.", "--minutes 25")
+    parser = make_parser("gpu_check", "Check and measure everything that needs a GPU.", "--work runs/gpu-check")
     parser.add_argument(
         "--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="the parts to run (default: all)"
     )
-    parser.add_argument("--model", default="tf_efficientdet_d0@512", metavar="M", help="NAME@SIZE or a .safetensors")
+    parser.add_argument("--model", default=MODEL, metavar="M", help=f"NAME@SIZE or a .safetensors (default: {MODEL})")
+    shown = " ".join(map(str, BATCHES))
     parser.add_argument(
-        "--batches", nargs="+", type=int, default=[1, 8, 32], metavar="N", help="the batch sizes (default: 1 8 32)"
+        "--batches", nargs="+", type=int, default=list(BATCHES), metavar="N", help=f"the batch sizes (default: {shown})"
     )
     parser.add_argument(
         "--precisions",
@@ -189,15 +321,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the precisions (default: all)",
     )
     parser.add_argument(
-        "--backends", nargs="+", default=list(BACKENDS), choices=BACKENDS, help="the backends (default: all)"
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=25, metavar="X", help="how long all parts together may take (default: 25)"
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        metavar="X",
+        help=f"how long all parts together may take (default: {MINUTES})",
     )
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="a folder that keeps graphs and engines, and whose own are used"
     )
     parser.add_argument("--output", type=Path, metavar="F", help="the result file (default: one in benchmarks/results)")
+    parser.add_argument("--plan", action="store_true", help="say what each part proves and lacks here, and end")
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="make in `work` all that needs no GPU, and end; the folder can be carried",
+    )
     return run_verb(parser, _run, argv)
 
 

@@ -1,10 +1,31 @@
 #!/bin/sh
-# The GPU check on a bare machine: an environment that sees the machine's own torch, what can be installed into it, the check.
-#   sh benchmarks/gpu_check.sh --minutes 25
+# The GPU check on a bare machine: what can be had of what it needs, and the check.
+#   sh benchmarks/gpu_check.sh --minutes 8                          with an index of packages: an environment that sees the machine's own torch
+#   sh benchmarks/gpu_check.sh --wheels runs/gpu-check --minutes 8  without one: the parts that benchmarks/gpu_check_wheels.py made, as far as they are here
 # PYTHON names the interpreter that has torch. What cannot be installed is named, and the parts that need it are skipped.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
+
+if [ "${1:-}" = --wheels ]; then
+    folder=${2:?"--wheels wants the folder of the parts"}
+    shift 2
+    "$python" benchmarks/gpu_check_wheels.py join "$folder" || exit 2
+    set -- --work "$folder/work" "$@"
+    # A folder and not an environment: that needs ensurepip, which a system's Python may lack. What is in it comes before the machine's own packages.
+    site=$folder/site
+    for wheel in "$folder"/wheels/*.whl; do
+        [ -e "$wheel.installed" ] || echo "$wheel"
+    done >"$folder/new.txt"
+    if [ -s "$folder/new.txt" ]; then
+        xargs -d '\n' "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --upgrade --target "$site" \
+            <"$folder/new.txt" || exit 2
+        sed 's/$/.installed/' "$folder/new.txt" | xargs -d '\n' touch
+    fi
+    case $site in /*) ;; *) site=$PWD/$site ;; esac
+    PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m benchmarks.gpu_check "$@"
+fi
+
 environment=${GPU_CHECK_ENV:-runs/gpu-check-env}
 run="$environment/bin/python"
 

@@ -23,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.gpu_check_engines import (
+    FLAVORS,
     Way,
     find_onnxruntime_cuda,
     open_onnxruntime_cuda,
@@ -47,7 +48,6 @@ from edge_effdet.backends.tensorrt import cuda
 from edge_effdet.graph.report import make_report
 from edge_effdet.graph.targets import TARGETS, Rates, Target
 
-BACKENDS = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx")
 LEAST_MATCHED = {"fp32": 0.97, "fp16": 0.9, "int8": 0.8}
 """The share of the CPU's best 100 detections that a backend must find again with the same graph. FP32 runs in TF32, whose 10 bits of
 mantissa change the order of scores that are nearly equal. FP16 has as few bits in its activations too. INT8 may round a value near a
@@ -58,6 +58,11 @@ END_SHARE = 0.85
 """The share of its time after which a part begins nothing new: what it has begun would be lost when the process is stopped."""
 TRAINING_BATCH, TRAINING_ROUNDS = 16, 20
 DENSE_PRECISION = "fp16"
+REFERENCE_WAY = "torch eager"
+"""What takes turns with each backend, so that the ratios of two parts to it can be set side by side, though their times cannot."""
+
+TESTS = "-q -p no:cacheprovider -o addopts=--import-mode=importlib -o filterwarnings="
+"""How ``tests/gpu`` is run: without what only the project's own environment has, such as pytest-xdist, and whatever the machine's packages warn of."""
 
 
 @dataclass(slots=True)
@@ -68,7 +73,7 @@ class Task:
         model: the network, as ``graph_subjects.read_subject`` takes it.
         work: the folder that keeps graphs, engines and references between parts.
         output: the part's JSON file.
-        batches, precisions, backends: what the part goes through.
+        batches, precisions: what the part goes through.
         deadline: the value of ``time.monotonic()`` after which nothing new is begun.
         rows: the rows so far.
     """
@@ -78,7 +83,6 @@ class Task:
     output: Path
     batches: Sequence[int]
     precisions: Sequence[str]
-    backends: Sequence[str]
     deadline: float
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -114,7 +118,7 @@ def run_cuda(task: Task) -> Skipped | None:
     gpu = cuda.probe_gpu()
     if isinstance(gpu, Unavailable):
         return Skipped(f"{gpu.reason}; {gpu.fix}")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    words = [sys.executable, "-m", "pytest", *TESTS.split(), "tests/gpu"]
     done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if "No module named pytest" in done.stdout:
         return Skipped("pytest is not installed; pip install pytest pytest-timeout")
@@ -127,19 +131,23 @@ def run_cuda(task: Task) -> Skipped | None:
     return None
 
 
-def run_backends(task: Task) -> Skipped | None:
-    """Compare every backend with the CPU, and time those of one precision and batch in turns."""
+def run_backend(backend: str, task: Task) -> Skipped | None:
+    """Compare one backend with the CPU, and time it in turns with torch in eager mode, by precision and batch.
+
+    Args:
+        backend: a name in ``BACKENDS``.
+        task: what to go through, the first precision of the smallest batch first, so that a part that is stopped has the most telling rows.
+    """
     gpu = find_gpu()
     by_driver = cuda.probe_gpu()
     if isinstance(gpu, Skipped) and isinstance(by_driver, Unavailable):
         return Skipped(f"{gpu.reason}, and {by_driver.reason}")
+    version = _probe(backend)
+    if isinstance(version, Skipped):
+        return version
     subject = read_subject(task.model)
-    task.add(
-        way="probe",
-        gpu=str(by_driver) if isinstance(gpu, Skipped) else gpu,
-        **{name: _probe(name) for name in task.backends},
-    )
-    pictures = read_pictures(subject.spec, max(task.batches), task.work)
+    task.add(way="probe", gpu=str(by_driver) if isinstance(gpu, Skipped) else gpu, **{backend: version})
+    pictures = read_pictures(subject.spec, max(task.batches))
     for batch in sorted(task.batches):
         for precision in task.precisions:
             if task.is_late:
@@ -149,7 +157,7 @@ def run_backends(task: Task) -> Skipped | None:
             if isinstance(graph, Skipped):
                 task.add(way="all", precision=precision, batch=batch, skipped=graph.reason)
                 continue
-            _compare_ways(task, subject, graph, pictures[:batch])
+            _compare_ways(task, backend, subject, graph, pictures[:batch])
     return None
 
 
@@ -196,14 +204,16 @@ def run_training(task: Task) -> Skipped | None:
     return None
 
 
+BACKENDS = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx", "compiled")
 PARTS: Mapping[str, Callable[[Task], Skipped | None]] = {
-    "floor": run_floor,
     "cuda": run_cuda,
-    "backends": run_backends,
+    "floor": run_floor,
+    **{name: partial(run_backend, name) for name in BACKENDS if name != "compiled"},
     "dense": run_dense,
     "training": run_training,
+    "compiled": partial(run_backend, "compiled"),
 }
-"""The parts in the order in which they run: the short ones come first."""
+"""The parts in the order in which they run: what was never tried and what is short come first, what takes minutes to compile last."""
 
 
 def network_floor(graph: Graph, precision: str, floor: Mapping[str, float]) -> dict[str, float]:
@@ -255,62 +265,55 @@ def _decision(decision: Any) -> dict[str, Any]:
     }
 
 
-def _probe(name: str) -> dict[str, Any] | str:
-    if name == "torch":
+def _probe(backend: str) -> dict[str, Any] | str | Skipped:
+    """The version of a backend, and what it says of the GPU, or why it cannot be tried."""
+    if backend in ("torch", "compiled"):
         found = find_gpu()
-        return found.reason if isinstance(found, Skipped) else found["torch"]
-    if name == "onnxruntime":
-        found = find_onnxruntime_cuda()
-        return found.reason if isinstance(found, Skipped) else found
-    flavor = probe_flavor_here(name)
-    return flavor.reason if isinstance(flavor, Skipped) else flavor[1]
+        return found if isinstance(found, Skipped) else found["torch"]
+    if backend == "onnxruntime":
+        return find_onnxruntime_cuda()
+    flavor = probe_flavor_here(backend)
+    return flavor if isinstance(flavor, Skipped) else flavor[1]
 
 
-def _openers(task: Task, subject: Subject, graph: Graph, batch: int) -> dict[str, Callable[[], Way] | Skipped]:
-    """How each way of one precision and batch is opened, or why it is not tried."""
+def _openers(backend: str, subject: Subject, graph: Graph, batch: int) -> dict[str, Callable[[], Way] | Skipped]:
+    """How each way of one backend, precision and batch is opened, or why it is not tried; torch in eager mode first."""
     ways: dict[str, Callable[[], Way] | Skipped] = {}
-    if "torch" in task.backends:
-        seen = find_gpu()
-        if graph.precision == "int8":
-            seen = Skipped("torch has no INT8 path for this network")
-        for name, compiled in (("torch eager", False), ("torch.compile max-autotune", True)):
-            ways[name] = (
-                seen
-                if isinstance(seen, Skipped)
-                else lambda compiled=compiled: open_torch(subject, graph.precision, batch, compiled)
-            )
-    if "onnxruntime" in task.backends:
+    seen = find_gpu()
+    if not isinstance(seen, Skipped) and graph.precision == "int8":
+        seen = Skipped("torch has no INT8 path for this network")
+    by_torch = [(REFERENCE_WAY, False), ("torch.compile max-autotune", True)][: 2 if backend == "compiled" else 1]
+    for name, compiled in by_torch:
+        ways[name] = (
+            seen if isinstance(seen, Skipped) else partial(open_torch, subject, graph.precision, batch, compiled)
+        )
+    if backend == "onnxruntime":
         found = find_onnxruntime_cuda()
         if graph.precision == "int8":
             found = Skipped("onnxruntime's CUDA kernels do not compute these Q/DQ graphs in INT8")
         for name, captured in (("onnxruntime CUDA", False), ("onnxruntime CUDA, CUDA graph", True)):
-            ways[name] = (
-                found
-                if isinstance(found, Skipped)
-                else lambda captured=captured: open_onnxruntime_cuda(graph.path, captured)
+            ways[name] = found if isinstance(found, Skipped) else partial(open_onnxruntime_cuda, graph.path, captured)
+    if backend in FLAVORS:
+        flavor = probe_flavor_here(backend)
+        variants = [("", False, False), (", CUDA graph", True, False)]
+        if backend == "tensorrt":
+            variants.append((", CUDA graph, EfficientNMS", True, True))
+        for suffix, captured, suppresses in variants:
+            ways[backend + suffix] = (
+                flavor
+                if isinstance(flavor, Skipped)
+                else partial(open_tensorrt, flavor[0], graph, backend, batch, captured, suppresses)
             )
-    for name in ("tensorrt", "tensorrt-rtx"):
-        if name in task.backends:
-            flavor = probe_flavor_here(name)
-            kinds = [("", False, False), (", CUDA graph", True, False)]
-            if name == "tensorrt":
-                kinds.append((", CUDA graph, EfficientNMS", True, True))
-            for suffix, captured, suppresses in kinds:
-                ways[name + suffix] = (
-                    flavor
-                    if isinstance(flavor, Skipped)
-                    else partial(open_tensorrt, flavor[0], graph, name, batch, captured, suppresses)
-                )
     return ways
 
 
-def _compare_ways(task: Task, subject: Subject, graph: Graph, pictures: np.ndarray) -> None:
+def _compare_ways(task: Task, backend: str, subject: Subject, graph: Graph, pictures: np.ndarray) -> None:
     """Add the rows of one precision and batch: agreement with the CPU, medians in turns, and the time on the GPU."""
     reference = reference_outputs(graph, pictures, task.work)
     shared = {"precision": graph.precision, "batch": len(pictures)}
     open_ways: dict[str, Way] = {}
     checked: dict[str, dict[str, Any]] = {}
-    for name, opener in _openers(task, subject, graph, len(pictures)).items():
+    for name, opener in _openers(backend, subject, graph, len(pictures)).items():
         if task.is_late:
             opener = Skipped(LATE)
         way = opener if isinstance(opener, Skipped) else attempt(opener)
@@ -363,7 +366,7 @@ def _compare_fusions(task: Task, subject: Subject, gpu: Mapping[str, Any]) -> No
     flavor = probe_flavor_here("tensorrt")
     if isinstance(flavor, Skipped):
         return
-    pictures = read_pictures(subject.spec, 1, task.work)
+    pictures = read_pictures(subject.spec, 1)
     capability = tuple(gpu["compute_capability"])
     target = next((name for name, row in TARGETS.items() if row.compute_capability == capability), None)
     ways: dict[str, Way] = {}

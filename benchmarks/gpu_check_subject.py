@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from benchmarks.graph_subjects import Subject
 from benchmarks.processes import ROOT
 from edge_effdet.artifacts import Graph, ModelSpec, Size
 from edge_effdet.errors import EdgeEffDetError
+from edge_effdet.quickstart import CALIBRATION_SPLIT, TEST_SPLIT, quickstart_photos
 from edge_effdet.runtime.postprocess import detections_from_outputs
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, tar
     Args:
         subject: the network.
         fusion: ``keep``, ``dense`` or ``auto``, for the depthwise-separable pairs.
-        precision: ``fp32``, ``fp16`` or ``int8``, which is calibrated on the shipped synthetic scenes.
+        precision: ``fp32``, ``fp16`` or ``int8``, which is calibrated on the shipped photographs.
         work: a folder that keeps graphs.
         target: the row of ``TARGETS`` that ``auto`` decides for, in FP16.
 
@@ -73,7 +74,7 @@ def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, tar
     source = prepare_graph(subject, fusion, "fp32", work, target)
     words = ["--onnx", str(source.path), f"--{precision}", "--output", str(path)]
     if precision == "int8":
-        words += ["--calibration-data", str(_scenes(work)), "--calibration-split", "calibration"]
+        words += ["--calibration-data", str(quickstart_photos()), "--calibration-split", CALIBRATION_SPLIT]
         words += ["--calibration-images", str(CALIBRATION_IMAGES), "--high-precision", "fp16"]
     done = subprocess.run(
         [sys.executable, "-m", "edge_effdet.quantize", *words], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
@@ -83,13 +84,26 @@ def prepare_graph(subject: Subject, fusion: str, precision: str, work: Path, tar
     return load_graph(path)
 
 
-def read_pictures(spec: ModelSpec, count: int, work: Path) -> np.ndarray:
-    """The first ``count`` test scenes with their letterbox, uint8 [count, 3, H, W]."""
+def prepare_work(subject: Subject, precisions: Sequence[str], batches: Sequence[int], work: Path) -> None:
+    """Make all that the parts need of a CPU, so that no minute of a GPU's time is spent on it: graphs, and what the CPU finds with them.
+
+    Raises:
+        EdgeEffDetError: a graph could not be made; the reason went to stderr.
+    """
+    pictures = read_pictures(subject.spec, max(batches))
+    for precision in precisions:
+        graph = prepare_graph(subject, "keep", precision, work)
+        for batch in batches:
+            reference_outputs(graph, pictures[:batch], work)
+
+
+def read_pictures(spec: ModelSpec, count: int) -> np.ndarray:
+    """The first ``count`` of the shipped test photographs with their letterbox, uint8 [count, 3, H, W]."""
     from edge_effdet.data.base import readable_images
     from edge_effdet.data.registry import read_dataset
     from edge_effdet.runtime.preprocess import letterbox
 
-    _, samples = read_dataset(_scenes(work)).choose_split("test", ())
+    _, samples = read_dataset(quickstart_photos()).choose_split(TEST_SPLIT, ())
     canvases = [
         letterbox(image, spec.image_size, spec.preprocess)[0].transpose(2, 0, 1)
         for _, image in readable_images(samples[:count])
@@ -174,9 +188,3 @@ def collect_pairs(subject: Subject) -> list[SeparablePair]:
 
     optimize_model(trace_network(subject.network, subject.spec, ExportOptions()), note)
     return list(found.values())
-
-
-def _scenes(work: Path) -> Path:
-    from edge_effdet.quickstart import quickstart_scenes
-
-    return quickstart_scenes(work)

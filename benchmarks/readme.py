@@ -1,4 +1,4 @@
-"""Write the tables and figures of the README from the result files.
+"""Write the tables and figures of the README and of docs/numbers.md from the result files.
 
 python -m benchmarks.readme
 python -m benchmarks.readme --check
@@ -24,7 +24,7 @@ from edge_effdet.artifacts import write_text
 from edge_effdet.cli import Result, run_verb, table
 from edge_effdet.errors import EdgeEffDetError, InputError
 
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "docs/numbers.md", "benchmarks/README.md")
 CONTENDED = 0.1
 """The share of the processors that other processes took above which a file is not published: threads that wait for each other then lose
 far more than that share, and the ways differ in how much."""
@@ -80,11 +80,21 @@ class Results:
         _, path, result = max(found, key=lambda each: each[:2])
         return path, result
 
+    def newest_by_processor(self, name: str) -> list[Any]:
+        """The content of the newest file of each kind of processor that has one, which all count as used."""
+        found = {}
+        for vnni in (False, True):
+            try:
+                found[vnni] = self.newest(name, vnni=vnni)
+            except InputError:
+                continue
+        return list(found.values())
+
 
 SETS = {
     "bccd": "lite0, BCCD",
     "playing-cards": "lite0, playing cards",
-    "quickstart": "lite0, the shipped model",
+    "quickstart": "lite0, drawn scenes",
     "bccd-d0": "D0, BCCD",
 }
 """The trained models and their test images, by the end of the result files' names."""
@@ -112,10 +122,30 @@ def draw_int8(results: Results) -> list[Row]:
     return rows
 
 
+def draw_processors(results: Results) -> list[Row]:
+    """The shipped model in FP32 and as the engine that ``make engine`` builds, a row for each kind of processor that it was measured on."""
+    rows: list[Row] = [("processor", "AP FP32", "INT8 loses (95 %)", "FP32", "INT8")]
+    for result in results.newest_by_processor("quickstart"):
+        rows.append(
+            (
+                _processor(result),
+                f"{100 * result['reference_AP']:.1f}",
+                _drop(result),
+                f"{result['reference_median_ms']:.1f} ms",
+                f"{result['median_ms']:.1f} ms",
+            )
+        )
+    result = results.newest("accuracy-openvino-bccd", vnni=True)
+    full, int8 = (_by_way(result)[f"{way}{OPENVINO}"] for way in ("FP32", "INT8, ours"))
+    times = [f"{way['median_ms']:.1f} ms" for way in (full, int8)]
+    rows.append((_processor(result), f"{100 * full['AP']:.1f}", _drop(int8), *times))
+    return rows
+
+
 def draw_quantizers(results: Results) -> list[Row]:
     """AP and points lost: what other ways to quantize lose on the same networks and images, and what ours does."""
     sets = {end: _by_way(results.newest(f"accuracy-{end}")) for end in SETS}
-    rows: list[Row] = [("way", "BCCD", "cards", "shipped", "D0, BCCD", "to quantize, BCCD")]
+    rows: list[Row] = [("way", "BCCD", "cards", "scenes", "D0, BCCD", "to quantize, BCCD")]
     for way in dict.fromkeys(way for ways in sets.values() for way in ways):
         # Our other methods are in docs/int8.md.
         if way.startswith("INT8, ours, ") and "high:" not in way:
@@ -182,6 +212,7 @@ def draw_graph(results: Results) -> list[Row]:
 
 
 TABLES: Mapping[str, Callable[[Results], list[Row]]] = {
+    "processors": draw_processors,
     "int8": draw_int8,
     "quantizers": draw_quantizers,
     "ways-vnni": lambda results: draw_ways(results, True),
@@ -211,7 +242,7 @@ def _ap50(results: Results, ours: bool) -> str:
 
 FIGURES: Mapping[str, Callable[[Results], str]] = {
     "saturated-bccd": lambda of: _saturated(of, "bccd"),
-    "saturated-shipped": lambda of: _saturated(of, "quickstart"),
+    "saturated-scenes": lambda of: _saturated(of, "quickstart"),
     "outside-lite0": lambda of: f"{_runner(of, 0)['latency']['not_the_network']['onnxruntime']['outside_ms']:.1f} ms",
     "outside-d0": lambda of: f"{_runner(of, 1)['latency']['not_the_network']['onnxruntime']['outside_ms']:.1f} ms",
     "folder-lite0": lambda of: f"{_runner(of, 0)['folder']['onnxruntime']['pipeline_over_loop']:.2f}",
@@ -289,6 +320,11 @@ def _best_int8(ways: Mapping[str, Any]) -> str:
     return next((way for way in high if f"{way}{OPENVINO}" in ways), "INT8, ours")
 
 
+def _processor(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {'VNNI' if machine['vnni'] else 'AVX2, no VNNI'}"
+
+
 def _drop(row: Mapping[str, Any]) -> str:
     return "{:+.2f} ({:+.2f} to {:+.2f})".format(row["drop"], *row["drop_interval"])
 
@@ -312,7 +348,7 @@ def _run(arguments: Any) -> Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser("readme", "Write the README's tables from the result files.")
+    parser = make_parser("readme", "Write the tables of the README and of docs/numbers.md from the result files.")
     parser.add_argument("--check", action="store_true", help="write nothing, and say what differs")
     return run_verb(parser, _run, argv)
 

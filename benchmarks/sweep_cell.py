@@ -52,8 +52,8 @@ class Cell:
         checkpoint_sha256: the hash of the checkpoint; empty for random weights.
         data: labelled images that AP is measured on; empty for none.
         data_sha256: the hash over the images of its split for tests and their boxes.
-        calibration_images: how many images INT8 is calibrated on, of the split for training; 0 for eight drawn scenes, which are enough
-            to know how fast it is.
+        calibration_images: how many images INT8 is calibrated on, of the split for training; 0 for eight of the shipped photographs, which are
+            enough to know how fast it is.
         quantize: other options of ``QuantizeOptions``.
     """
 
@@ -136,7 +136,7 @@ def _measure(cell: Cell, work: Path) -> dict[str, Any]:
     plain = _kept(work / f"{stem}.fp32.onnx", partial(_export, cell))
     lowered = plain
     if cell.precision != "fp32":
-        lowered = _kept(work / f"{stem}.{cell.precision}.onnx", partial(_lower, cell, plain, dataset, work))
+        lowered = _kept(work / f"{stem}.{cell.precision}.onnx", partial(_lower, cell, plain, dataset))
     engine = make_engine(lowered, cell.backend, work / f"{cell.key()}.onnx")
     calls = [engine]
     if (cell.precision, cell.backend) != REFERENCE:
@@ -235,8 +235,8 @@ def _export(cell: Cell, path: Path) -> Graph:
     return export_network(subject.network, subject.spec, parents, path, ExportOptions()).graph
 
 
-def _lower(cell: Cell, graph: Graph, dataset: Dataset | None, work: Path, path: Path) -> Graph:
-    from benchmarks.run import draft_on_scenes
+def _lower(cell: Cell, graph: Graph, dataset: Dataset | None, path: Path) -> Graph:
+    from benchmarks.run import draft_on_photos
     from edge_effdet.quant.choose import load_calibration_images
     from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_on_images
 
@@ -247,7 +247,7 @@ def _lower(cell: Cell, graph: Graph, dataset: Dataset | None, work: Path, path: 
         _, samples = dataset.choose_split(None, CALIBRATION_SPLITS)
         images = load_calibration_images(samples, graph.spec, cell.calibration_images, seed=0)
         return quantize_on_images(graph, images, options, path)
-    return draft_on_scenes(graph, options, work, path)
+    return draft_on_photos(graph, options, path)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -7,8 +7,12 @@ torch nor a runtime.
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from edge_effdet import signals
+
+# First of all: what a command imports takes a good part of a second.
+signals.end_while_importing()
 
 if TYPE_CHECKING:
     # What type checkers read; the table below is what runs, and a test holds the two together.
@@ -110,6 +114,8 @@ __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604  # pyright: ignore[reportUns
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata
+
         return metadata.version("edge-effdet")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

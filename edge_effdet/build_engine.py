@@ -13,6 +13,8 @@ from edge_effdet.building.options import BuildConfig
 from edge_effdet.building.summary import build_report
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
 from edge_effdet.errors import UsageError
+from edge_effdet.options import as_path
+from edge_effdet.quickstart import quickstart_photos
 from edge_effdet.runtime.golden import without_pictures
 
 
@@ -43,9 +45,15 @@ def _run(arguments: argparse.Namespace) -> Result:
     if arguments.onnx is not None and arguments.checkpoint is not None:
         raise UsageError("Both --checkpoint and --onnx were given; give one of them.")
     source = arguments.checkpoint if arguments.onnx is None else arguments.onnx
-    engine = build(source, options_from(BuildConfig, arguments))
+    config = options_from(BuildConfig, arguments)
+    engine = build(source, config)
+    photos, data = None, as_path(config.eval_data)
+    if source is None:
+        photos, data = quickstart_photos() / "JPEGImages", data or quickstart_photos()
     # The record names the file beside it; a script wants to find it.
-    return Result(build_report(engine), {**without_pictures(engine.require_record()), "engine": str(engine.path)})
+    return Result(
+        build_report(engine, photos, data), {**without_pictures(engine.require_record()), "engine": str(engine.path)}
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
+from edge_effdet import signals
 from edge_effdet.artifacts import Size, json_text, printable
 from edge_effdet.errors import EdgeEffDetError, UsageError, first_line
+from edge_effdet.signals import INTERRUPTED as INTERRUPTED
+from edge_effdet.signals import TERMINATED as TERMINATED
 
 T = TypeVar("T")
-
-INTERRUPTED = 130
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -47,6 +48,13 @@ class Result:
     text: str
     data: dict[str, Any] = field(default_factory=dict)
     failure: EdgeEffDetError | None = None
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that prints what it refuses so that it does nothing to a terminal: an argument may be the name of a file."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(_one_line(message))
 
 
 class _ShowVersion(argparse.Action):
@@ -128,7 +136,7 @@ def options_from(cls: type[T], arguments: argparse.Namespace) -> T:
 
 def make_parser(verb: str, description: str, example: str, prog: str = "") -> argparse.ArgumentParser:
     """A parser with the flags that every verb has. ``prog`` is how a script that is no verb of the package is started."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog or f"python -m edge_effdet.{verb}",
         description=description,
         epilog=f"example:\n  {example}",
@@ -173,14 +181,16 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 class _FlagFormatter(logging.Formatter):
-    """Formats a log record as it is, with flags in place of fields, and so that it can be printed."""
+    """Formats a log record with flags in place of fields, and so that it can be printed."""
 
     def __init__(self, flags: Mapping[str, str]) -> None:
         super().__init__()
         self._named = flags
 
     def format(self, record: logging.LogRecord) -> str:
-        return on_terminal(name_flags(super().format(record), self._named))
+        text = name_flags(super().format(record), self._named)
+        # A warning is a sentence, as an error is, and the name of a file in it may hold line breaks. News may be tables.
+        return _one_line(text) if record.levelno >= logging.WARNING and not record.exc_info else on_terminal(text)
 
 
 def run_verb(
@@ -194,18 +204,10 @@ def run_verb(
     """
     with _printing_anything():
         code = _run_stage(parser, stage, parser.parse_args(argv))
-    if _is_command():
+    if signals.IS_COMMAND:
         atexit.unregister(_end_beside_hanging_threads)
         atexit.register(_end_beside_hanging_threads, code)
     return code
-
-
-def _is_command() -> bool:
-    """Whether this process is a command of ours, and no program that calls ``main``, which ends with a code of its own."""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    name = Path(getattr(main, "__file__", None) or "").name if spec is None else spec.name
-    return name.partition(".")[0] in ("edge_effdet", "edge-effdet")
 
 
 def _end_beside_hanging_threads(code: int) -> None:
@@ -232,10 +234,21 @@ def _printing_anything() -> Iterator[None]:
         yield
     finally:
         for stream, errors in changed:
-            # Setting it back flushes what a reader that left early never took.
-            with contextlib.suppress(OSError):
-                if not stream.closed:
+            # Setting it back flushes what is left, which a reader that left early never took, or a full disk.
+            if not stream.closed:
+                try:
                     stream.reconfigure(errors=errors)
+                except OSError:
+                    _let_go(stream)
+                    stream.reconfigure(errors=errors)
+
+
+def _let_go(stream: IO[str]) -> None:
+    """Send what is left of a stream that cannot be written to nowhere. Else Python would try again when it ends, and say so in its own words."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _run_stage(
@@ -258,29 +271,30 @@ def _run_stage(
     # Pillow's of a picture that ``images`` then refuses, in a sentence.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=RuntimeWarning)
     try:
-        result = stage(arguments)
-        if result is not None:
-            text = name_flags(result.text, flags)
-            _print_result(json_text(result.data, ascii_only=True) if arguments.json else on_terminal(text))
-            if result.failure is not None:
-                raise result.failure
-    except EdgeEffDetError as error:
-        if arguments.debug:
-            raise
-        _say(f"error: {on_terminal(name_flags(str(error), flags))}")
-        return error.exit_code
-    except KeyboardInterrupt:
-        _say("interrupted: nothing half-written was left behind")
-        return INTERRUPTED
+        with signals.raising():
+            result = stage(arguments)
+            if result is not None:
+                text = name_flags(result.text, flags)
+                _print_result(json_text(result.data, ascii_only=True) if arguments.json else on_terminal(text))
+                if result.failure is not None:
+                    raise result.failure
+    except KeyboardInterrupt as error:
+        _say(signals.SAID)
+        return TERMINATED if isinstance(error, signals.Terminated) else INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except Exception as error:
-        sentence = _sentence_of(error)
+        number = signals.was_asked()
+        if number is not None and not arguments.debug:
+            # What the work raised when it was interrupted, in place of the interruption.
+            _say(signals.SAID)
+            return 128 + number
+        sentence = str(error) if isinstance(error, EdgeEffDetError) else _sentence_of(error)
         if sentence is None or arguments.debug:
             raise
-        _say(f"error: {on_terminal(name_flags(sentence, flags))}")
-        return EdgeEffDetError.exit_code
+        _say(f"error: {_one_line(name_flags(sentence, flags))}")
+        return error.exit_code if isinstance(error, EdgeEffDetError) else EdgeEffDetError.exit_code
     finally:
         # A program may call main more than once, each time with another stderr.
         logger.removeHandler(handler)
@@ -302,7 +316,8 @@ def _sentence_of(error: Exception) -> str | None:
         if error.filename is not None:
             return f"{error.filename} cannot be used ({reason}); see whether the path is right and who may read and write it."
         return f"The system refuses something ({reason}); free what is short, and give the command again."
-    if isinstance(error, MemoryError):
+    # Python's own words where the system gives no thread, nearly always for want of memory for its stack.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't start new thread" in str(error)):
         return "There is not enough memory; end other programs, or give smaller inputs."
     if isinstance(error, RecursionError):
         return (
@@ -321,9 +336,7 @@ def _print_result(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Else Python would try again when it ends, and say so in its own words.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go(sys.stdout)
         raise UsageError(
             f"The results cannot be printed ({error.strerror or error}); print them where there is room."
         ) from error

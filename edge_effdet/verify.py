@@ -25,6 +25,7 @@ from edge_effdet.data.frames import LabelOptions
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import AccuracyGateFailed, EdgeEffDetError, UsageError
 from edge_effdet.evaluation.run import SPLIT_ORDER, evaluate_engine
+from edge_effdet.evaluation.seen import calibrated_on
 from edge_effdet.runtime.golden import Check
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def _run(arguments: argparse.Namespace) -> Result:
                 f"it has {100 * data['accuracy']['AP']:.1f} AP here and had {100 * data['accuracy']['proven_AP']:.1f}"
             )
     text = table(rows)
+    for remark in data.get("accuracy", {}).get("remarks", ()):
+        text += f"\n\n{remark}"
     if check is not None:
         text += f"\n\nproven on {describe_machine(check.proven_on)}\nthis is   {describe_machine(check.here)}"
     failure: EdgeEffDetError | None = None
@@ -125,8 +128,8 @@ def _golden_row(check: Check) -> tuple[str, ...]:
 def _measure(engine: Engine, data: Path, split: str | None, boxes_in: str) -> dict[str, Any]:
     proven = engine.require_record().accuracy
     dataset = match_classes(read_dataset(data, boxes_in=boxes_in), engine.spec)
-    wanted = split or (proven.split if proven is not None and proven.split in dataset.splits else None)
-    chosen, samples = dataset.choose_split(wanted, SPLIT_ORDER)
+    wanted = split or (proven.split if proven is not None and proven.split in ("all", *dataset.splits) else None)
+    chosen, samples = dataset.choose_judged(wanted, SPLIT_ORDER)
     logger.info("measuring AP on %d images of %s (split %s)", len(samples), data, chosen)
     metrics = evaluate_engine(engine, samples)
     same = proven is not None and samples_sha256(samples) == proven.data_sha256
@@ -136,6 +139,7 @@ def _measure(engine: Engine, data: Path, split: str | None, boxes_in: str) -> di
         "images": metrics.images,
         "proven_AP": proven.AP if proven is not None and same else None,
         "passed": 100 * (proven.AP - metrics.AP) <= DEFAULT_BUDGET if proven is not None and same else None,
+        "remarks": list(calibrated_on(engine, dataset, samples)),
     }
 
 

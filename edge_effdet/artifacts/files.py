@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edge_effdet.artifacts.temporary import temporary_file, temporary_folder
 from edge_effdet.errors import InputError, UsageError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -50,25 +50,74 @@ def atomic_output(path: Path, private: bool = False) -> Iterator[Path]:
 
     Raises:
         InputError: the folder cannot be made or written.
+        UsageError: a device or a pipe is at ``path``.
     """
     path = Path(path)
+    _refuse_device(path)
+    with contextlib.ExitStack() as closing:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = closing.enter_context(temporary_file(path.parent, 0o600 if private else 0o666))
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {path}: {error.strerror or error}; choose another folder with `output`."
+            ) from error
+        try:
+            yield temporary
+            # A device is switched off by pulling the plug, and the name must not be on the disk before the content is.
+            sync_file(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, place: Path | None = None) -> Iterator[Path]:
+    """Give a new folder, which gets the name ``path`` when the block ends without an error and all that is in it is on the disk.
+
+    Args:
+        path: the folder. Nothing is there yet, or a folder that is empty.
+        place: where the new folder is made, on the same disk; None for beside ``path``.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    path = Path(path)
+    place = path.parent if place is None else place
+    with contextlib.ExitStack() as closing:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            folder = closing.enter_context(temporary_folder(place)) / path.name
+            # Not the temporary one itself, which is for this user alone.
+            folder.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {path}: {error.strerror or error}; choose another folder with `output`."
+            ) from error
+        try:
+            yield folder
+            for each, _, names in os.walk(folder):
+                for name in names:
+                    sync_file(Path(each, name))
+                sync_folder(Path(each))
+            os.replace(folder, path)
+        except OSError as error:
+            raise writing_failed(path, error) from error
+
+
+def sync_file(path: Path) -> None:
+    """Return when the content of a file is on the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _make_beside(path, 0o600 if private else 0o666)
-    except OSError as error:
-        raise InputError(
-            f"Cannot write {path}: {error.strerror or error}; choose another folder with `output`."
-        ) from error
-    try:
-        yield temporary
-        # A device is switched off by pulling the plug, and the name must not be on the disk before the content is.
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise writing_failed(path, error) from error
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def writing_failed(path: Path, error: OSError) -> InputError:
@@ -76,24 +125,6 @@ def writing_failed(path: Path, error: OSError) -> InputError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     advice = "is the disk full?" if full else "see whether the folder may be written, or choose another with `output`."
     return InputError(f"Writing {path} failed: {error.strerror or error}; {advice}")
-
-
-def name_beside(path: Path) -> Path:
-    """A hidden name beside ``path`` for what will take its place."""
-    return path.parent / f".{path.name}.{secrets.token_hex(4)}"
-
-
-def _make_beside(path: Path, mode: int) -> Path:
-    """An empty file of a name that nobody has, beside ``path``.
-
-    tempfile's files are for their owner alone, and an engine is for other users too; here the system takes the mask of the process off the mode.
-    To ask for the mask is to change it, also for the threads that write at the same time.
-    """
-    while True:
-        temporary = name_beside(path)
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-            return temporary
 
 
 def require_writable(folder: Path, keep: bool = True) -> None:
@@ -110,8 +141,8 @@ def require_writable(folder: Path, keep: bool = True) -> None:
     made = [each for each in (folder, *folder.parents) if not os.path.exists(each)]  # noqa: PTH110 - Path.exists may raise
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A name that nobody has: a file of the user's own may be called as this program likes.
-        _make_beside(folder / "writable", 0o600).unlink(missing_ok=True)
+        with temporary_file(folder, 0o600):
+            pass
     except OSError as error:
         raise InputError(
             f"Cannot write into {folder}: {error.strerror or error}; choose another folder with `output`."
@@ -126,11 +157,20 @@ def require_writable_file(path: Path) -> None:
 
     Raises:
         InputError: the folder cannot be made or written.
-        UsageError: a folder is at ``path``.
+        UsageError: a folder, a device or a pipe is at ``path``.
     """
     if path.is_dir():
         raise UsageError(f"`output` {path} is a folder and has to be a file; add the file's name.")
+    _refuse_device(path)
     require_writable(path.parent, keep=False)
+
+
+def _refuse_device(path: Path) -> None:
+    """Raises UsageError where a file would take the place of a device or a pipe. For root it does, and without ``/dev/null`` little runs."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112, PTH113 - Path's may raise
+        raise UsageError(
+            f"`output` {path} is a device or a pipe, whose place a file would take; give the name of a file."
+        )
 
 
 def refuse_overwrite(outputs: Iterable[Path], inputs: Iterable[Path | None], field: str = "output") -> None:

@@ -75,7 +75,7 @@ def _require_same_model(engine: Engine, metadata: dict[str, str]) -> None:
             differing += [name for name in ours if not isinstance(theirs, dict) or theirs.get(name) != ours[name]]
         if precision is not None and json.loads(precision) != engine.precision:
             differing.append("precision")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(
             f"{engine.path} holds a damaged description of its model ({error}); build the engine again."
         ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.artifacts import Engine, Graph, temporary_folder
 from edge_effdet.backends.base import (
     Available,
     Compiled,
@@ -89,8 +88,8 @@ def compile(graph: Graph, options: CompileOptions) -> Compiled:  # noqa: A001 - 
     """
     refuse_target("onnxruntime", options)
     content = graph.path.read_bytes()
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         # onnxruntime raises classes of its C++ module, without a common Python base.
         try:
             _session(graph.path, LoadOptions(), optimized)
@@ -119,10 +118,10 @@ def profile(engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray
     """
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         try:
-            session = _session(engine.path, options, optimized, Path(folder) / "profile")
+            session = _session(engine.path, options, optimized, folder / "profile")
             for _ in range(_WARM_UP + runs):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -38,6 +38,9 @@ def read_report(path: Path) -> Report:
         InputError: it is missing, damaged, or of another format.
     """
     try:
+        # To open a pipe is to wait for whoever writes into it.
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         raw = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format") != REPORT_FORMAT:
             raise InputError(
@@ -49,7 +52,7 @@ def read_report(path: Path) -> Report:
         raise InputError(
             f"Cannot read the report {path}: {error.strerror}; give the report.json of an earlier benchmark."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not the report.json of a benchmark ({error}); give another file.") from error
 
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 import contextlib
 import queue
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from edge_effdet.artifacts import temporary_folder
 from edge_effdet.benchmarking.record import Referee
 from edge_effdet.errors import EdgeEffDetError
 
@@ -222,15 +221,15 @@ def _drive_loadgen(lg: Any, load: Load, answer: Answer, images: int, pool: Pool 
     sut = lg.ConstructSUT(issue, lambda: None)
     qsl = lg.ConstructQSL(images, images, lambda _: None, lambda _: None)
     try:
-        with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+        with temporary_folder() as folder:
             logs, output = lg.LogSettings(), lg.LogOutputSettings()
-            output.outdir, output.copy_summary_to_stdout = folder, False
+            output.outdir, output.copy_summary_to_stdout = str(folder), False
             logs.log_output, logs.enable_trace = output, False
             started = time.perf_counter()
             # Without the name it reads a file audit.config of the present folder, which is the user's.
-            lg.StartTestWithLogSettings(sut, qsl, settings, logs, str(Path(folder) / "audit.config"))
+            lg.StartTestWithLogSettings(sut, qsl, settings, logs, str(folder / "audit.config"))
             ended = tally.last or time.perf_counter()
-            summary = (Path(folder) / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+            summary = (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8")
     finally:
         lg.DestroyQSL(qsl)
         lg.DestroySUT(sut)

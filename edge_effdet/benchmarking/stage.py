@@ -51,6 +51,7 @@ from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError, MissingDependency, UsageError, first_line
 from edge_effdet.evaluation.intervals import drop_interval
 from edge_effdet.evaluation.run import SCORE_FLOOR, SPLIT_ORDER
+from edge_effdet.evaluation.seen import calibrated_on
 from edge_effdet.options import as_path
 from edge_effdet.runtime.dicom import DICOM_SUFFIXES
 from edge_effdet.runtime.golden import draw_pictures, encode_picture, read_golden
@@ -75,12 +76,14 @@ class _Pictures:
         contents: the contents of the files that the timed runs decode, or the files.
         samples: the labelled images for each engine, by its name; empty without data.
         refused: why AP cannot be measured for an engine, by its name.
+        remarks: what has to be known of the AP, a sentence each.
     """
 
     described: Images
     contents: Sequence[bytes | Path]
     samples: Mapping[str, Sequence[Sample]]
     refused: Mapping[str, str]
+    remarks: Sequence[str] = ()
 
 
 def benchmark_engines(
@@ -129,7 +132,7 @@ def benchmark_engines(
         baseline = read_report(old)
         same_machine = require_same_machine(baseline, machine, config.threads, config.any_machine)
         again = engines_of(baseline, opened) if same_machine else []
-    notes = [f"{name}: {reason}" for name, reason in pictures.refused.items()]
+    notes = [*(f"{name}: {reason}" for name, reason in pictures.refused.items()), *pictures.remarks]
     if data is None:
         notes.append(
             f"No labelled images were given, so AP was not measured; the timed runs decode {_picture_words(pictures.described)}."
@@ -221,13 +224,14 @@ def _read_pictures(engines: Sequence[tuple[str, Engine]], data: Path | None, con
     dataset = read_dataset(data, boxes_in=config.boxes_in)
     samples: dict[str, Sequence[Sample]] = {}
     refused: dict[str, DataError] = {}
-    split = ""
+    split, remarks = "", []
     for name, engine in engines:
         chosen = _samples_for(engine, dataset, config.split)
         if isinstance(chosen, DataError):
             refused[name] = chosen
         else:
             split, samples[name] = chosen
+            remarks += calibrated_on(engine, dataset, samples[name])
     if not samples:
         raise next(iter(refused.values()))
     own = next(iter(samples.values()))
@@ -249,15 +253,14 @@ def _read_pictures(engines: Sequence[tuple[str, Engine]], data: Path | None, con
         median_size=_median_size([(sample.height, sample.width) for sample, _ in timed]),
         class_names=tuple(printable(name) for name in dataset.class_names),
     )
-    return _Pictures(
-        described, contents, samples, {name: f"AP was not measured: {error}" for name, error in refused.items()}
-    )
+    told = {name: f"AP was not measured: {error}" for name, error in refused.items()}
+    return _Pictures(described, contents, samples, told, tuple(remarks))
 
 
 def _samples_for(engine: Engine, dataset: Dataset, split: str | None) -> tuple[str, Sequence[Sample]] | DataError:
     """The split that an engine is judged on and its images, or why the engine cannot be judged on this data."""
     try:
-        return match_classes(dataset, engine.spec).choose_split(split, SPLIT_ORDER)
+        return match_classes(dataset, engine.spec).choose_judged(split, SPLIT_ORDER)
     except DataError as error:
         return error
 

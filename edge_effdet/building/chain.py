@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 
-from edge_effdet.artifacts import Engine, Graph, refuse_overwrite, require_writable
+from edge_effdet.artifacts import Engine, Graph, atomic_output, refuse_overwrite, require_writable, temporary_folder
 from edge_effdet.artifacts.record import Race, Verdict
 from edge_effdet.backends.base import BACKENDS, CompileOptions, choose_automatically, require
 from edge_effdet.building.engine import (
@@ -46,6 +46,7 @@ from edge_effdet.quant.stage import (
     refuse_calibration_overwrite,
     search_files,
 )
+from edge_effdet.quickstart import CALIBRATION_SPLIT, PHOTOS, TEST_SPLIT, quickstart_graph, quickstart_photos
 
 logger = logging.getLogger("edge_effdet.build_engine")
 
@@ -76,7 +77,7 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
 
     Args:
         source: a checkpoint (.safetensors, or effdet's .pth with ``config.model``), an ONNX graph of ``export`` or ``quantize``, or None
-            for the shipped model and its scenes.
+            for the shipped model and its photographs.
         config: what to build, and of what.
 
     Returns:
@@ -107,8 +108,10 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
     if config.search and (budget.points is None or (config.eval_data is None and own_model)):
         raise UsageError("`search` needs a budget and labelled images; add `max_ap_drop` X and `eval_data` D.")
     given, name = _given_graph(source, config)
-    _refuse_overwrite(source, name, given, config, backend)
+    _refuse_overwrite(source, name, given if own_model else None, config, backend)
     require_writable(Path(config.output))
+    if not own_model:
+        given = _keep_beside(given, lowered_path(Path(config.output), name, "fp32"))
     graph = given or _export_source(source, name, config)
     _refuse_lowered(graph, config, budget)
     if not own_model:
@@ -132,16 +135,17 @@ def _refuse_lowered(graph: Graph, config: BuildConfig, budget: Budget) -> None:
 
 def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOptions, budget: Budget) -> BuildJob:
     """Read the images, and see that what calibrates does not judge."""
-    evaluation = images = None
-    dataset = read_dataset(Path(config.eval_data), boxes_in=config.boxes_in) if config.eval_data is not None else None
-    if dataset is not None:
-        evaluation = match_classes(dataset, graph.spec).choose_split(config.split, GATE_SPLIT_ORDER)
+    images = None
+    dataset = None
+    if config.eval_data is not None:
+        # Of the shipped photographs a reader has nothing to learn.
+        shipped = Path(config.eval_data) == PHOTOS
+        dataset = read_dataset(Path(config.eval_data), boxes_in=config.boxes_in, quiet=shipped)
     if config.precision == "int8" and graph.precision == "fp32":
         shared = dataset if as_path(config.calibration_data) == as_path(config.eval_data) else None
         images = calibration_images_from(shared or calibration_dataset(config), config, graph)
     manifest = images.manifest if images is not None else graph.calibration.get("manifest", {})
-    if evaluation is not None and manifest:
-        refuse_overlap(manifest, samples_manifest(evaluation[1]))
+    evaluation = None if dataset is None else _judged(match_classes(dataset, graph.spec), config, manifest)
     search = _search_options(config, budget, dataset, graph, evaluation)
     if search is not None:
         refuse_overlap(manifest, samples_manifest(search.samples))
@@ -158,6 +162,20 @@ def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOpt
         golden=config.golden,
         budget=budget,
     )
+
+
+def _judged(dataset: Dataset, config: BuildConfig, manifest: Mapping[str, str]) -> tuple[str, Sequence[Sample]]:
+    """The split that the gate judges on, and its images, none of which calibrates.
+
+    Data without splits are taken whole; where calibration took its images of them too, it left a part, and the gate takes that.
+    """
+    split, samples = dataset.choose_judged(config.split, GATE_SPLIT_ORDER)
+    judged = samples_manifest(samples) if manifest else {}
+    if dataset.held_out and config.split is None and set(manifest.values()) & set(judged.values()):
+        split, samples = dataset.choose_split("val", ())
+        judged = samples_manifest(samples)
+    refuse_overlap(manifest, judged)
+    return split, samples
 
 
 def _given_graph(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> tuple[Graph | None, str]:
@@ -178,14 +196,12 @@ def _given_graph(source: str | PathLike[str] | Graph | None, config: BuildConfig
 
 
 def _source_path(source: str | PathLike[str] | Graph | None) -> Path:
-    """The file of what is built; the shipped checkpoint where nothing is given."""
+    """The file of what is built; the shipped graph where nothing is given."""
     if isinstance(source, Graph):
         return source.path
     if source is not None:
         return Path(source)
-    from edge_effdet.quickstart import quickstart_checkpoint
-
-    return quickstart_checkpoint()
+    return quickstart_graph()
 
 
 def _refuse_overwrite(
@@ -234,16 +250,23 @@ def _export_source(source: str | PathLike[str] | Graph | None, name: str, config
     return export_network(network, spec, parents, lowered_path(Path(config.output), name, "fp32"), options).graph
 
 
-def _complete_quickstart(config: BuildConfig) -> BuildConfig:
-    from edge_effdet.quickstart import quickstart_scenes
+def _keep_beside(shipped: Graph | None, path: Path) -> Graph:
+    """A copy of the shipped graph where a checkpoint's would be, so that ``deploy`` finds it beside the engine."""
+    from edge_effdet.graph.model import load_graph
 
-    scenes = None
+    assert shipped is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path) as temporary:
+        shutil.copyfile(shipped.path, temporary)
+    return load_graph(path)
+
+
+def _complete_quickstart(config: BuildConfig) -> BuildConfig:
+    """The shipped model is calibrated and judged on the shipped photographs, unless others are given."""
     if config.calibration_data is None:
-        scenes = quickstart_scenes(Path(config.output))
-        config = replace(config, calibration_data=scenes, calibration_split="calibration")
+        config = replace(config, calibration_data=quickstart_photos(), calibration_split=CALIBRATION_SPLIT)
     if config.eval_data is None:
-        # The model was chosen on its val scenes; test is the split that nothing has seen.
-        config = replace(config, eval_data=scenes or quickstart_scenes(Path(config.output)), split="test")
+        config = replace(config, eval_data=quickstart_photos(), split=TEST_SPLIT)
     return config
 
 
@@ -347,9 +370,9 @@ def _race(config: BuildConfig, job: BuildJob, precision: str) -> Race:
     """Race the backends with the graph in the precision that is to be built."""
     graph, images = job.graph, job.images
     pictures, drawn = comparison_pictures(job)
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+    with temporary_folder() as folder:
         if precision == "fp16" and graph.precision == "fp32":
-            half = lower_graph(graph, "fp16", None, QuantizeOptions(), Path(folder) / "fp16.onnx")
+            half = lower_graph(graph, "fp16", None, QuantizeOptions(), folder / "fp16.onnx")
             return race_backends(half, job.compiling, pictures=pictures, reference=graph, drawn=drawn)
         if precision == "fp32" or images is None:
             return race_backends(graph, job.compiling, pictures=pictures, drawn=drawn)
@@ -359,7 +382,7 @@ def _race(config: BuildConfig, job: BuildJob, precision: str) -> Race:
             options = config.quantizing(backend)
             key = (options.high_precision, options.weight_codes)
             if key not in drafts:
-                path = Path(folder) / f"{options.high_precision}-{options.weight_codes}.onnx"
+                path = folder / f"{options.high_precision}-{options.weight_codes}.onnx"
                 try:
                     drafts[key] = draft_int8(graph, images, options, path)
                 except GraphError as error:
@@ -384,7 +407,7 @@ def _search_options(
     # Refused where they are missing, before anything was read.
     assert budget.points is not None and dataset is not None and evaluation is not None
     split, samples = match_classes(dataset, graph.spec).choose_split(config.search_split, ("val",))
-    if split in ("all", evaluation[0]):
+    if "all" in (split, evaluation[0]) or split == evaluation[0]:
         logger.warning(
             "the search is judged by the images of the gate (split %s), so that the gate's drop flatters; judge by `split` test",
             evaluation[0],

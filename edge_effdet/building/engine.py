@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -19,8 +18,10 @@ from edge_effdet.artifacts import (
     atomic_output,
     engine_json_path,
     file_sha256,
+    replace_engine,
     require_writable,
-    write_record,
+    temporary_folder,
+    waiting_record_path,
 )
 from edge_effdet.artifacts.reading import from_json
 from edge_effdet.artifacts.record import Agreement, Calibration, Golden, Race, Reference
@@ -205,24 +206,18 @@ def build_engine(
 
         compiled = attach_efficient_nms(built, suppressing_path(job.output, job.name, precision))
     logger.info("compiling %s with %s", precision.upper(), backend)
-    # Compiled and measured aside: a build that fails or is interrupted leaves neither an engine without its JSON nor
-    # an earlier engine without its own.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=job.output) as aside:
-        engine = compile_engine(compiled, backend, job.compiling, Path(aside) / path.name, job.nms)
-        engine = _verify(engine, job, built)
-        # A JSON of an earlier build must not stand beside the new engine, should this build be killed in between.
-        engine_json_path(path).unlink(missing_ok=True)
-        # That of an earlier engine, which another backend would never replace, goes; that of this one comes along.
+    # Compiled, measured and judged aside: until all is known of the new engine, the earlier one stays.
+    with temporary_folder(job.output) as aside:
+        engine = _verify(compile_engine(compiled, backend, job.compiling, aside / path.name, job.nms), job, built)
+        record = engine.require_record()
+        verdict = judge(record.accuracy, record.agreement, job.budget, tuple(tried_before))
         kept, cache = (each.with_name(path.name + RUNTIME_CACHE) for each in (engine.path, path))
-        cache.unlink(missing_ok=True)
-        os.replace(engine.path, path)
+        engine = replace_engine(replace(engine, record=replace(record, gate=verdict, race=race)), path)
+        # That of an earlier engine, which another backend would never replace, goes; that of this one comes along.
         if kept.exists():
             os.replace(kept, cache)
-    record = engine.require_record()
-    verdict = judge(record.accuracy, record.agreement, job.budget, tuple(tried_before))
-    record = replace(record, gate=verdict, race=race)
-    engine = replace(engine, path=path, record=record)
-    write_record(engine)
+        else:
+            cache.unlink(missing_ok=True)
     if job.evaluation is not None:
         shown = engine if require(backend).runs_here else graph_as_engine(built)
         save_example(shown, job.evaluation[1], _example_path(path))
@@ -245,9 +240,10 @@ def suppressing_path(output: Path, name: str, precision: str) -> Path:
 
 
 def engine_files(output: Path, name: str, precision: str, backend: str) -> list[Path]:
-    """An engine and what is written beside it: its record, what its runtime keeps, the annotated example."""
+    """An engine and what is written beside it: its record, under both of its names, what its runtime keeps, the annotated example."""
     path = engine_path(output, name, precision, backend)
-    return [path, engine_json_path(path), path.with_name(path.name + RUNTIME_CACHE), _example_path(path)]
+    records = [engine_json_path(path), waiting_record_path(path)]
+    return [path, *records, path.with_name(path.name + RUNTIME_CACHE), _example_path(path)]
 
 
 def _example_path(engine: Path) -> Path:

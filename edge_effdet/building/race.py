@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from edge_effdet.artifacts import Detections, Engine, Graph
+from edge_effdet.artifacts import Detections, Engine, Graph, temporary_folder
 from edge_effdet.artifacts.record import Race, RaceEntry
 from edge_effdet.backends.base import BACKENDS, Available, CompileOptions, Unavailable, get_backend, load_runner
 from edge_effdet.errors import AccuracyGateFailed, BackendUnavailable, EdgeEffDetError
@@ -66,7 +64,7 @@ def race_backends(
         return expected[each.sha256]
 
     image = np.full((*graph.spec.image_size, 3), graph.spec.preprocess.fill_color, np.uint8)
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-race-") as folder:
+    with temporary_folder() as folder:
         engines: dict[str, Engine] = {}
         for name in names:
             answer = get_backend(name).probe()
@@ -80,7 +78,7 @@ def race_backends(
             logger.info("racing: %s", name)
             raced = draft(name) if draft is not None else graph
             entry = entries[name] = replace(entry, precision=raced.precision)
-            engine = Engine(Path(folder) / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, raced.precision)
+            engine = Engine(folder / f"{name}{get_backend(name).SUFFIX}", graph.spec, name, raced.precision)
             try:
                 engine.path.write_bytes(get_backend(name).compile(raced, options).content)
                 # One that fails only when it runs must not end the race of the others.

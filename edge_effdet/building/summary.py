@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
 from edge_effdet.artifacts import Engine, EngineRecord
 from edge_effdet.artifacts.record import Accuracy, Golden, Latency, Verdict
 from edge_effdet.backends.arithmetic import cpu_has_dot_products
@@ -34,8 +39,14 @@ def summary_table(engine: Engine) -> str:
     return table(rows)
 
 
-def build_report(engine: Engine) -> str:
-    """All that a build says in the end: the table, the files, and remarks."""
+def build_report(engine: Engine, photos: Path | None = None, data: Path | None = None) -> str:
+    """All that a build says in the end: the table, the files, remarks, and what to do next.
+
+    Args:
+        engine: with its record.
+        photos: a folder of pictures for the command that shows what the engine finds; None for a folder of the reader's.
+        data: the labelled images that the engine was judged by; None where there were none.
+    """
     record = engine.require_record()
     lines = [summary_table(engine), "", f"engine   {engine.path}", f"proof    {engine.json_path}"]
     if record.accuracy is not None:
@@ -56,7 +67,34 @@ def build_report(engine: Engine) -> str:
             f"\nThe engine cannot run on this machine, so it is unproven{source}. On the target, run "
             f"python -m edge_effdet.verify --engine {engine.path.name} --data D."
         )
+    else:
+        lines.extend(_next_commands(engine.path, photos, data))
     return "\n".join(lines)
+
+
+def _next_commands(engine: Path, photos: Path | None, data: Path | None) -> list[str]:
+    """What one does with an engine: look at what it finds, decide by the report, take it to a device."""
+    given, folder = f"--engine {_typed(engine)}", engine.parent
+    judged = f" --data {_typed(data)}" if data is not None else ""
+    command = f"{_interpreter()} -m edge_effdet"
+    return [
+        "\nnext     look, decide, deploy:",
+        f"{command}.detect {given} --source {_typed(photos or Path('photos'))} --output {_typed(folder / 'found')}",
+        f"{command}.benchmark {given}{judged} --output {_typed(folder / 'report')}",
+        f"{command}.deploy {given} --target jetson-orin-nano --output {_typed(folder / 'bundles')}",
+    ]
+
+
+def _interpreter() -> str:
+    """The Python that has this package, as a person types it: ``make engine`` is run without the virtual environment's being active."""
+    found = shutil.which("python")
+    return "python" if found and Path(found).samefile(sys.executable) else _typed(Path(sys.executable))
+
+
+def _typed(path: Path) -> str:
+    """A path as a person types it in a shell: from the working directory where it is below that, quoted where it has to be."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _golden_line(golden: Golden) -> str:

@@ -1,1 +1,1 @@
-"""Data sets: a reader for each format, the data check, the transforms of training, and synthetic scenes."""
+"""Data sets: a reader for each format, the data check, and the transforms of training."""

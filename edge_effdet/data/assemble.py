@@ -96,7 +96,15 @@ def assemble(raw: RawDataset, boxes_in: str = "upright") -> Dataset:
     if raw.exporter:
         raw.notes.insert(0, f"{raw.root} looks like an export of {raw.exporter}.")
     return Dataset(
-        raw.root, raw.kind, names, category_ids, splits, (*raw.notes, *notes), tuple(problems), exporter=raw.exporter
+        raw.root,
+        raw.kind,
+        names,
+        category_ids,
+        splits,
+        (*raw.notes, *notes),
+        tuple(problems),
+        exporter=raw.exporter,
+        held_out=bool(notes),
     )
 
 
@@ -121,6 +129,9 @@ def _ask_for(paths: Sequence[Path]) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     for path in paths:
+        # To open a pipe is to wait for whoever writes into it.
+        if not path.is_file():
+            continue
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
             try:

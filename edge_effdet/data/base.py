@@ -111,6 +111,7 @@ class Dataset:
         notes: sentences for the user about how it was read.
         problems: what is wrong in it, in the order of the files.
         exporter: the program whose export it looks like; empty where nothing tells.
+        held_out: whether nothing in the data names splits, and ``train`` and ``val`` are those of ``hold_out``.
     """
 
     root: Path
@@ -121,6 +122,7 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
     problems: tuple[Problem, ...] = field(default=())
     exporter: str = ""
+    held_out: bool = False
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -179,6 +181,14 @@ class Dataset:
         if not samples:
             raise DataError(f"The split {name!r} of {self.root} holds no usable image; choose another `split`.")
         return name, samples
+
+    def choose_judged(self, wanted: str | None, defaults: Sequence[str]) -> tuple[str, tuple[Sample, ...]]:
+        """What a detector is judged on: as ``choose_split``, but data without splits as a whole. What is held out there is for training.
+
+        Raises:
+            DataError: as ``choose_split``.
+        """
+        return self.choose_split(wanted or ("all" if self.held_out else None), defaults)
 
     def all_samples(self) -> tuple[Sample, ...]:
         by_id = {sample.image_id: sample for samples in self.splits.values() for sample in samples}
@@ -324,7 +334,10 @@ def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[S
         "train": tuple(sample for index, sample in enumerate(ordered) if index not in chosen),
         "val": tuple(sample for index, sample in enumerate(ordered) if index in chosen),
     }
-    note = f"{source} names no splits: {count} of {len(ordered)} images, chosen with seed {HELD_OUT_SEED}, are held out as val."
+    note = (
+        f"{source} names no splits: {count} of {len(ordered)} images, chosen with seed {HELD_OUT_SEED}, are held out as val from training and "
+        "calibration; a detector is judged on all."
+    )
     return splits, note
 
 

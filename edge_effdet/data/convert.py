@@ -6,7 +6,6 @@ turned.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import json_text, refuse_overwrite
-from edge_effdet.artifacts.files import name_beside
+from edge_effdet.artifacts.files import atomic_folder
 from edge_effdet.cli import progress
 from edge_effdet.data.base import Dataset, Sample
 from edge_effdet.data.registry import get_reader
@@ -79,9 +78,12 @@ def convert_dataset(dataset: Dataset, to: str, output: Path, link: bool = False)
     refuse_overwrite([output], [dataset.root])
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output} is there already; give `output` a folder that does not exist or is empty.")
+    if dataset.held_out and to != "yolo":
+        # Both formats can say that there are no splits, and what is held out is for training to choose.
+        dataset = replace(dataset, splits={"default": dataset.all_samples()}, held_out=False)
     names = _unique_names(sample.path for samples in dataset.splits.values() for sample in samples)
     renamed = sum(path.name != name for path, name in names.items())
-    with _new_folder(output) as folder:
+    with atomic_folder(output) as folder:
         splits, places, notes = FORMATS[to](dataset, names, folder)
         for place, path in progress(places.items(), len(places), "writing pictures"):
             _place_picture(path, place, link)
@@ -94,28 +96,6 @@ def convert_dataset(dataset: Dataset, to: str, output: Path, link: bool = False)
         boxes={name: sum(len(sample.boxes) for sample in samples) for name, samples in splits.items()},
         notes=tuple(notes),
     )
-
-
-@contextlib.contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its place when the block ends without an error, and else is removed."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = name_beside(output)
-        folder.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"Cannot write {output}: {error.strerror or error}; choose another folder with `output`."
-        ) from error
-    try:
-        yield folder
-        if output.exists():
-            output.rmdir()
-        os.replace(folder, output)
-    except OSError as error:
-        raise InputError(f"Writing {output} failed: {error.strerror or error}; is the disk full?") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _place_picture(path: Path, place: Path, link: bool) -> None:

@@ -14,7 +14,7 @@ from edge_effdet.data.base import Problem, split_in_name
 from edge_effdet.data.finder import match_path
 from edge_effdet.data.raw import Certainty, RawDataset
 from edge_effdet.data.text import read_text
-from edge_effdet.data.yolo import read_picture_list
+from edge_effdet.data.yolo import read_picture_list, refuse_above
 from edge_effdet.data.yolo_labels import (
     holds_rows,
     labels_without_picture,
@@ -115,7 +115,7 @@ def _read_data_file(file: Path, root: Path, raw: RawDataset) -> tuple[list[Path]
     entries = _entries(file)
     if not entries:
         raise DataError(f"{file} has no line names = …, so it is no obj.data of Darknet; give the right file.")
-    names = _find(root, entries["names"][1]) or next(iter(_names_files(root)), None)
+    names = _class_list(root, entries["names"][1]) or next(iter(_names_files(root)), None)
     if names is None:
         raise DataError(
             f"{file} names the list of classes {entries['names'][1]}, which is not there; put it beside {file.name}."
@@ -128,6 +128,7 @@ def _read_data_file(file: Path, root: Path, raw: RawDataset) -> tuple[list[Path]
         if listed is None:
             raw.problems.append(Problem("missing_image", f"{file}:{line}", f"{key} names {value}, which is not there"))
         elif listed.is_dir():
+            refuse_above(listed, file, f"{file}:{line}", f"{key} names {value}")
             splits.append((_split(key), _of_folder(listed, raw)))
         else:
             splits.append((_split(key), read_picture_list(listed, [listed.parent, root], root, raw)))
@@ -176,6 +177,16 @@ def _of_folder(folder: Path, raw: RawDataset) -> list[Path]:
 def _split(name: str) -> str | None:
     """The split that a key or a list names: one of the usual ones, or as it is called; None for a list of all pictures."""
     return split_in_name(name) or (None if name.lower() in _UNNAMED_LISTS else name)
+
+
+def _class_list(root: Path, value: str) -> Path | None:
+    """The list of classes that a path means. Elsewhere than in the data set it has to be one by its name: what is in it is shown as classes, and a
+    path may name any file."""
+    found = _find(root, value)
+    if found is None or not found.is_file():
+        return None
+    inside = found.resolve().is_relative_to(root.resolve())
+    return found if inside or found.suffix.lower() == ".names" else None
 
 
 def _find(root: Path, value: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -10,8 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from edge_effdet.artifacts.files import file_identity
 from edge_effdet.data.base import Problem
 from edge_effdet.runtime.images import IMAGE_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 LIKELIEST_SUFFIXES = (".jpg", ".jpeg", *sorted(IMAGE_SUFFIXES - {".jpg", ".jpeg"}))
 """Suffixes in the order in which a picture is looked for by its stem: what lies beside a photo as PNG is most often its mask."""
@@ -21,20 +25,45 @@ _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]*/?", re.IGNORECASE)
 
 
 def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and all below it, each with the sorted names of its files. Linked folders are followed, and each is entered once."""
+    """A folder and all below it, each with the sorted names of its files. Linked folders are followed, and each is entered once.
+
+    Pipes, sockets and devices are no files: reading one may never end. A folder that cannot be read is warned of.
+    """
     # A link to a folder above is a loop, by which the files of folders beside this one would be taken for its own.
-    above = [place.stat() for place in folder.resolve().parents]
-    seen = {(status.st_dev, status.st_ino) for status in above}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place)
-        status = here.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
+    seen = {file_identity(place) for place in folder.resolve().parents}
+    left = [folder]
+    while left:
+        here = left.pop()
+        identity = file_identity(here)
+        if identity is None or identity in seen:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
+        try:
+            folders, files = _contents(here)
+        except NotADirectoryError:
+            continue
+        except OSError as error:
+            logger.warning("%s cannot be read (%s), and what is in it is left out", here, error.strerror or error)
+            continue
         # Hidden ones hold what programs keep for themselves, as .ipynb_checkpoints with copies of pictures.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left += [here / name for name in sorted(folders, reverse=True) if not name.startswith(".")]
         yield here, sorted(files)
+
+
+def _contents(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files in a folder."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # What a link leads to may be gone. Then it counts, and who opens it tells so.
+            if entry.is_symlink() and file_identity(Path(entry.path)) is None:
+                files.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+            elif entry.is_file():
+                files.append(entry.name)
+    return folders, files
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

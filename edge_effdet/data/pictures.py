@@ -24,12 +24,12 @@ def read_images(path: Path) -> Dataset:
     Raises:
         DataError: there is no picture that can be read.
     """
-    labelled = path.exists() and any(get_reader(kind).recognises(path) for kind in READERS)
     try:
         return read_dataset(path)
     except DataError as error:
-        if not path.is_dir() or not walk_pictures(path):
+        if not os.path.isdir(path) or not walk_pictures(path):  # noqa: PTH112 - Path.is_dir may raise
             raise
+        labelled = any(get_reader(kind).recognises(path) for kind in READERS)
         dataset = read_pictures(path)
         count = len(dataset.all_samples())
         if labelled:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -92,8 +94,19 @@ def read_raw(path: Path) -> RawDataset:
     Raises:
         DataError: there is nothing at ``path``, its format is not known, or nothing can be read at all.
     """
-    if not path.exists():
-        raise DataError(f"There is no data at {path}; check the path given.")
+    try:
+        kind_of = path.stat().st_mode
+        if stat.S_ISDIR(kind_of):
+            os.scandir(path).close()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"There is no data at {path}; check the path given.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{path} cannot be read ({reason}); see whether the path is right and who may read it."
+        ) from error
+    if not stat.S_ISDIR(kind_of) and not stat.S_ISREG(kind_of):
+        raise DataError(f"{path} is a pipe or a device; give a file or a folder with the data.")
     certain = {kind: get_reader(kind).recognises(path) for kind in READERS}
     surest = max(certain.values())
     if surest == Certainty.NO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,37 @@ _MARKS = (
 _WINDOWS = "cp1252"
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, most: int | None = None) -> str:
     """The text of a file without its byte order mark. See ``decode_text``.
 
+    Args:
+        file: the file.
+        most: how many bytes it may have; None for any number.
+
     Raises:
-        DataError: the file cannot be read, or is no text.
+        DataError: the file cannot be read, is too large, or is no text.
+    """
+    return decode_text(read_content(file, most), file)[0]
+
+
+def read_content(file: Path, most: int | None = None) -> bytes:
+    """The bytes of a file. A pipe or a device is not waited for. Arguments as in ``read_text``.
+
+    Raises:
+        DataError: the file cannot be read, is none, or is too large.
     """
     try:
-        content = file.read_bytes()
+        status = file.stat()
+        # Reading would wait for ever, or never end.
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise DataError(f"{file} is a pipe or a device and no file; correct what names it.")
+        if most is not None and status.st_size > most:
+            raise DataError(
+                f"{file} has {status.st_size / 1e6:.1f} MB, and a file of its kind has {most / 1e6:.1f} at most; give the right file."
+            )
+        return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror or error}); check the file.") from error
-    return decode_text(content, file)[0]
 
 
 def decode_text(content: bytes, file: Path) -> tuple[str, str]:

@@ -125,7 +125,7 @@ def _roots_below(folder: Path, path: Path, depth: int, seen: set[Path]) -> list[
                     continue
                 if entry.is_dir():
                     folders.append(folder / entry.name)
-                elif _is_xml(entry.name):
+                elif _is_xml(entry.name) and entry.is_file():
                     files.append(folder / entry.name)
     except OSError:
         return []

@@ -11,7 +11,7 @@ from xml.parsers import expat
 from edge_effdet.artifacts import Size
 from edge_effdet.data.base import Problem
 from edge_effdet.data.raw import RawBox
-from edge_effdet.data.text import decode_text
+from edge_effdet.data.text import decode_text, read_content
 from edge_effdet.errors import DataError
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -150,10 +150,7 @@ def _read_text(xml: Path) -> tuple[str, int]:
     Raises:
         DataError: the file cannot be read, or is no text.
     """
-    try:
-        content = xml.read_bytes()
-    except OSError as error:
-        raise DataError(f"{xml} cannot be read ({error.strerror or error}); check the file.") from error
+    content = read_content(xml)
     text = _decode_as_declared(content)
     if text is None:
         text = decode_text(content, xml)[0]

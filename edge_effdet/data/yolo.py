@@ -7,6 +7,7 @@ Studio, labelImg). ``yolo_labels`` reads the labels.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import defaultdict
@@ -29,7 +30,7 @@ from edge_effdet.data.yolo_labels import (
     read_one_class_list,
 )
 from edge_effdet.errors import DataError, MissingDependency, first_line
-from edge_effdet.runtime.images import IMAGE_SUFFIXES
+from edge_effdet.runtime.images import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES
 
 TITLE = "YOLO"
 
@@ -47,6 +48,12 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _USUAL_STEMS = ("data", "dataset")
 _KEY = re.compile(r"""(?:^|[{,])[ \t]*["']?([A-Za-z]+)["']?[ \t]*:""", re.MULTILINE)
 _NOTHING = ("", "~", "null", "none")
+_MOST_BYTES = 1 << 20
+"""Size of a larger file than YOLO's: ten thousand names of classes take a fifth of it."""
+
+_MOST_NODES = 100_000
+"""Names and places in one file, an alias counted as often as it stands for something: a few lines of aliases may stand for billions."""
+
 _DEPTH = 3
 """Levels of folders that are searched for lists of classes and for labels, as for ``train/labels/classes.txt``."""
 
@@ -124,7 +131,7 @@ def _is_config(file: Path) -> bool:
     """Whether a YAML file has YOLO's keys. PyYAML is not needed to see that."""
     usual = file.stem.lower() in _USUAL_STEMS
     try:
-        keys = {key.lower() for key in _KEY.findall(read_text(file))}
+        keys = {key.lower() for key in _KEY.findall(read_text(file, _MOST_BYTES))}
     except DataError:
         return usual
     named, split = bool(keys & {"names", "nc"}), bool(keys & _SPLITS.keys())
@@ -143,6 +150,7 @@ def _read_yaml(path: Path, file: Path) -> RawDataset:
         for entry in entries:
             place = _place(config, key, entry, raw)
             if place is not None and place.is_dir():
+                refuse_above(place, file, config.where(key), f"{key} names {entry}")
                 folders.append(place)
             pictures += _pictures(config, key, entry, place, raw)
     if not splits:
@@ -165,12 +173,21 @@ def _load(file: Path) -> _Config:
         import yaml
     except ModuleNotFoundError as error:
         raise MissingDependency("PyYAML", "train", "to read a YOLO data.yaml") from error
-    text = read_text(file)
+    text = read_text(file, _MOST_BYTES)
     try:
         loader = yaml.SafeLoader(text)
         # All values stay text. Else YAML makes false of a class that is called no.
         loader.yaml_implicit_resolvers = {}
-        content = loader.get_single_data()
+        root = loader.get_single_node()
+        if root is not None and _size_of(root) > _MOST_NODES:
+            raise DataError(
+                f"{file} stands for more than {_MOST_NODES} names by its aliases, as no data.yaml does; write it without aliases."
+            )
+        content = None if root is None else loader.construct_document(root)
+    except RecursionError as error:
+        raise DataError(
+            f"{file} holds lists within lists, deeper than any data.yaml does; correct it or export it again."
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f"line {line + 1}: " if line is not None else ""
@@ -179,6 +196,18 @@ def _load(file: Path) -> _Config:
     if not isinstance(content, dict):
         raise DataError(f"{file} holds no keys like names and train, so it is no YOLO data.yaml; give the right file.")
     return _Config(file, content, text)
+
+
+def _size_of(node: Any, sizes: dict[int, float] | None = None) -> float:
+    """How many values a node of YAML stands for with all below it, each alias followed; infinity where it holds itself."""
+    sizes = {} if sizes is None else sizes
+    if id(node) not in sizes:
+        # Whoever comes here again before it is known is inside of it.
+        sizes[id(node)] = math.inf
+        inner = node.value if isinstance(node.value, list) else []
+        children = [each for one in inner for each in (one if isinstance(one, tuple) else (one,))]
+        sizes[id(node)] = 1 + sum(_size_of(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _class_names(config: _Config, problems: list[Problem]) -> dict[int, str]:
@@ -230,6 +259,25 @@ def _place(config: _Config, key: str, entry: str, raw: RawDataset) -> Path | Non
     return None
 
 
+def refuse_above(place: Path, file: Path, where: str, named: str) -> None:
+    """Refuse a folder of pictures that is the root, or that holds the folder of the file which names it: much else of the disk lies there too.
+
+    Args:
+        place: the folder.
+        file: what names it.
+        where: the place in the file, as in ``Problem.where``.
+        named: the key and what stands there, as ``train names ..``.
+
+    Raises:
+        DataError: names the folder.
+    """
+    found, here = place.resolve(), file.resolve().parent
+    if found in here.parents or found == Path(found.anchor):
+        raise DataError(
+            f"{where}: {named}, which is {found} with all that lies there beside {here}; name the folder with the images alone."
+        )
+
+
 def _pictures(config: _Config, key: str, entry: str, place: Path | None, raw: RawDataset) -> list[Path]:
     """The pictures of a folder or a list that a split names."""
     if place is None:
@@ -241,7 +289,7 @@ def _pictures(config: _Config, key: str, entry: str, place: Path | None, raw: Ra
             text = f"{key} names {entry}, which holds no image"
             raw.problems.append(Problem("missing_image", config.where(key), text))
         return pictures
-    if place.suffix.lower() in IMAGE_SUFFIXES:
+    if place.suffix.lower() in IMAGE_SUFFIXES and place.is_file():
         return [place]
     return read_picture_list(place, [place.parent, *config.bases], config.file.parent, raw)
 
@@ -256,22 +304,31 @@ def read_picture_list(file: Path, folders: list[Path], root: Path, raw: RawDatas
         raw: gets the problems and notes.
 
     Raises:
-        DataError: the file is no text.
+        DataError: the file is no text, or no line is the name of a picture.
     """
+    lines = [(line, text.strip()) for line, text in enumerate(read_text(file).splitlines(), start=1) if text.strip()]
+    if lines and not any(_is_name(name) for _, name in lines):
+        raise DataError(f"{file} is no list of images: no line of it is the name of one; correct what names it.")
     finder = PictureFinder(folders, root)
     pictures = []
-    for line, text in enumerate(read_text(file).splitlines(), start=1):
-        name = text.strip()
-        if not name:
-            continue
-        picture = finder.find(name)
+    for line, name in lines:
+        picture = finder.find(name) if _is_name(name) else None
         if picture is not None and _is_of_its_split(name, picture, root):
             pictures.append(picture)
-        else:
-            text = f"skipped the image {name}, which is not there"
-            raw.problems.append(Problem("missing_image", f"{file}:{line}", text))
+            continue
+        # The file may be anybody's, and what is in it is not for the log.
+        text = (
+            f"skipped the image {name}, which is not there" if _is_name(name) else "skipped a line that names no image"
+        )
+        raw.problems.append(Problem("missing_image", f"{file}:{line}", text))
     raw.problems += finder.problems()
     return pictures
+
+
+def _is_name(text: str) -> bool:
+    """Whether a line may be the name of a picture, readable here or not; in an address a query may follow it."""
+    known = (*IMAGE_SUFFIXES, *UNREADABLE_SUFFIXES)
+    return any(Path(name).suffix.lower() in known for name in (text, text.split("?")[0]))
 
 
 def _is_of_its_split(name: str, picture: Path, root: Path) -> bool:

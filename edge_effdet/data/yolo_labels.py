@@ -101,6 +101,8 @@ def read_one_class_list(files: Sequence[Path]) -> dict[int, str]:
 
 def looks_like_rows(file: Path) -> bool:
     """Whether a text file begins with a row of YOLO's numbers."""
+    if not file.is_file():
+        return False
     try:
         with open(file, "rb") as stream:
             head = stream.read(_HEAD).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe")

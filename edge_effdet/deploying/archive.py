@@ -62,7 +62,7 @@ def _add_file(tar: tarfile.TarFile, path: Path, inside: str) -> None:
             tar.addfile(entry, content)
     except OSError as error:
         raise InputError(
-            f"{path} could not be put into the archive: {error.strerror or error}; is the disk full?"
+            f"{path} could not be put into the archive: {error.strerror or error}; see who may read it, and whether there is room on the disk."
         ) from error
 
 

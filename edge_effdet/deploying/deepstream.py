@@ -18,13 +18,20 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_effdet.artifacts import EngineRecord, Graph, json_text, refuse_overwrite, require_writable, write_text
+from edge_effdet.artifacts import (
+    EngineRecord,
+    Graph,
+    atomic_folder,
+    json_text,
+    refuse_overwrite,
+    require_writable,
+    write_text,
+)
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.device.manifest import require_name
 from edge_effdet.errors import UsageError
@@ -100,9 +107,7 @@ def write_deepstream(
     require_writable(output.parent)
     name = f"{require_name(record.engine.split('.')[0])}.{graph.precision}"
     values = {**_values(graph, options), "NAME": name, "SHAPES": "".join(f" --{each}" for each in shapes)}
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as aside:
-        folder = Path(aside) / "folder"
-        folder.mkdir()
+    with atomic_folder(output) as folder:
         write_float_input(graph, folder / f"{name}.onnx")
         for file in ("Makefile", "README.txt", "config_infer_primary.txt"):
             text = (_FILES / file).read_text(encoding="ascii")
@@ -111,7 +116,6 @@ def write_deepstream(
         write_text(folder / "labels.txt", "".join(f"{label}\n" for label in labels_for_nvinfer(graph.spec.class_names)))
         write_text(folder / "record.json", json_text(to_json(record), indent=2) + "\n")
         folder.chmod(0o755)
-        folder.rename(output)
     return output
 
 

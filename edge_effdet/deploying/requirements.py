@@ -16,14 +16,13 @@ import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_effdet.artifacts import file_sha256
+from edge_effdet.artifacts import file_sha256, temporary_folder
 from edge_effdet.deploying.wheel import requirements_of
 from edge_effdet.device.targets import JETPACKS, DeployTarget, get_target
 from edge_effdet.errors import InputError, MissingDependency, UsageError
@@ -264,9 +263,9 @@ def download(pins: Sequence[Pin], folder: Path, target: str) -> None:
     groups: dict[tuple[str, bool, bool], list[Pin]] = {}
     for pin in pins:
         groups.setdefault((pin.python, pin.is_source, pin.build_only), []).append(pin)
-    with tempfile.TemporaryDirectory() as aside:
+    with temporary_folder() as aside:
         for (python, is_source, _), group in groups.items():
-            listed = Path(aside, "requirements.txt")
+            listed = aside / "requirements.txt"
             listed.write_text("".join(f"{pin.name}=={pin.version} --hash=sha256:{pin.sha256}\n" for pin in group))
             names = ",".join(pin.name for pin in group)
             flags = ["--no-binary", names] if is_source else _platform_flags(get_target(target), python)
@@ -379,10 +378,10 @@ def _report(asked: Sequence[Requirement], flags: Sequence[str]) -> dict[str, Any
     """What pip would install, by canonical name, as its installation report has it (version 1, since pip 23.0)."""
     from packaging.utils import canonicalize_name
 
-    with tempfile.TemporaryDirectory() as aside:
-        path = Path(aside, "report.json")
+    with temporary_folder() as aside:
+        path = aside / "report.json"
         # The folder is never written; pip allows other platforms with it alone.
-        place = ["--dry-run", "--ignore-installed", "--target", str(Path(aside, "target")), "--report", str(path)]
+        place = ["--dry-run", "--ignore-installed", "--target", str(aside / "target"), "--report", str(path)]
         texts = [_without_marker(each) for each in asked]
         _run_pip("install", *place, *flags, *texts)
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -425,9 +424,9 @@ def _fetch_sources(target: DeployTarget, backend: str) -> list[_Source]:
 def _fetch_source(need: Requirement) -> _Source:
     import tomllib
 
-    with tempfile.TemporaryDirectory() as aside:
-        _run_pip("download", "--no-deps", "--no-binary", need.name, "-d", aside, _without_marker(need))
-        (archive,) = Path(aside).iterdir()
+    with temporary_folder() as aside:
+        _run_pip("download", "--no-deps", "--no-binary", need.name, "-d", str(aside), _without_marker(need))
+        (archive,) = aside.iterdir()
         with tarfile.open(archive) as tar:
             about = Parser().parsestr(_read_member(tar, "PKG-INFO"))
             build = tomllib.loads(_read_member(tar, "pyproject.toml"))["build-system"]["requires"]

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import atomic_output, require_writable
+from edge_effdet.artifacts.files import sync_file, writing_failed
+from edge_effdet.artifacts.temporary import temporary_file
 from edge_effdet.cli import Result, add_switch, make_parser, run_verb
 from edge_effdet.device.signature import UNTRUSTED, key_id, read_public_key
 from edge_effdet.errors import BundleError, InputError, MissingDependency, UsageError, first_line
@@ -153,22 +155,31 @@ def make_keys(folder: Path, password: str | None) -> SigningKey:
     written.untrusted_comment = "minisign encrypted secret key" if password is not None else "minisign secret key"
     if password is not None:
         written.encrypt(password, opslimit=_OPSLIMIT, memlimit=_MEMLIMIT)
-    content = bytes(written) + b"\n"
     try:
-        handle = os.open(secret_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with temporary_file(folder, 0o600) as temporary:
+            temporary.write_bytes(bytes(written) + b"\n")
+            sync_file(temporary)
+            _name_new(temporary, secret_path)
     except OSError as error:
-        raise InputError(f"{secret_path} could not be written: {error.strerror}; give another `output`.") from error
+        raise writing_failed(secret_path, error) from error
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
         with atomic_output(public_path) as temporary:
             temporary.write_bytes(bytes(pair.public_key) + b"\n")
-    except BaseException as error:
+    except BaseException:
         secret_path.unlink()
-        if isinstance(error, OSError):
-            raise InputError(f"{secret_path} could not be written: {error.strerror}; is the disk full?") from error
         raise
     return SigningKey(public, pair.secret_key)
+
+
+def _name_new(temporary: Path, path: Path) -> None:
+    """Give a file its name. Unlike a rename this replaces no file, not even one that came meanwhile; raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # FAT has no links.
+        os.replace(temporary, path)
 
 
 def _library() -> Any:

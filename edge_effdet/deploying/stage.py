@@ -6,7 +6,6 @@ import base64
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -14,7 +13,15 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
-from edge_effdet.artifacts import Engine, EngineRecord, Graph, json_text, refuse_overwrite, require_writable
+from edge_effdet.artifacts import (
+    Engine,
+    EngineRecord,
+    Graph,
+    atomic_folder,
+    json_text,
+    refuse_overwrite,
+    require_writable,
+)
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.artifacts.record import Accuracy
 from edge_effdet.backends.base import RUN_LIMIT, LoadOptions, get_backend, load_runner
@@ -97,9 +104,7 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
     chosen = graphs[precision]
     name = config.name or require_name(chosen.record.engine.split(".")[0])
     path = _free_path(output, name, release, config.target)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=output) as aside:
-        folder = Path(aside) / path.name
-        folder.mkdir()
+    with atomic_folder(path) as folder:
         bundled = {each: _write_graph(folder, name, graph) for each, graph in graphs.items()}
         wheel = write_device_wheel(folder / "wheels")
         complete = write_target_requirements(folder, packages)
@@ -126,7 +131,6 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
         if key is not None:
             sign_file(folder / SUMS, key)
         folder.chmod(0o755)
-        folder.rename(path)
     archive = None
     if config.archive != "none":
         archive = write_archive(path, config.archive)

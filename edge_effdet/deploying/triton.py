@@ -13,15 +13,13 @@ Python, with NAME_engine between them. Its clients see no difference.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -29,15 +27,16 @@ from string import Template
 from edge_effdet.artifacts import (
     Engine,
     ModelSpec,
+    atomic_folder,
     atomic_output,
     file_sha256,
     json_text,
     printable,
     refuse_overwrite,
     require_writable,
+    temporary_folder,
     write_json,
 )
-from edge_effdet.artifacts.files import name_beside, writing_failed
 from edge_effdet.backends.base import get_backend
 from edge_effdet.building.verify import find_compiled_graph
 from edge_effdet.deploying.requirements import EXTRAS
@@ -115,8 +114,8 @@ def write_triton_repository(
         logger.warning("%s was not within its budget when it was built: %s", engine.path.name, record.gate.text)
     refuse_overwrite([output], [engine.path, engine.json_path])
     require_writable(output)
-    with tempfile.TemporaryDirectory() as aside:
-        models = _models(engine, name, options, write_device_wheel(Path(aside)))
+    with temporary_folder() as aside:
+        models = _models(engine, name, options, write_device_wheel(aside))
         # Before the first byte, so that nothing is written where one of them is refused.
         known = [_known_files(output / model.name, model) for model in models]
         version = _choose_version(output, models, options.model_version)
@@ -318,17 +317,15 @@ def _sha256(content: bytes | Path) -> str:
 def _write_model(folder: Path, model: TritonModel, version: int, known: Mapping[str, Sequence[str]]) -> None:
     hashes = {name: [_sha256(content)] for name, content in model.top.items()}
     if not folder.exists():
-        with _folder_beside(folder, _nursery(folder.parent)) as aside:
+        with atomic_folder(folder, _nursery(folder.parent)) as aside:
             _fill(aside / str(version), model.version)
             _fill(aside, model.top)
             write_json(aside / MARKER, {"format": MARKER_FORMAT, "files": hashes})
-            aside.rename(folder)
         return
     if not (folder / str(version)).exists():
         # Triton takes no folder for a version whose name is no number.
-        with _folder_beside(folder / str(version), folder) as aside:
+        with atomic_folder(folder / str(version)) as aside:
             _fill(aside, model.version)
-            aside.rename(folder / str(version))
     # Old and new hashes count while files are replaced, so that a call that is killed can be repeated.
     both = {name: [*known.get(name, ()), *hashes.get(name, ())] for name in {*known, *hashes}}
     write_json(folder / MARKER, {"format": MARKER_FORMAT, "files": both})
@@ -347,19 +344,6 @@ def _nursery(repository: Path) -> Path:
     parent = repository.resolve().parent
     same = parent.stat().st_dev == repository.stat().st_dev
     return parent if same and os.access(parent, os.W_OK) else repository
-
-
-@contextlib.contextmanager
-def _folder_beside(path: Path, place: Path) -> Iterator[Path]:
-    """A new folder in ``place`` that is to become ``path``; it is removed where it did not. Raises InputError where it cannot be written."""
-    aside = name_beside(place / path.name)
-    try:
-        aside.mkdir()
-        yield aside
-    except OSError as error:
-        raise writing_failed(path, error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fill(folder: Path, files: Mapping[str, bytes | Path]) -> None:

@@ -34,6 +34,7 @@ PARTS = (
     "sending",
     "serve.py",
     "serving",
+    "signals.py",
 )
 """What is in the wheel, by its place in the package."""
 
@@ -41,7 +42,11 @@ EXTRAS = ("mqtt", "openvino", "ort", "ort-cuda", "serve", "tensorrt", "tensorrt-
 """The extras of the package that the wheel has: one for each backend, and what a device may be asked for beside detecting."""
 
 _DISTRIBUTION = "edge-effdet"
-_HEADERS = ("Metadata-Version", "Name", "Version", "Summary", "License-Expression", "License-File", "Requires-Python")
+_HEADERS = ("Metadata-Version", "Name", "Version", "Summary", "Requires-Python")
+_LICENSE = ("License-Expression: Apache-2.0", "License-File: LICENSE")
+"""Of the code alone: the photographs, which are under MIT, are not in the wheel."""
+
+_DESCRIPTION = "The part of edge_effdet that a device runs: detection, serving, and the installer of bundles. The host has the whole package."
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
 
@@ -126,11 +131,13 @@ def _metadata(distribution: metadata.Distribution) -> str:
     """The metadata of the installed package, with the extras of the device alone."""
     given = distribution.metadata
     lines = [f"{name}: {value}" for name in _HEADERS for value in given.get_all(name) or ()]
+    lines += _LICENSE
     for text in distribution.requires or []:
         extras = _EXTRA.findall(text)
         if not extras or all(each in EXTRAS for each in extras):
             lines.append(f"Requires-Dist: {text}")
-    return "\n".join([*lines, *(f"Provides-Extra: {extra}" for extra in EXTRAS)]) + "\n"
+    lines += [f"Provides-Extra: {extra}" for extra in EXTRAS]
+    return "\n".join([*lines, "Description-Content-Type: text/markdown", "", _DESCRIPTION, ""])
 
 
 def _digest(content: bytes) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_effdet.artifacts import atomic_output, printable
+from edge_effdet.artifacts.files import sync_folder
 from edge_effdet.errors import InputError
 
 _ADVICE = {
@@ -77,15 +78,6 @@ def write_durably(path: Path, text: str, mode: int | None = None) -> None:
                 temporary.chmod(stat.S_IMODE(before.st_mode))
         temporary.write_text(printable(text), encoding="utf-8")
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_all() -> None:

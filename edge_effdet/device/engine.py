@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -26,6 +24,7 @@ from edge_effdet.artifacts import (
     engine_json_path,
     file_sha256,
     load_engine,
+    temporary_folder,
     write_json,
 )
 from edge_effdet.artifacts.reading import from_json, to_json
@@ -121,8 +120,8 @@ def build_on_device(bundle: Bundle, output: Path, options: DeviceBuildOptions) -
     if counted.warning is not None:
         logger.warning("%s", counted.warning)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as aside:
-        path = Path(aside) / "engine" / f"{bundle.manifest.name}.{graph.precision}{get_backend(backend).SUFFIX}"
+    with temporary_folder(output.parent) as aside:
+        path = aside / "engine" / f"{bundle.manifest.name}.{graph.precision}{get_backend(backend).SUFFIX}"
         path.parent.mkdir()
         path.write_bytes(compiled.content)
         digest = file_sha256(path)
@@ -155,7 +154,8 @@ def build_on_device(bundle: Bundle, output: Path, options: DeviceBuildOptions) -
         write_json(engine.json_path, to_json(engine.require_record()))
         write_json(path.parent / DEVICE_RECORD, _device_record(engine, check))
         if output.exists():
-            shutil.rmtree(output)
+            # In one step, so that a kill leaves no half of it.
+            output.rename(aside / "earlier")
         path.parent.rename(output)
     return replace(engine, path=output / path.name)
 

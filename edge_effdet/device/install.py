@@ -11,13 +11,12 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import refuse_overwrite
+from edge_effdet.artifacts import refuse_overwrite, temporary_folder
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.device.durable import folder_mib, is_disk_full, telling_errors
 from edge_effdet.device.inspect import Plans, inspect_device
@@ -140,7 +139,7 @@ def _opened(source: Path, options: InstallOptions, given: Sequence[str], into: s
         check_signature(source, signature, known)
     with contextlib.ExitStack() as stack:
         # A dry run leaves nothing in the root, not even for a moment.
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if options.dry_run else options.place
+        place = stack.enter_context(temporary_folder()) if options.dry_run else options.place
         folder = stack.enter_context(unpacked(source, place))
         try:
             yield folder

@@ -19,12 +19,11 @@ import hashlib
 import logging
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_effdet.artifacts import printable
+from edge_effdet.artifacts import printable, temporary_folder
 from edge_effdet.device.manifest import SIGNATURE, SUMS, read_bounded
 from edge_effdet.errors import BackendUnavailable, BundleError
 
@@ -271,8 +270,8 @@ def _by_openssl(point: bytes, signature: bytes, message: bytes) -> bool | None:
     if program is None:
         return None
     try:
-        with tempfile.TemporaryDirectory(prefix="edge_effdet-") as name:
-            names = [Path(name, each) for each in ("key", "signature", "message")]
+        with temporary_folder() as folder:
+            names = [folder / each for each in ("key", "signature", "message")]
             for path, content in zip(names, (_SPKI + point, signature, message), strict=True):
                 path.write_bytes(content)
             key, signed, text = map(str, names)

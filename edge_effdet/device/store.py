@@ -19,6 +19,7 @@ from typing import Any
 
 from edge_effdet.artifacts import json_text, printable
 from edge_effdet.artifacts.reading import to_json
+from edge_effdet.artifacts.temporary import is_temporary
 from edge_effdet.device.durable import remove_path, sync_all, sync_folder, telling_errors, write_durably
 from edge_effdet.device.manifest import ENTRY, require_name
 from edge_effdet.device.signature import read_public_key
@@ -52,7 +53,8 @@ ROLLBACK = "rollback.json"
 """What a rollback is about to do, until it is done."""
 
 _LEFT = re.compile(r"\.gone-.+|\.current\.\d+|\..+\.[0-9a-z_]{8}")
-"""What a run that was killed leaves: a version on its way out, a link that was not moved yet, and what ``atomic_output`` and ``tempfile`` write aside."""
+"""What a run that was killed leaves: a version on its way out, a link that was not moved yet, and what versions before 0.2 wrote aside. What this one writes
+aside, ``is_temporary`` knows."""
 
 _GONE = ".gone-"
 """What the name of a version begins with while it is removed, so that what is left of it after a kill is never taken for a version."""
@@ -110,7 +112,7 @@ class Store:
         if MARKER in present:
             store._check_marker()
         # A run that was killed while it wrote the marker, or after it removed it as the last thing but one, left no more than these.
-        elif any(each != LOCK and not each.startswith(f".{MARKER}.") for each in present):
+        elif any(each != LOCK and not each.startswith(f".{MARKER}.") and not is_temporary(each) for each in present):
             raise BundleError(
                 f"{store.folder} is not empty and has no {MARKER}, so it belongs to something else; give another `root`, or move that away."
             )
@@ -249,7 +251,7 @@ class Store:
         with telling_errors(self.folder):
             for folder in (self.folder, self.folder / KEYS, self.folder / VERSIONS, *self._version_folders()):
                 for name in _names(folder):
-                    if _LEFT.fullmatch(name):
+                    if _LEFT.fullmatch(name) or is_temporary(name):
                         remove_path(folder / name)
 
     def versions(self) -> list[Version]:

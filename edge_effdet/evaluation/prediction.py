@@ -20,6 +20,7 @@ from edge_effdet.cli import progress
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.evaluation.members import (
     InferenceOptions,
+    Member,
     chunks,
     describe_checkpoints,
     load_members,
@@ -114,18 +115,32 @@ def predict_files(
         prepare_output(output, files, ImageFiles(paths, str(source)), models)
     opened, members = load_members(given, config.device, config)
     detections: dict[Path, Detections] = {}
-    for chunk in chunks(progress(_readable(paths), len(paths), "predicting"), config.batch_size):
-        found = predict_images(members, [image for _, image in chunk], config.score_threshold, config)
-        for (path, image), own in zip(chunk, found, strict=True):
-            detections[path] = own
+    predictions = Predictions(detections, opened, config.tta)
+    try:
+        for path, image, found in _predict(members, paths, config):
             if output is not None:
                 from edge_effdet.runtime.drawing import save_annotated
 
-                save_annotated(output / names[path], image, own, opened[0].spec)
-    predictions = Predictions(detections, opened, config.tta)
+                save_annotated(output / names[path], image, found, opened[0].spec)
+            detections[path] = found
+    except KeyboardInterrupt:
+        # What was done is kept, as by detect.
+        if output is not None and detections:
+            write_json(output / "detections.json", predictions.to_dict())
+        raise
     if output is not None:
         write_json(output / "detections.json", predictions.to_dict())
     return predictions
+
+
+def _predict(
+    members: Sequence[Member], paths: Sequence[Path], config: PredictConfig
+) -> Iterator[tuple[Path, np.ndarray, Detections]]:
+    """Each picture that can be decoded, and what is found in it."""
+    for chunk in chunks(progress(_readable(paths), len(paths), "predicting"), config.batch_size):
+        found = predict_images(members, [image for _, image in chunk], config.score_threshold, config)
+        for (path, image), own in zip(chunk, found, strict=True):
+            yield path, image, own
 
 
 def _readable(paths: Sequence[Path]) -> Iterator[tuple[Path, np.ndarray]]:

@@ -55,7 +55,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
             )
         )
     counted = f"missed, false, confused: at a score of {SCORE_THRESHOLD:g} and an IoU of {IOU_THRESHOLD:g}"
-    return f"{summary}\n\n{table(rows)}\n{counted}"
+    return "\n".join([f"{summary}\n\n{table(rows)}\n{counted}", *(f"\n{remark}" for remark in evaluation.remarks)])
 
 
 def write_evaluation(evaluation: Evaluation, results: Sequence[Mapping[str, Any]], folder: Path, pictures: int) -> None:
@@ -150,7 +150,7 @@ def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[di
             for class_id, ignored in zip(sample.class_ids.tolist(), sample.ignore, strict=True)
         ]
         picture = draw_comparison(read_image(sample.path), sample.boxes, labels, found, evaluation.spec, caption)
-        file = f"pictures/{rank:03}_{printable(sample.path.stem)}.jpg"
+        file = f"pictures/{rank:03}_{_shortened(printable(sample.path.stem))}.jpg"
         save_picture(folder / file, picture)
         if len(sheet) < SHEET_PICTURES:
             sheet.append(np.pad(picture, ((0, SHEET_GAP), (0, SHEET_GAP), (0, 0)), constant_values=255))
@@ -161,6 +161,11 @@ def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[di
         cell = (min(SHEET_WIDTH, round(SHEET_WIDTH * tallest)), SHEET_WIDTH)
         save_picture(folder / "worst.png", contact_sheet(sheet, min(SHEET_COLUMNS, len(sheet)), cell))
     return written
+
+
+def _shortened(name: str) -> str:
+    """The beginning of a name, so that a file of it and of what is put before and behind it may have that name, of 255 bytes at most."""
+    return name.encode()[:200].decode(errors="ignore")
 
 
 def _confusion_title(view: ConfusionView, evaluation: Evaluation) -> str:

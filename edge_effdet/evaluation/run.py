@@ -46,6 +46,7 @@ class Evaluation:
         errors: for each picture, how many boxes were missed, how many detections are false, and how many boxes have a wrong name.
         subject: names of the split and the views, and hashes of the data and of the engine or the checkpoints. Empty where only samples
             were given.
+        remarks: what has to be known of the figures, a sentence each.
     """
 
     samples: Sequence[Sample]
@@ -55,10 +56,11 @@ class Evaluation:
     confusion: np.ndarray
     errors: Sequence[tuple[int, int, int]]
     subject: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Metrics and subject, for JSON; nan becomes null."""
-        return {**self.metrics.to_dict(), **self.subject}
+        """Metrics, subject and remarks, for JSON; nan becomes null."""
+        return {**self.metrics.to_dict(), **self.subject, "remarks": list(self.remarks)}
 
 
 def evaluate_engine(engine: Engine, samples: Sequence[Sample]) -> CocoMetrics:

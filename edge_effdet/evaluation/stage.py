@@ -27,6 +27,7 @@ from edge_effdet.evaluation.members import (
 )
 from edge_effdet.evaluation.report import FILES, coco_result_list, own_category_ids, write_evaluation
 from edge_effdet.evaluation.run import FOLD_SPLIT_ORDER, SPLIT_ORDER, Evaluation, evaluate_members, judge_detections
+from edge_effdet.evaluation.seen import calibrated_on, trained_on
 from edge_effdet.evaluation.spread import assign_checkpoints, assign_engine, detect_on_cluster
 from edge_effdet.models.checkpoint import SourceOptions, is_checkpoint
 from edge_effdet.options import as_path, option
@@ -122,7 +123,7 @@ def evaluate_detector(source: Source, data: str | PathLike[str], config: Evaluat
         require_writable(output, keep=False)
     subject: dict[str, Any]
     if isinstance(source, Engine):
-        spec, subject = source.spec, {"engine_sha256": source.sha256}
+        spec, subject = source.spec, {"engine": str(source.path), "engine_sha256": source.sha256}
         # An engine with a dynamic batch takes the batch sizes that it was built for, which its record does not name; a batch of one
         # image always fits.
         config = replace(config, batch_size=1)
@@ -132,11 +133,15 @@ def evaluate_detector(source: Source, data: str | PathLike[str], config: Evaluat
         if len(source) == 1:
             subject["checkpoint_sha256"] = source[0].sha256
     matched = match_classes(dataset, spec)
-    split, samples = matched.choose_split(config.split, SPLIT_ORDER if config.fold is None else FOLD_SPLIT_ORDER)
+    split, samples = matched.choose_judged(config.split, SPLIT_ORDER if config.fold is None else FOLD_SPLIT_ORDER)
     logger.info("evaluating on %d images of %s (split %s)", len(samples), dataset.root, split)
     evaluation = _evaluate(source, samples, config)
     subject = {"split": split, "data_sha256": samples_sha256(samples), "tta": config.tta, **subject}
-    evaluation = replace(evaluation, subject=subject)
+    if isinstance(source, Engine):
+        remarks = calibrated_on(source, matched, samples)
+    else:
+        remarks = trained_on(source, matched, split, samples)
+    evaluation = replace(evaluation, subject=subject, remarks=remarks)
     if output is not None:
         _write(evaluation, dataset, matched, output, config.pictures)
     return evaluation

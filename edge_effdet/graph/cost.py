@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_effdet.artifacts import PRECISIONS, Engine, ModelSpec, Size
+from edge_effdet.artifacts import PRECISIONS, Engine, ModelSpec, Size, temporary_folder
 from edge_effdet.errors import UsageError
 from edge_effdet.graph.counting import BYTES_PER_NUMBER, macs_of_shapes
 from edge_effdet.graph.targets import Target, get_target
@@ -244,10 +243,10 @@ def _measure(pair: SeparablePair, precision: str, backend: str, rounds: int, bat
     copies = COPIES if pair.stride == (1, 1) and pair.channels_in == pair.channels_out else 1
     shape = (batch, pair.channels_in, pair.height * pair.stride[0], pair.width * pair.stride[1])
     feed = np.random.default_rng(0).normal(size=shape).astype(np.float16 if precision == "fp16" else np.float32)
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+    with temporary_folder() as folder:
         runners = [
             _load(_pair_model(pair, precision, batch, dense, copies), backend, precision, path)
-            for dense, path in ((False, Path(folder) / "keep.onnx"), (True, Path(folder) / "dense.onnx"))
+            for dense, path in ((False, folder / "keep.onnx"), (True, folder / "dense.onnx"))
         ]
         with runners[0] as keep, runners[1] as dense:
             turns = time_in_turns(

@@ -159,7 +159,7 @@ def load_graph(path: Path) -> Graph:
     try:
         spec, stage, precision, rewrites, parents, calibration = (json.loads(found[field]) for field in _FIELDS)
         own_spec = ModelSpec.from_dict(spec)
-    except (ValueError, InputError) as error:
+    except (ValueError, InputError, RecursionError) as error:
         raise GraphError(f"{path} has a damaged model description ({error}); export it again.") from error
     check_form(model, str(path))
     return Graph(Path(path), own_spec, stage, precision, rewrites, parents, calibration, file_sha256(path))

@@ -7,12 +7,10 @@ cannot fuse its Q/DQ pairs, and the graph does not show that. ``backends.engine_
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 
 import onnx_ir as ir
 
-from edge_effdet.artifacts import Graph
+from edge_effdet.artifacts import Graph, temporary_folder
 from edge_effdet.backends.base import Compiled, require
 from edge_effdet.backends.engine_account import EngineAccount
 from edge_effdet.backends.work import EngineProof, count_engine
@@ -27,8 +25,8 @@ def account_of(compiled: Compiled, graph: Graph, backend: str) -> EngineAccount 
     """The backend's account of what it compiled from a graph; None where it does not tell."""
     if compiled.optimized is None:
         return compiled.account
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         optimized.write_bytes(compiled.optimized)
         try:
             precisions = read_optimized(graph.path, optimized)

@@ -13,6 +13,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Graph, ModelSpec, file_sha256, printable
 from edge_effdet.data.base import Sample, readable_images, samples_manifest
+from edge_effdet.data.text import read_text
 from edge_effdet.errors import DataError, UsageError
 from edge_effdet.quant.calibration import ENOUGH_IMAGES, FEWEST_IMAGES, CalibrationImages
 
@@ -101,10 +102,10 @@ def load_manifest_images(
         DataError: the manifest is damaged, or names an image that is missing or changed.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
         wanted: dict[str, str] = dict(raw["images"])
         seed, split = int(raw.get("seed", 0)), str(raw.get("split", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} is no calibration manifest ({type(error).__name__}: {error}); write one with "
             "python calibration/make_manifest.py."

@@ -23,17 +23,15 @@ Whether an error was hidden is measured each time, because the heads of the engi
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.artifacts import Engine, Graph, temporary_folder
 from edge_effdet.backends.base import CompileOptions, LoadOptions, Runner, get_backend, load_runner, require
 from edge_effdet.cli import progress
 from edge_effdet.errors import BackendUnavailable, GraphError, UsageError
@@ -315,8 +313,8 @@ class _Subject:
 @contextlib.contextmanager
 def _loaded(model: onnx.ModelProto, graph: Graph, backend: str) -> Iterator[Runner]:
     """Load a form of a graph; its files are in a temporary folder that is removed with the runner."""
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
-        form = replace(graph, path=Path(folder) / "form.onnx")
+    with temporary_folder() as folder:
+        form = replace(graph, path=folder / "form.onnx")
         onnx.save_model(model, str(form.path))
         path = form.path
         if path.suffix != get_backend(backend).SUFFIX:

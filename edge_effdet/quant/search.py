@@ -348,7 +348,7 @@ def _load_state(path: Path, identity: Mapping[str, Any]) -> _State:
             {str(name): float(drop) for name, drop in raw["alone"].items()},
             {int(count): float(drop) for count, drop in raw["judged"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} holds no steps of a search ({type(error).__name__}: {error}); delete it.") from error
     if kept.identity != json.loads(json.dumps(dict(identity))):
         raise InputError(

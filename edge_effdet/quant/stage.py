@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_effdet.artifacts import Graph, refuse_overwrite, require_writable_file, write_json
+from edge_effdet.artifacts import Graph, refuse_overwrite, require_writable_file, temporary_folder, write_json
 from edge_effdet.data.base import Dataset, Sample, samples_sha256
 from edge_effdet.data.pictures import read_images
 from edge_effdet.errors import GraphError, MissingDependency, UsageError
@@ -215,13 +214,13 @@ def _search(
     from edge_effdet.quant.table import table_identity
 
     recipe = replace(recipe, weights={name: recipe.weights[name] for name in candidates})
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+    with temporary_folder() as folder:
         reference = evaluate_engine(graph_as_engine(graph), search.samples).AP
 
         def judge(quantized: Sequence[str]) -> float:
             if not quantized:
                 return 0.0
-            tried = save_int8(graph, recipe, quantized, images, options.high_precision, Path(folder) / "tried.onnx")
+            tried = save_int8(graph, recipe, quantized, images, options.high_precision, folder / "tried.onnx")
             return 100 * (reference - evaluate_engine(graph_as_engine(tried), search.samples).AP)
 
         identity = {

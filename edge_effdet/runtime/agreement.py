@@ -34,7 +34,7 @@ TOLERANCES: Mapping[str, float] = {"fp32": 0.02, "fp16": 0.1, "int8": 0.1}
 
 FP32 differs by the order of its sums: less than 0.001 between onnxruntime and OpenVINO. FP16 may be computed in BF16, which keeps 8
 bits. In INT8 two runtimes that compute exactly round a few activations to neighbouring codes. OpenVINO and onnxruntime are 0.01 to 0.05
-apart on three detectors (lite0 and D0 of BCCD, lite0 of the shipped scenes; three pictures at a time), and an OpenVINO that saturates
+apart on three detectors (lite0 and D0 of BCCD, lite0 of drawn scenes; three pictures at a time), and an OpenVINO that saturates
 0.17 to 0.60 on photographs and 0.14 to 0.50 on drawn pictures (``benchmarks/golden.py``, AMD EPYC without VNNI)."""
 
 FROM_REFERENCE = 0.3

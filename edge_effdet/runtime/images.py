@@ -191,6 +191,8 @@ def open_picture(
         raise _no_memory(name) from error
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {name}; check the path.") from error
+    except PermissionError as error:
+        raise DataError(f"{name} may not be read by this user; see who may read it.") from error
     except UnidentifiedImageError as error:
         raise _no_image(source) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -280,6 +282,8 @@ def picture_frame(path: Path) -> PictureFrame:
         raise
     except FileNotFoundError as error:
         raise DataError(f"There is no image at {path}; check the path.") from error
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read by this user; see who may read it.") from error
     except UnidentifiedImageError as error:
         raise _no_image(path) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -412,9 +412,11 @@ class _Countdown:
 
 def _joined(threads: Sequence[threading.Thread], until: float) -> bool:
     """Wait for threads up to a time of ``time.perf_counter``; whether all have ended."""
-    for thread in threads:
+    # Where the system gave no more threads, some were never started.
+    started = [thread for thread in threads if thread.ident is not None]
+    for thread in started:
         thread.join(max(0.0, until - time.perf_counter()))
-    return not any(thread.is_alive() for thread in threads)
+    return not any(thread.is_alive() for thread in started)
 
 
 def _put_ends(stage: queue.SimpleQueue, count: int) -> None:

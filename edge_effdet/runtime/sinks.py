@@ -155,7 +155,7 @@ class JsonLines:
         if self._path is None:
             print(line, end="", flush=True)
         else:
-            _write_text(self._stream, line, self._path)
+            _write_text(self._open, self._stream, line, self._path)
 
     def close(self) -> None:
         self._open.close()
@@ -187,12 +187,12 @@ class CocoResults:
             }
             if track_id >= 0:
                 row["track_id"] = track_id
-            _write_text(self._stream, f"{self._before}\n{json_text(row)}", self._path)
+            _write_text(self._open, self._stream, f"{self._before}\n{json_text(row)}", self._path)
             self._before = ","
 
     def close(self) -> None:
         with self._open:
-            _write_text(self._stream, "[]\n" if self._before == "[" else "\n]\n", self._path)
+            _write_text(self._open, self._stream, "[]\n" if self._before == "[" else "\n]\n", self._path)
 
 
 class JsonObject:
@@ -306,7 +306,7 @@ def refuse_other_results(path: Path, source: Source) -> None:
 def _named_in(path: Path, pictures: bool) -> Iterator[str]:
     """The pictures that a file of results names, or the video; nothing where it is no such file."""
     with (
-        contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError),
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
         path.open(encoding="utf-8") as stream,
     ):
         rows = json.load(stream) if path.suffix == ".json" else None
@@ -326,8 +326,15 @@ def _open_text(closing: contextlib.ExitStack, path: Path) -> IO[str]:
     return closing.enter_context(temporary.open("w", encoding="utf-8"))
 
 
-def _write_text(stream: IO[str], text: str, path: Path) -> None:
+def _write_text(closing: contextlib.ExitStack, stream: IO[str], text: str, path: Path) -> None:
+    """Write into a file that ``_open_text`` opened. Where that fails a line may have been written in part, and the file does not get its name."""
     try:
         stream.write(text)
     except OSError as error:
-        raise writing_failed(path, error) from error
+        failure = writing_failed(path, error)
+        closing.callback(_fail, failure)
+        raise failure from error
+
+
+def _fail(error: InputError) -> None:
+    raise error

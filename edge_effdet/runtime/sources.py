@@ -78,6 +78,9 @@ SILENCE = 5.0
 OPENING, STALL = 60.0, 30.0
 """Seconds that a video at an address has to open in, since its index may stand at its end, and without a frame after which it counts as ended."""
 
+_METADATA = "replace"
+"""What PyAV does with a title or an author that is not in UTF-8, which nothing here reads. By itself it raises an error."""
+
 _OF_SINGLE_FRAMES = frozenset({"mjpeg", "png", "rawvideo", "wrapped_avframe"})
 """Decoders, by FFmpeg's names, that hold no frame beside the one that they decode."""
 
@@ -201,9 +204,11 @@ class VideoFile:
         try:
             # A disk answers or fails; a server may do neither.
             if "://" in self._address:
-                container = _in_a_thread(lambda: self._av.open(self._address, timeout=(OPENING, STALL)))
+                container = _in_a_thread(
+                    lambda: self._av.open(self._address, timeout=(OPENING, STALL), metadata_errors=_METADATA)
+                )
             else:
-                container = self._av.open(self._address)
+                container = self._av.open(self._address, metadata_errors=_METADATA)
         except MemoryError as error:
             raise _no_memory(self.name) from error
         except (self._av.error.FFmpegError, OSError) as error:
@@ -368,7 +373,9 @@ def _stream_opener(address: str, format: str | None = None) -> Callable[[], Iter
 
     def images() -> Iterator[np.ndarray]:
         try:
-            with av.open(address, format=format, options=options, timeout=limit) as container:
+            with av.open(
+                address, format=format, options=options, timeout=limit, metadata_errors=_METADATA
+            ) as container:
                 yield from _decode(container, _without_password(address))
         # PyAV's error for a time limit derives from none of Python's.
         except av.error.ExitError as error:

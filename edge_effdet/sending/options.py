@@ -102,12 +102,11 @@ def make_senders(options: SendOptions, spec: ModelSpec, source: str, folder: Pat
     from edge_effdet.sending.spool import SUFFIX, Spool
     from edge_effdet.sending.spooled import SpooledSink
 
-    place = Path(options.spool).expanduser() if options.spool else folder or state_folder()
     with contextlib.ExitStack() as opening:
         sinks: list[Sink] = []
         for name, make in _carriers(options).items():
             carrier = make()
-            spool = Spool(place / f"{name}{SUFFIX}", options.spool_mib)
+            spool = Spool(_spool_folder(options, folder) / f"{name}{SUFFIX}", options.spool_mib)
             sinks.append(SpooledSink(spool, carrier, spec, options.frames == "with-objects"))
             opening.callback(sinks[-1].close)
         if options.ros:
@@ -122,6 +121,15 @@ def spool_beside(output: Path) -> Path:
     """The folder of the spools of a run that writes into the folder ``output``: ``found.spool`` beside ``found``."""
     place = Path(os.path.abspath(output))  # noqa: PTH100 - a name is needed, also of a folder that is given as "."
     return place.parent / f"{place.name}.spool"
+
+
+def _spool_folder(options: SendOptions, folder: Path | None) -> Path:
+    try:
+        return Path(options.spool).expanduser() if options.spool else folder or state_folder()
+    except RuntimeError as error:
+        raise UsageError(
+            "This user has no home folder, in which messages would wait until they are sent; give another folder as `spool`."
+        ) from error
 
 
 def state_folder() -> Path:

@@ -14,9 +14,10 @@ import numpy as np
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.data.base import Sample
-from edge_effdet.errors import DataError
+from edge_effdet.errors import DataError, EdgeEffDetError, UsageError, first_line
 from edge_effdet.runtime.images import read_image
 from edge_effdet.runtime.preprocess import letterbox
+from edge_effdet.signals import kept_from_children
 from edge_effdet.training.augment import Labelled, augment_sample
 from edge_effdet.training.options import TrainConfig
 
@@ -99,6 +100,29 @@ def validation_loader(
     )
 
 
+def batches_of(loader: Any) -> Iterator[Batch]:
+    """The batches of a ``training_loader`` or a ``validation_loader``. The processes that load images are started here.
+
+    Raises:
+        DataError: none of the images can be decoded.
+        UsageError: there is not enough shared memory for those processes to hand their batches over.
+    """
+    try:
+        with kept_from_children():
+            source = iter(loader)
+    except OSError as error:
+        # Their queues have semaphores, which lie there too.
+        raise _no_shared_memory(error) from error
+    try:
+        yield from source
+    except EdgeEffDetError as error:
+        # From a process that loads images torch brings the error with its traceback as the message.
+        *traceback, said = str(error).strip().splitlines()
+        if not traceback:
+            raise
+        raise type(error)(said.partition(f"{type(error).__name__}: ")[2] or said) from error
+
+
 _Item = tuple[int, Labelled | None, tuple[str, ...]]
 
 
@@ -152,15 +176,41 @@ class _ValidationImages:
 
 def _collate(items: list[_Item]) -> Batch:
     import torch
+    from torch.utils.data import get_worker_info
 
     readable = [(index, labelled) for index, labelled, _ in items if labelled is not None]
     images = [image.transpose(2, 0, 1) for _, (image, _, _) in readable]
-    return Batch(
+    batch = Batch(
         torch.from_numpy(np.ascontiguousarray(np.stack(images))) if images else torch.empty(0, 3, 1, 1),
         [torch.from_numpy(np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])) for _, (_, boxes, _) in readable],
         [torch.from_numpy(class_ids + 1) for _, (_, _, class_ids) in readable],
         tuple(index for index, _ in readable),
         tuple(message for _, _, messages in items for message in messages),
+    )
+    if get_worker_info() is not None:
+        _share(batch)
+    return batch
+
+
+def _share(batch: Batch) -> None:
+    """Put a batch into shared memory, in which torch hands it to the main process.
+
+    torch would do so in a thread that sends batches. Where it fails there, it prints a traceback and sends nothing, and the main process
+    waits for ever.
+    """
+    try:
+        for tensor in (batch.images, *batch.boxes, *batch.classes):
+            tensor.share_memory_()
+    except (RuntimeError, OSError) as error:
+        raise _no_shared_memory(error) from error
+
+
+def _no_shared_memory(error: Exception) -> UsageError:
+    """The error where shared memory ran out after ``memory.require_shared_memory`` found enough: other programs use it too."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return UsageError(
+        f"The processes that load images cannot hand them over, for no shared memory is left ({reason or first_line(error)}); give "
+        "`workers` 0, or the machine more of it, as docker does with --shm-size 1g."
     )
 
 

@@ -24,6 +24,7 @@ from edge_effdet.models.checkpoint import open_checkpoint, save_checkpoint
 from edge_effdet.training.loader import (
     Batch,
     EpochBatches,
+    batches_of,
     leave_dead_loaders_to_the_next_batch,
     training_loader,
 )
@@ -197,7 +198,7 @@ class Run:
 
     def _bar(self, loader: Any, epoch: int, first: int, steps: int) -> Iterator[tuple[int, Batch, float]]:
         """Yield each step's number, its batch, and the seconds that the batch was waited for, under a progress bar on a terminal."""
-        source = iter(loader)
+        source = batches_of(loader)
         with tqdm(
             total=steps, initial=first, desc=f"epoch {epoch + 1}/{self.config.epochs}", file=sys.stderr,
             disable=not (self.main and sys.stderr.isatty()), leave=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,15 @@ from edge_effdet.training.trainer import Trainer
 OVERHEAD = 1.6
 """Peak memory of a step, as a multiple of the activations that it saves: gradients and the convolutions' buffers need room too. This is an
 estimate on the safe side, not a measurement."""
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux has files in memory that processes share."""
+
+_AHEAD = 2
+"""Batches that torch lets each process prepare."""
+
+_SEMAPHORES = 1 << 20
+"""More bytes than the semaphores of the queues take, a page of memory each."""
 
 _PROBE_IMAGES = 2
 """Images in the trial pass. Batch norm needs more than one value a channel."""
@@ -52,6 +62,40 @@ def require_memory(trainer: Trainer, images: int, size: tuple[int, int]) -> None
         return
     why = f"about {images * per_image / 1e9:.1f} of {free / 1e9:.1f} GB"
     raise _too_large(images, size, int(free // per_image), why, trainer.accelerator.num_processes)
+
+
+def require_shared_memory(workers: int, images: int, size: tuple[int, int], folder: Path = SHARED_MEMORY) -> None:
+    """See that the processes that load images can hand them over, which they do by files in ``/dev/shm``, where the system has such a folder.
+
+    Containers often get 64 MB of it, and some systems none.
+
+    Args:
+        workers: how many processes load images.
+        images: how many a batch of this process has.
+        size: height and width of the network's input, pixels.
+        folder: where the files lie.
+
+    Raises:
+        UsageError: it is not there, cannot be written, or is too small.
+    """
+    if not workers or sys.platform != "linux":
+        return
+    # Each process works ahead by two batches, and one more is in use.
+    needed = _SEMAPHORES + (_AHEAD * workers + 1) * images * 3 * size[0] * size[1]
+    try:
+        found = os.statvfs(folder)
+        free, reason = found.f_bavail * found.f_frsize, ""
+        if not os.access(folder, os.W_OK):
+            reason = "it cannot be written"
+        elif free < needed:
+            reason = f"they take up to {needed / 1e6:.1f} MB of it, and {free / 1e6:.1f} MB are free"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UsageError(
+            f"The processes that load images cannot hand them over by the shared memory in {folder} ({reason}); give `workers` 0, or the "
+            "machine more of it, as docker does with --shm-size 1g."
+        )
 
 
 def explain_out_of_memory(

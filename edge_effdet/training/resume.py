@@ -103,7 +103,7 @@ def load_progress(folder: Path) -> tuple[RunProgress, dict[str, Any], dict[str, 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         raw = content["progress"]
         progress = RunProgress(**{**raw, "sums": tuple(raw["sums"]), "rows": tuple(raw["rows"])})
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a whole file to resume from ({first_line(error)}); start again without `resume`, from "
             "last.safetensors given as `checkpoint`."

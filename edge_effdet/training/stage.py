@@ -110,7 +110,7 @@ def train_detector(data: str | PathLike[str], output: str | PathLike[str], confi
             raise
         raise DataError(
             f"A process that loads images ended by itself ({first_line(death)}), mostly because memory ran out; give fewer "
-            "`workers` or a smaller `batch_size`, and go on with `resume`."
+            "`workers`, with 0 none, or a smaller `batch_size`, and go on with `resume`."
         ) from error
     # Not after an error, because another process may still wait for this one in an exchange that would never end.
     end_process_group()
@@ -129,7 +129,8 @@ def find_dead_loader(error: BaseException) -> BaseException | None:
     have turned it into an error of its own.
     """
     link: BaseException | None = error
-    while link is not None and "DataLoader worker" not in str(link):
+    # An error that such a process raised has its number in place of a pid.
+    while link is not None and "DataLoader worker (pid" not in str(link):
         link = link.__cause__ or link.__context__
     return link
 
@@ -147,7 +148,7 @@ def _train_on_samples(
 
     from edge_effdet.training.loader import EpochBatches
     from edge_effdet.training.loop import Run
-    from edge_effdet.training.memory import require_memory
+    from edge_effdet.training.memory import require_memory, require_shared_memory
     from edge_effdet.training.qat import insert_fake_quantizers
     from edge_effdet.training.report import draw_samples
     from edge_effdet.training.start import starting_network
@@ -156,6 +157,7 @@ def _train_on_samples(
     accelerator = make_accelerator(config)
     rank, processes = accelerator.process_index, accelerator.num_processes
     check_batch(config, spec, len(train), processes)
+    require_shared_memory(config.workers, max(1, config.batch_size // processes), spec.image_size)
     _check_samples(train, val)
     torch.manual_seed(config.seed)
     network = starting_network(spec, config)

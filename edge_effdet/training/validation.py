@@ -18,7 +18,7 @@ from edge_effdet.errors import DataError
 from edge_effdet.evaluation.metrics import CocoMetrics, coco_metrics
 from edge_effdet.evaluation.run import SCORE_FLOOR
 from edge_effdet.runtime.postprocess import detections_from_outputs
-from edge_effdet.training.loader import validation_loader
+from edge_effdet.training.loader import batches_of, validation_loader
 from edge_effdet.training.options import TrainConfig
 from edge_effdet.training.trainer import Trainer
 
@@ -40,6 +40,7 @@ def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, confi
 
     Raises:
         DataError: none of the images can be decoded.
+        UsageError: as ``batches_of``.
     """
     accelerator = trainer.accelerator
     mine = range(accelerator.process_index, len(samples), accelerator.num_processes)
@@ -47,7 +48,7 @@ def validate(trainer: Trainer, samples: Sequence[Sample], spec: ModelSpec, confi
     found: list[tuple[int, Detections]] = []
     sums = np.zeros(4)
     with torch.inference_mode():
-        for batch in progress(loader, len(loader), "validating"):
+        for batch in progress(batches_of(loader), len(loader), "validating"):
             for message in batch.unreadable:
                 logger.warning("skipped an image: %s", message)
             if not batch.indices:

@@ -10,15 +10,15 @@ from onnx import TensorProto, helper
 
 from edge_effdet import build_engine, detect, evaluate, export, quantize
 from edge_effdet.artifacts import Engine, Graph
-from edge_effdet.data.synthetic import SceneOptions, write_scenes
 from tests.integration.conftest import BCCD_CHECKPOINT
+from tests.scenes import write_scenes
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes of other classes than blood cells; too few to calibrate on."""
     root = tmp_path_factory.mktemp("scenes")
-    write_scenes(root, {"train": 4, "val": 2}, seed=2, options=SceneOptions(image_size=(96, 96), max_side=80))
+    write_scenes(root, {"train": 4, "val": 2}, seed=2, side=96)
     return root
 
 

@@ -10,14 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_effdet import evaluate, train
-from edge_effdet.data.synthetic import SceneOptions, write_scenes
 from edge_effdet.models.checkpoint import open_checkpoint
+from tests.scenes import write_scenes
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
-    write_scenes(root, {"train": 16, "val": 4}, seed=1, options=SceneOptions(image_size=(128, 128), max_side=100))
+    write_scenes(root, {"train": 16, "val": 4}, seed=1)
     return root
 
 
@@ -37,7 +37,7 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_writes_checkpoints_that_describe_themselves(trained: Path, scenes: Path):
     best = open_checkpoint(trained / "best.safetensors")
     assert best.spec.name == "tf_efficientdet_lite0" and best.spec.image_size == (64, 64)
-    assert best.spec.class_names == ("ball", "bottle", "box", "cone", "ring", "star")
+    assert best.spec.class_names == ("box", "cross", "disc")
     assert best.provenance["splits"] == {"train": "train", "val": "val"}
     assert best.provenance["schedule"]["epochs"] == 5 and best.provenance["val"]["images"] == 4
     assert open_checkpoint(trained / "last.safetensors").provenance["epoch"] == 5
@@ -129,7 +129,7 @@ def test_starts_from_effdets_own_file_and_refuses_code_in_it(
     torch.save(coco.state_dict(), tmp_path / "coco.pth")
     start = f"--checkpoint {tmp_path / 'coco.pth'} --epochs 1"
     assert run(scenes, tmp_path / "out", f"{start} --model tf_efficientdet_lite0") == 0
-    assert open_checkpoint(tmp_path / "out" / "best.safetensors").spec.num_classes == 6
+    assert open_checkpoint(tmp_path / "out" / "best.safetensors").spec.num_classes == 3
     assert run(scenes, tmp_path / "other", start) == 2
     assert "give --model NAME" in capsys.readouterr().err
 

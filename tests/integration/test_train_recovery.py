@@ -19,10 +19,11 @@ import torch
 from safetensors.numpy import load_file
 
 from edge_effdet import train
-from edge_effdet.data.synthetic import SceneOptions, write_scenes
+from edge_effdet.cli import TERMINATED
 from edge_effdet.models.checkpoint import load_network, open_checkpoint
 from edge_effdet.training.resume import load_progress, save_progress
 from edge_effdet.training.stage import find_dead_loader
+from tests.scenes import write_scenes
 
 OPTIONS = "--image-size 64 --epochs 3 --batch-size 4 --workers 0 --validate-every 3 --save-minutes 0 --device cpu"
 
@@ -30,7 +31,7 @@ OPTIONS = "--image-size 64 --epochs 3 --batch-size 4 --workers 0 --validate-ever
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
-    write_scenes(root, {"train": 12, "val": 2}, seed=2, options=SceneOptions(image_size=(128, 128), max_side=100))
+    write_scenes(root, {"train": 12, "val": 2}, seed=2)
     return root
 
 
@@ -72,9 +73,10 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(
 ):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = tmp_path / "run"
-    kills = 0
+    codes: list[int | None] = []
     seen: list[int] = []
-    for extra in ("", "--resume"):
+    # As where the power goes, and as where a scheduler wants the machine back.
+    for extra, number in (("", signal.SIGKILL), ("--resume", signal.SIGTERM)):
         with subprocess.Popen(
             command(scenes, output, extra), env=environment, stderr=subprocess.PIPE, text=True
         ) as process:
@@ -85,11 +87,12 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(
                 now = file.stat().st_mtime_ns if file.exists() else 0
                 changes, first = changes + (now != first), now
                 time.sleep(0.01)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
+            process.send_signal(number)
+            said = process.communicate()[1]
+            codes.append(process.returncode)
             seen.append(changes)
-    assert kills == 2, seen
+    assert codes == [-signal.SIGKILL, TERMINATED], seen
+    assert "the same training with --resume goes on from the last checkpoint" in said and "Traceback" not in said
     with one_thread():
         assert train.main(arguments(scenes, output, "--resume")) == 0
     assert "going on at epoch" in capsys.readouterr().err

@@ -265,8 +265,9 @@ def test_an_interruption_has_its_exit_code(run):
     assert INTERRUPTED == 130
 
 
-def test_an_interrupted_process_ends_with_130_and_leaves_no_half_file(tmp_path):
-    """What Ctrl-C sends, to a stage that is writing."""
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_process_ends_with_its_code_and_leaves_no_half_file(tmp_path, number, expected):
+    """What Ctrl-C sends, and what timeout, Slurm and Kubernetes do, to a stage that is writing."""
     code = (
         # A shell that starts the tests in its background lets them ignore Ctrl-C, and so their children.
         "import signal, sys, time; from pathlib import Path\n"
@@ -282,9 +283,9 @@ def test_an_interrupted_process_ends_with_130_and_leaves_no_half_file(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "file")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == expected
     assert err.startswith("interrupted")
     assert list(tmp_path.iterdir()) == []
 
@@ -619,6 +620,25 @@ def test_a_name_with_control_characters_does_nothing_to_a_terminal(run, tiny_eng
     code, out, err = run("detect", "--engine", tiny_engine, "--source", path)
     assert code == 2 and r"\x1b[31m" in err and r"\x9b" in err
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", out + err)
+
+
+def test_an_error_is_one_line_whatever_is_in_a_name(run):
+    name = "a\nerror: b\x1b[2K\u2028.jpg"
+
+    def stage(arguments):
+        logging.getLogger("edge_effdet.test").warning("%s is skipped", name)
+        raise DataError(f"{name} is no image.")
+
+    shown = r"a\nerror: b\x1b[2K\u2028.jpg"
+    assert run(stage) == (2, "", f"{shown} is skipped\nerror: {shown} is no image.\n")
+
+
+def test_an_argument_that_is_refused_does_nothing_to_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(program.module_name("detect")).main(
+            ["--engine", "a", "--source", "b", "c\x1b[31m\nd.jpg"]
+        )
+    assert r"unrecognized arguments: c\x1b[31m\nd.jpg" in capsys.readouterr().err
 
 
 def shell(command: str, tiny_engine, picture) -> subprocess.CompletedProcess:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from edge_effdet import evaluate
-from edge_effdet.artifacts import Detections, Engine, ModelSpec, file_sha256, write_json, write_record
-from edge_effdet.data.base import Dataset, match_classes
+from edge_effdet.artifacts import Detections, Engine, ModelSpec, file_sha256, load_engine, write_json, write_record
+from edge_effdet.artifacts.record import Calibration
+from edge_effdet.data.base import Dataset, match_classes, samples_manifest
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.evaluation.metrics import CocoMetrics
 from edge_effdet.evaluation.report import coco_result_list, evaluation_text, own_category_ids, rank_worst
@@ -230,3 +231,39 @@ def test_ninety_classes_stay_readable():
     assert rows[0].split() == ["class", "3", "6", "50.0", "50.0", "0", "0", "class", "5", "(2)"]
     assert rows[1].split() == ["class", "5", "1", "-", "-", "1", "0", "-"]
     assert len(rows) == 2
+
+
+def test_data_without_splits_are_judged_whole_and_the_path_is_as_it_was_given(
+    engine: Path, tiny_voc: Path, tmp_path: Path, monkeypatch, capsys
+):
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / name).symlink_to(tiny_voc / name)
+    opened = load_engine(engine)
+    manifest = samples_manifest(read_dataset(tmp_path / "flat").splits["train"])
+    calibration = Calibration(
+        method="max", images=10, split="train", choice="random", seed=0, manifest_sha256="", manifest=manifest
+    )
+    write_record(replace(opened, record=replace(opened.require_record(), calibration=calibration)))
+    monkeypatch.chdir(tmp_path)
+    words = ["--engine", "engine/tiny.onnx", "--data", "flat"]
+    capsys.readouterr()
+    assert evaluate.main([*words, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["images"], printed["split"], printed["engine"]) == (12, "all", "engine/tiny.onnx")
+    assert [remark.split(",")[0] for remark in printed["remarks"]] == ["10 of these 12 images calibrated tiny.onnx"]
+    assert evaluate.main(words) == 0
+    assert "too good; give --split val to judge on the others" in capsys.readouterr().out
+    assert evaluate.main([*words, "--split", "val", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["images"], printed["split"], printed["remarks"]) == (2, "val", [])
+
+
+def test_a_picture_of_the_longest_name_has_its_report(engine: Path, coco: Path, tmp_path: Path):
+    name = "ö" * 125 + "x"
+    (coco / "images" / "7.jpg").rename(coco / "images" / f"{name}.jpg")
+    file = coco / "annotations" / "instances_test.json"
+    file.write_text(file.read_text().replace('"7.jpg"', json.dumps(f"{name}.jpg")))
+    output = tmp_path / "judged"
+    assert evaluate.main(["--engine", str(engine), "--data", str(coco), "--output", str(output)]) == 0
+    assert f"002_{'ö' * 100}.jpg" in {path.name for path in (output / "pictures").iterdir()}

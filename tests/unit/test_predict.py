@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from edge_effdet import predict
-from edge_effdet.artifacts import ModelSpec
+from edge_effdet.artifacts import Checkpoint, ModelSpec
 from edge_effdet.errors import DataError
+from edge_effdet.evaluation import prediction
 from edge_effdet.evaluation.members import InferenceOptions, Member, chunks, predict_image, predict_images
 from edge_effdet.evaluation.prediction import _readable
 from edge_effdet.runtime.run import results_table
@@ -134,3 +136,26 @@ def test_importing_it_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_was_done_before_an_interruption_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abc":
+        Image.fromarray(picture()).save(photos / f"{name}.png")
+
+    class Interrupted(BrightBoxRunner):
+        def run(self, feeds):
+            if len(self.runs) == 2:
+                raise KeyboardInterrupt
+            return super().run(feeds)
+
+    model = Member(Interrupted(64), ModelSpec("tiny", (64, 64), ("light", "dark"), (1, 2)))
+    checkpoint = Checkpoint(Path("best.safetensors"), model.spec, {}, "ab" * 32)
+    monkeypatch.setattr(prediction, "load_members", lambda *_: ([checkpoint], [model]))
+    config = prediction.PredictConfig(output=tmp_path / "found", batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict_files("best.safetensors", photos, config)
+    kept = json.loads((tmp_path / "found" / "detections.json").read_text())
+    assert [Path(each["image"]).name for each in kept["images"]] == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["a.jpg", "b.jpg", "detections.json"]

@@ -95,6 +95,8 @@ def make_unit(settings: UnitSettings) -> str:
         "KillMode=mixed",
         "WatchdogSec=60",
         "Restart=on-failure",
+        "# It ends so where it is stopped before it serves.",
+        "SuccessExitStatus=143",
         *_restart(settings.systemd),
         f"MemoryMax={settings.memory_share:.0%}",
         "UMask=0027",

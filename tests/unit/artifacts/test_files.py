@@ -231,3 +231,16 @@ def test_a_private_file_is_its_owners_whatever_the_mask(tmp_path: Path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    """Root may rename a file over /dev/null, and then it is none any more."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/full")):
+        with pytest.raises(UsageError, match=r"is a device or a pipe, whose place a file would take"):
+            require_writable_file(path)
+        with pytest.raises(UsageError, match=r"is a device or a pipe"), atomic_output(path):
+            pass
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

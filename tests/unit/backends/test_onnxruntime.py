@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,3 +115,12 @@ def test_the_first_runs_do_not_count_in_a_profile():
 def test_the_profiler_of_a_gpu_is_not_believed(engine: Engine):
     found = onnxruntime_cuda.profile(engine, LoadOptions(), {"images": images(1)}, 1)
     assert isinstance(found, Unavailable) and "start a layer" in found.reason
+
+
+def test_importing_it_writes_nothing_and_tells_nobody(tmp_path: Path):
+    """Its own import leaves an id and a database in the home folder, for events that it sends to Microsoft."""
+    code = "from edge_effdet.backends.base import get_backend\nprint(get_backend('onnxruntime').probe().version)"
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ort.__version__), done.stderr
+    assert list(tmp_path.iterdir()) == []

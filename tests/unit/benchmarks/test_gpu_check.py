@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,13 +15,13 @@ import pytest
 
 from benchmarks import gpu_check, gpu_check_parts
 from benchmarks.gpu_check_engines import Way, find_onnxruntime_cuda, probe_flavor_here
-from benchmarks.gpu_check_subject import compare_outputs, suppress
+from benchmarks.gpu_check_subject import compare_outputs, read_pictures, suppress
 from benchmarks.gpu_check_torch import find_gpu
 from benchmarks.graph_subjects import Skipped
 from edge_effdet.graph import cost
 
 ROOT = Path(__file__).resolve().parents[3]
-TASK = {"model": "tf_efficientdet_lite0@128", "batches": [1], "precisions": ["fp32"], "backends": ["torch"]}
+TASK = {"model": "tf_efficientdet_lite0@128", "batches": [1], "precisions": ["fp32"]}
 
 no_gpu = pytest.mark.skipif(not isinstance(find_gpu(), Skipped), reason="there is a GPU here")
 
@@ -68,40 +70,131 @@ def test_a_part_is_not_begun_when_the_time_is_up(tmp_path):
     }
 
 
-def test_a_part_that_dies_keeps_its_rows_and_the_others_go_on(tmp_path, monkeypatch):
-    def die(words, **options):
-        task = json.loads(words[-1])
-        if task["part"] == "backends":
-            Path(task["output"]).write_text('{"rows": [{"way": "measured before"}]}')
-        return subprocess.CompletedProcess(words, -11)
-
-    (tmp_path / "floor.json").write_text('{"rows": [{"way": "of an earlier run"}]}')
-    monkeypatch.setattr(gpu_check.subprocess, "run", die)
-    results = gpu_check.run_parts(["backends", "floor"], TASK, tmp_path, minutes=5)
-    assert [found["rows"] for found in results.values()] == [[{"way": "measured before"}], []]
-    assert all("ended with exit code -11" in found["skipped"] for found in results.values())
+def test_both_tables_have_the_same_parts_in_the_same_order():
+    assert list(gpu_check.PARTS) == list(gpu_check_parts.PARTS)
+    assert set(gpu_check_parts.BACKENDS) < set(gpu_check_parts.PARTS)
+    assert all(part.seconds > gpu_check.LEAST_SECONDS for part in gpu_check.PARTS.values())
 
 
-def test_each_part_gets_its_share_and_what_the_ones_before_left(tmp_path, monkeypatch):
+STAND_IN = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+
+task = json.loads(sys.argv[-1])
+output = Path(task["output"])
+if task["part"] == "floor":
+    output.write_text('{"rows": [{"way": "measured before it died"}]}')
+    os.kill(os.getpid(), 9)
+if task["part"] == "torch":
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    output.write_text(json.dumps({"rows": [{"way": "measured before it hung", "child": started.pid}]}))
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """In place of a part, a program that dies in ``floor``, hangs in ``torch`` with a process of its own, and does nothing in the others."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    started = subprocess.Popen
+    monkeypatch.setattr(
+        gpu_check.subprocess,
+        "Popen",
+        lambda words, **options: started([sys.executable, str(script), words[-1]], **options),
+    )
+
+
+def is_alive(pid):
+    """Whether a process runs: one that has ended and was not waited for is none."""
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_what_dies_or_hangs_keeps_its_rows_and_the_others_go_on(tmp_path, monkeypatch, stand_in):
+    monkeypatch.setattr(gpu_check, "LEAST_SECONDS", 0)
+    monkeypatch.setitem(gpu_check.PARTS, "torch", gpu_check.Part(2, (), ""))
+    (tmp_path / "training.json").write_text('{"rows": [{"way": "of an earlier run"}]}')
+    kept = []
+    results = gpu_check.run_parts(
+        ["floor", "torch", "training"], TASK, tmp_path, 5, lambda found: kept.append(json.dumps(found))
+    )
+    (died,), (hung,) = results["floor"]["rows"], results["torch"]["rows"]
+    assert died == {"way": "measured before it died"}
+    assert "ended with exit code -9" in results["floor"]["skipped"]
+    assert hung["way"] == "measured before it hung"
+    assert "stopped when the time was up" in results["torch"]["skipped"]
+    assert not is_alive(hung["child"])
+    assert results["training"]["rows"] == [] and "skipped" not in results["training"]
+    # The row was there while the part still ran.
+    assert any("before it hung" in text and "stopped when" not in text for text in kept)
+
+
+def test_what_was_found_is_in_the_file_when_all_of_it_is_killed(tmp_path):
+    script, output = tmp_path / "stand_in.py", tmp_path / "result.json"
+    script.write_text(STAND_IN)
+    code = (
+        "import subprocess, sys\n"
+        "from benchmarks import gpu_check\n"
+        "started = subprocess.Popen\n"
+        f"subprocess.Popen = lambda words, **options: started([sys.executable, {str(script)!r}, words[-1]], **options)\n"
+        f"gpu_check.main(['--parts', 'floor', 'torch', '--work', {str(tmp_path)!r}, '--output', {str(output)!r}])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends and not (output.is_file() and "before it hung" in output.read_text()):
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    parts = json.loads(output.read_text())["parts"]
+    hung = parts["torch"]["rows"][0]
+    assert parts["floor"]["rows"] == [{"way": "measured before it died"}]
+    # Nothing ends a part whose check was killed by a signal that cannot be caught.
+    for pid in (hung["child"], os.getpgid(hung["child"])):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_each_part_gets_its_seconds_and_no_more_than_is_left(tmp_path, monkeypatch):
     given = {}
 
-    def note(words, timeout, **options):
-        given[json.loads(words[-1])["part"]] = timeout
-        return subprocess.CompletedProcess(words, 0)
+    def note(task, seconds, output, note):
+        given[task["part"]] = seconds
 
-    monkeypatch.setattr(gpu_check.subprocess, "run", note)
-    gpu_check.run_parts(list(gpu_check_parts.PARTS), TASK, tmp_path, minutes=32)
-    assert list(given) == list(gpu_check.SHARES) == list(gpu_check_parts.PARTS)
-    # No part used any time, so the shares of 32 minutes are a sixteenth, a fifteenth, eight of fourteen, a half, and all.
-    expected = [32 / 16, 32 / 15, 32 * 8 / 14, 32 * 3 / 6, 32]
-    np.testing.assert_allclose([seconds / 60 for seconds in given.values()], expected, rtol=0.02)
-    gpu_check.run_parts(["floor", "backends"], TASK, tmp_path, minutes=3)
-    assert given["floor"] == pytest.approx(gpu_check.LEAST_SHARE)
+    monkeypatch.setattr(gpu_check, "_run_process", note)
+    gpu_check.run_parts(list(gpu_check.PARTS), TASK, tmp_path, minutes=32)
+    assert given == {name: part.seconds for name, part in gpu_check.PARTS.items()}
+    gpu_check.run_parts(["compiled"], TASK, tmp_path, minutes=1)
+    assert given["compiled"] == pytest.approx(60, abs=1)
+
+
+def test_the_plan_says_what_each_part_proves_and_what_is_missing_here(capsys):
+    assert gpu_check.main(["--plan"]) == 0
+    said = capsys.readouterr().out
+    for name, part in gpu_check.PARTS.items():
+        (line,) = (line for line in said.splitlines() if line.split()[0] == name)
+        assert part.proves in line
+    monkey = gpu_check.show_plan(["cuda"]).splitlines()[-1]
+    assert ("pycuda" in monkey.partition("tests/gpu")[0]) == (not gpu_check._is_here("pycuda"))
+
+
+def test_pictures_are_photographs_in_the_networks_size():
+    from edge_effdet.models.zoo import model_spec
+
+    pictures = read_pictures(model_spec("tf_efficientdet_lite0", image_size=(128, 128)), 3)
+    assert pictures.shape == (3, 3, 128, 128)
+    assert pictures.dtype == np.uint8
+    assert all(picture.std() > 10 for picture in pictures)
 
 
 def test_a_part_that_fails_says_how(tmp_path):
     task = TASK | {"model": "no_such_model"}
-    words = {**task, "part": "backends", "seconds": 60, "work": str(tmp_path), "output": str(tmp_path / "out.json")}
+    words = {**task, "part": "torch", "seconds": 60, "work": str(tmp_path), "output": str(tmp_path / "out.json")}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gpu_check_parts, "find_gpu", lambda: {"name": "none", "torch": "none"})
         assert gpu_check_parts.main([json.dumps(words)]) == 0
@@ -110,16 +203,7 @@ def test_a_part_that_fails_says_how(tmp_path):
     assert "no_such_model" in written["skipped"]
 
 
-def test_a_part_that_hangs_is_stopped(tmp_path, monkeypatch):
-    def never_end(words, timeout, **options):
-        raise subprocess.TimeoutExpired(words, timeout)
-
-    monkeypatch.setattr(gpu_check.subprocess, "run", never_end)
-    results = gpu_check.run_parts(["floor"], TASK, tmp_path, minutes=5)
-    assert "stopped when the time was up" in results["floor"]["skipped"]
-
-
-@pytest.mark.parametrize("words", [["--minutes", "0"], ["--batches", "0"]])
+@pytest.mark.parametrize("words", [["--minutes", "0"], ["--batches", "0"], ["--prepare"]])
 def test_options_that_make_no_sense(words):
     assert gpu_check.main(words) == 2
 
@@ -206,7 +290,7 @@ def test_the_table_shows_what_was_timed_found_and_skipped():
     }  # fmt: skip
     text = gpu_check.show_results(
         {
-            "backends": {"rows": [timed, {"way": "torch eager", "skipped": "no INT8"}]},
+            "tensorrt": {"rows": [timed, {"way": "torch eager", "skipped": "no INT8"}]},
             "floor": {"rows": [{"memory_gbs": 3000.123}]},
             "cuda": {"rows": [], "skipped": "no PyCUDA"},
         }
@@ -214,7 +298,7 @@ def test_the_table_shows_what_was_timed_found_and_skipped():
     assert "1.250 ms" in text
     assert "50.0% (too few)" in text
     assert "floor: memory_gbs 3000" in text
-    assert "backends: way torch eager, skipped no INT8" in text
+    assert "tensorrt: way torch eager, skipped no INT8" in text
     assert "cuda: skipped: no PyCUDA" in text
 
 

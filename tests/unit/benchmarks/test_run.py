@@ -17,8 +17,7 @@ from benchmarks.peers.effdet_photo import make_eager
 from benchmarks.peers.naive_pipeline import GREY, export_one_tensor, letterbox, make_naive
 from benchmarks.run import compare_ways, count_agreeing, describe_ways, main, make_photo
 from edge_effdet.artifacts import Detections
-from edge_effdet.data.synthetic import SceneOptions, render_scene
-from edge_effdet.quickstart import quickstart_checkpoint
+from edge_effdet.quickstart import quickstart_photos
 from edge_effdet.runtime.nms import iou_matrix
 
 
@@ -39,14 +38,14 @@ def test_the_naive_letterbox_is_in_the_middle_on_grey():
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return read_subject(str(quickstart_checkpoint()))
+    return read_subject("tests/assets/bccd_lite0.safetensors")
 
 
 def test_the_naive_pipeline_finds_effdets_objects_in_a_square_photo(subject: Subject, tmp_path: Path):
     """In a square there is nothing to pad, so both see the same pixels. An anchor's second class, of a lower score, is not looked for."""
     stream = io.BytesIO()
-    scene, _, _ = render_scene(SceneOptions(image_size=subject.spec.image_size), seed=1)
-    Image.fromarray(scene).save(stream, "JPEG", quality=95)
+    photo = Image.open(quickstart_photos() / "JPEGImages" / "BloodImage_00007.jpg")
+    photo.resize(subject.spec.image_size[::-1]).save(stream, "JPEG", quality=95)
     naive = make_naive(subject.spec, export_one_tensor(subject.network, subject.spec, tmp_path / "one.onnx"))
     expected, found = (way(stream.getvalue()) for way in (make_eager(subject.network, subject.spec), naive))
     expected = expected.above(0.4)

@@ -19,7 +19,9 @@ from edge_effdet.building import engine as engine_module
 from edge_effdet.building.gate import judge, parse_budget
 from edge_effdet.building.options import BuildConfig
 from edge_effdet.cli import options_from
-from edge_effdet.errors import AccuracyGateFailed, GraphError, UsageError
+from edge_effdet.data.base import samples_manifest
+from edge_effdet.data.registry import read_dataset
+from edge_effdet.errors import AccuracyGateFailed, DataError, GraphError, UsageError
 from edge_effdet.graph.model import save_graph
 from edge_effdet.graph.rules.efficient_nms import PLUGIN
 from edge_effdet.quant.stage import QuantizeOptions
@@ -318,3 +320,20 @@ def test_numbers_are_taken_as_numbers():
         config.quantizing("tensorrt").high_precision == "fp16"
         and config.quantizing("openvino").high_precision == "fp32"
     )
+
+
+def test_of_data_without_splits_the_gate_takes_all_but_what_calibration_had(tmp_path, tiny_voc):
+    for name in ("Annotations", "JPEGImages"):
+        (tmp_path / name).symlink_to(tiny_voc / name)
+    flat = read_dataset(tmp_path, quiet=True)
+    assert flat.held_out
+    split, samples = chain._judged(flat, BuildConfig(), {})
+    assert (split, len(samples)) == ("all", 12)
+    split, samples = chain._judged(flat, BuildConfig(), {"elsewhere": "ab" * 32})
+    assert (split, len(samples)) == ("all", 12)
+    # As calibration chooses from the same folder.
+    calibrating = samples_manifest(flat.choose_split(None, ("calibration", "train"))[1])
+    split, samples = chain._judged(flat, BuildConfig(), calibrating)
+    assert split == "val" and not calibrating.keys() & {sample.image_id for sample in samples}
+    with pytest.raises(DataError, match="10 calibration images are also evaluation images"):
+        chain._judged(flat, BuildConfig(split="all"), calibrating)

@@ -91,9 +91,11 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert Store.at(tmp_path, "cells").exists
 
 
-def test_a_kill_while_the_marker_was_written_does_no_harm(tmp_path):
+@pytest.mark.parametrize("left", [f".{MARKER}.x1y2", ".edge-effdet-0a1b2c3d-4e5f6789"])
+def test_a_kill_while_the_marker_was_written_does_no_harm(tmp_path, left):
+    """The first is the name of versions before 0.2."""
     (tmp_path / "cells").mkdir()
-    (tmp_path / "cells" / f".{MARKER}.x1y2").write_text("{")
+    (tmp_path / "cells" / left).write_text("{")
     Store.at(tmp_path, "cells").create()
     assert Store.at(tmp_path, "cells").exists
 

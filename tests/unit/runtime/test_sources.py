@@ -161,6 +161,19 @@ def test_a_video_is_its_frames_in_order(tmp_path: Path, suffix):
     assert frames[0].picture.dtype == np.uint8
 
 
+def test_a_title_that_is_not_utf_8_is_no_error(tmp_path: Path):
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w", metadata_encoding="latin-1") as container:
+        container.metadata["title"] = "Möwen über Köln"
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert len(list(open_source(str(path)))) == 1
+
+
 def test_a_video_that_breaks_gives_what_came_before(tmp_path: Path, caplog):
     path = write_video(tmp_path / "clip.avi")
     content = path.read_bytes()

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +18,7 @@ from PIL import Image
 from edge_effdet.data.base import Sample
 from edge_effdet.errors import DataError
 from edge_effdet.models.zoo import model_spec
-from edge_effdet.training.loader import EpochBatches, TrainingImages, training_loader, validation_loader
+from edge_effdet.training.loader import EpochBatches, TrainingImages, batches_of, training_loader, validation_loader
 from edge_effdet.training.options import TrainConfig
 
 SPEC = model_spec("tf_efficientdet_lite0", ("disc", "bar"), image_size=(64, 64))
@@ -113,3 +120,57 @@ def test_a_validation_split_is_refused_at_once_where_no_labelled_image_can_be_de
     samples[3].path.write_bytes(content[: len(content) // 3])
     with pytest.raises(DataError, match="None of the validation images with a box"):
         _check_samples(samples[:3], [samples[3], *empty])
+
+
+LOAD = """
+import pickle, sys
+from pathlib import Path
+from edge_effdet.errors import UsageError
+from edge_effdet.training.loader import EpochBatches, batches_of, training_loader
+from edge_effdet.training.options import TrainConfig
+
+samples, spec = pickle.loads(Path(sys.argv[1]).read_bytes())
+config = TrainConfig(batch_size=2, workers=1)
+batches = batches_of(training_loader(samples, EpochBatches(len(samples), 2, seed=0), spec, config))
+next(batches)
+try:
+    # As another program does that needs it too.
+    Path("/dev/shm/full").write_bytes(bytes(1 << 30))
+except OSError:
+    pass
+try:
+    print(sum(1 for _ in batches))
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_shared_memory_that_runs_out_ends_the_loading_in_a_sentence(samples, tmp_path):
+    """torch by itself would print a traceback in the process that loads, and wait for its batch for ever."""
+    unshare = shutil.which("unshare")
+    if os.geteuid() != 0 or unshare is None:
+        pytest.skip("only root can give a process a /dev/shm of its own")
+    (tmp_path / "samples").write_bytes(pickle.dumps((samples * 20, SPEC)))
+    command = shlex.join([sys.executable, "-c", LOAD, str(tmp_path / "samples")])
+    done = subprocess.run(
+        [unshare, "-m", "sh", "-c", f"mount -t tmpfs -o size=1m none /dev/shm && exec {command}"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith(
+        "The processes that load images cannot hand them over, for no shared memory is left ("
+    )
+    assert "No space left on device" in done.stdout and done.stdout.count("\n") == 1 and "`workers` 0" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_of_a_process_that_loads_is_its_sentence(samples):
+    for sample in samples:
+        sample.path.write_bytes(b"")
+    config = TrainConfig(batch_size=3, workers=1)
+    loader = training_loader(samples, EpochBatches(len(samples), 3, seed=0), SPEC, config)
+    with pytest.raises(DataError) as raised:
+        list(batches_of(loader))
+    assert str(raised.value) == "None of the training images can be decoded; check the files."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,15 @@ def test_files_in_the_cache_of_a_control_group_are_free(tmp_path: Path):
     (tmp_path / "memory.max").write_text("max\n")
     with pytest.raises(ValueError, match="max"):
         memory._free_in_group(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such folder")
+def test_shared_memory_that_is_too_small_or_not_there_is_told_before_the_run(tmp_path):
+    memory.require_shared_memory(0, 16, (512, 512), tmp_path / "absent")
+    memory.require_shared_memory(2, 1, (64, 64), tmp_path)
+    for images, folder, said in (
+        (16, tmp_path / "absent", "No such file or directory"),
+        (10**9, tmp_path, r"they take up to 3932160001\.0 MB of it"),
+    ):
+        with pytest.raises(UsageError, match=rf"{said}.*; give `workers` 0, or"):
+            memory.require_shared_memory(2, images, (512, 512), folder)
