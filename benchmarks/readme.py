@@ -9,6 +9,7 @@ the table. A figure inside a sentence stands between ``<!-- figure: NAME -->`` a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -82,13 +83,11 @@ class Results:
 
     def newest_by_processor(self, name: str) -> list[Any]:
         """The content of the newest file of each kind of processor that has one, which all count as used."""
-        found = {}
+        found = []
         for vnni in (False, True):
-            try:
-                found[vnni] = self.newest(name, vnni=vnni)
-            except InputError:
-                continue
-        return list(found.values())
+            with contextlib.suppress(InputError):
+                found.append(self.newest(name, vnni=vnni))
+        return found
 
 
 SETS = {
@@ -125,16 +124,16 @@ def draw_int8(results: Results) -> list[Row]:
 def draw_processors(results: Results) -> list[Row]:
     """The shipped model in FP32 and as the engine that ``make engine`` builds, a row for each kind of processor that it was measured on."""
     rows: list[Row] = [("processor", "AP FP32", "INT8 loses (95 %)", "FP32", "INT8")]
-    for result in results.newest_by_processor("quickstart"):
-        rows.append(
-            (
-                _processor(result),
-                f"{100 * result['reference_AP']:.1f}",
-                _drop(result),
-                f"{result['reference_median_ms']:.1f} ms",
-                f"{result['median_ms']:.1f} ms",
-            )
+    rows += [
+        (
+            _processor(result),
+            f"{100 * result['reference_AP']:.1f}",
+            _drop(result),
+            f"{result['reference_median_ms']:.1f} ms",
+            f"{result['median_ms']:.1f} ms",
         )
+        for result in results.newest_by_processor("quickstart")
+    ]
     result = results.newest("accuracy-openvino-bccd", vnni=True)
     full, int8 = (_by_way(result)[f"{way}{OPENVINO}"] for way in ("FP32", "INT8, ours"))
     times = [f"{way['median_ms']:.1f} ms" for way in (full, int8)]

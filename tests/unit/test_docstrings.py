@@ -19,7 +19,20 @@ NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 QUOTED = re.compile(r"``([^`\n]+)``")
 SCRIPT = re.compile(r"[\w/]+\.py\b")
 
-FILE_ENDINGS = (".csv", ".cu", ".html", ".json", ".jsonl", ".md", ".pdf", ".png", ".safetensors", ".txt", ".yaml")
+FILE_ENDINGS = (
+    ".csv",
+    ".cu",
+    ".html",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".onnx",
+    ".pdf",
+    ".png",
+    ".safetensors",
+    ".txt",
+    ".yaml",
+)
 """Of files that are not the package's own, which a docstring may name."""
 
 FOREIGN = frozenset(
