@@ -180,6 +180,10 @@ class Bench:
             self._references[key] = reference
         return self._references[key]
 
+    def adopt(self, subject: Subject, other: Subject) -> None:
+        """Let a command that has no good run be held against that of another one."""
+        self._references[subject.name, FRESH] = self.reference(other, FRESH)
+
     def run(self, tried: Try) -> Verdict:
         """Run a command in a circumstance, judge what is left, run it again, and judge that. Raises Unavailable."""
         subject, circumstance = tried.subject, tried.circumstance
@@ -242,7 +246,8 @@ class Bench:
         if subject.verb == "export":
             launcher.trace(self.inputs / "m.safetensors")
         stop = None if subject.stop is None else {"after": subject.stop.after, "seconds": subject.stop.seconds}
-        return launcher.run(subject.words.split(), case, patience=subject.patience, stop=stop, **settings)
+        words = subject.words.split()
+        return launcher.run(words, case, module=subject.module, patience=subject.patience, stop=stop, **settings)
 
     def _template(self, subject: Subject) -> Path:
         """The case of a run that nothing hampered."""
@@ -439,14 +444,14 @@ def tries_of(subject: Subject, circumstance: Circumstance, reference: dict[str, 
     return [Try(subject, circumstance, FRESH, variant) for variant in variants]
 
 
-def sample_tries(seed: int, count: int) -> list[Try]:
-    """Some tries, in which each circumstance and each command comes about equally often."""
+def sample_tries(verbs: Sequence[str], seed: int, count: int) -> list[Try]:
+    """Some tries of some verbs, in which each circumstance and each command comes about equally often."""
     chance = random.Random(seed)
     cells = [
         (subject, circumstance)
         for subject in SUBJECTS
         for circumstance in CIRCUMSTANCES
-        if not circumstance.only or subject.name in circumstance.only
+        if subject.verb in verbs and (not circumstance.only or subject.name in circumstance.only)
     ]
     chance.shuffle(cells)
     seen: dict[str, int] = {}

@@ -63,7 +63,7 @@ COUNT, SEND_SIGNAL, FAIL_ONCE, FAIL_FOR_GOOD = range(4)
 """The actions of ``calls_arm``."""
 
 GRACE = 10.0
-"""Seconds in which what a command has started has to end after the command."""
+"""Seconds in which what a command has started has to end after the command; less for a command that has less time itself."""
 
 STRANGER = 54321
 """The number of a user that no system has."""
@@ -319,9 +319,9 @@ def start(run: dict[str, Any]) -> Running | None:
     return Running(pid, run, reader)
 
 
-def end_others() -> list[str]:
+def end_others(grace: float) -> list[str]:
     """Wait for the processes that the commands have left behind. Returns the command lines of those that did not end, which are killed."""
-    until, left = time.monotonic() + GRACE, dict[str, str]()
+    until, left = time.monotonic() + grace, dict[str, str]()
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -368,7 +368,7 @@ def serve(commands: IO[str], answers: IO[str], library: str) -> int:
                         each.look()
                 time.sleep(0.002)
             answer["runs"] = [{"code": each.code, "seconds": each.seconds, "hung": each.hung} for each in runs]
-            answer["left"] = end_others()
+            answer["left"] = end_others(min([GRACE, *(each.run["patience"] for each in runs)]))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
     return 0

@@ -35,6 +35,7 @@ class Subject:
         replaced: outputs that a later run may remove before it has others.
         patience: seconds after which it counts as hung.
         stop: how it is ended.
+        module: whose ``main`` takes the words.
         told_to_end: exit codes after Ctrl-C or SIGTERM, besides those of all commands.
     """
 
@@ -47,6 +48,7 @@ class Subject:
     replaced: tuple[str, ...] = ()
     patience: float = 60.0
     stop: Stop | None = None
+    module: str = "edge_effdet.__main__"
     told_to_end: tuple[int, ...] = ()
 
     def is_optional(self, name: str) -> bool:
