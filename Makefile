@@ -50,10 +50,10 @@ $(VENV)/bin/python:
 $(VENV)/.engine: EXTRAS = engine,benchmark,deploy,serve
 $(VENV)/.engine: SIZE = 0.12 GB to download, 0.7 GB on the disk
 $(VENV)/.dev: EXTRAS = dev
-$(VENV)/.dev: SIZE = 3 GB to download, 8 GB on the disk, most of it torch's libraries for GPUs
+$(VENV)/.dev: SIZE = 3.7 GB to download, 8 GB on the disk, most of it torch's libraries for GPUs
 
 $(VENV)/.release: EXTRAS = release
-$(VENV)/.release: SIZE = 3 GB to download, 8 GB on the disk, those of the tests among them
+$(VENV)/.release: SIZE = 4 GB to download, 8 GB on the disk, those of the tests among them
 
 $(VENV)/.engine $(VENV)/.dev $(VENV)/.release: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing packages into $(VENV): $(SIZE)"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 
 from benchmarks.machine import save_result, watch_load
 from benchmarks.parser import make_parser
+from edge_effdet.artifacts import temporary_folder
 from edge_effdet.building.chain import build
 from edge_effdet.building.options import BuildConfig
 from edge_effdet.building.summary import summary_table
@@ -22,7 +22,7 @@ from edge_effdet.cli import Result, run_verb
 def _run(arguments: argparse.Namespace) -> Result:
     load = watch_load()
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="edge-effdet-") as folder:
+    with temporary_folder() as folder:
         config = BuildConfig(precision="int8", backend=arguments.backend, fall_back=True, output=folder)
         engine = build(None, config)
         seconds = time.perf_counter() - started

@@ -68,16 +68,21 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes of this user left in a folder. A process looks into each folder once."""
+    """Remove what killed processes of this user left in a folder. To make something there does so too, once in a process."""
+    with contextlib.suppress(OSError):
+        for each in list(folder.iterdir()):
+            if is_temporary(each.name) and each.name not in _own:
+                with contextlib.suppress(OSError):
+                    _remove_leftover(each)
+
+
+def _look_into(folder: Path) -> None:
     with contextlib.suppress(OSError):
         status = folder.stat()
         key = folder, status.st_dev, status.st_ino
         if key not in _swept:
             _swept.add(key)
-            for each in list(folder.iterdir()):
-                if is_temporary(each.name) and each.name not in _own:
-                    with contextlib.suppress(OSError):
-                        _remove_leftover(each)
+            remove_leftovers(folder)
 
 
 @contextlib.contextmanager
@@ -87,7 +92,7 @@ def _made(parent: Path | None, make: Callable[[Path], int | None]) -> Iterator[P
     ``make`` gets the path, and returns a descriptor of what it made, or None where that is gone again.
     """
     folder, prefix = (Path(tempfile.gettempdir()), "") if parent is None else (parent, ".")
-    remove_leftovers(folder)
+    _look_into(folder)
     while True:
         path = folder / f"{prefix}edge-effdet-{_machine_start()}-{secrets.token_hex(4)}"
         _own.add(path.name)

@@ -110,11 +110,10 @@ def build(source: str | PathLike[str] | Graph | None, config: BuildConfig) -> En
     given, name = _given_graph(source, config)
     _refuse_overwrite(source, name, given if own_model else None, config, backend)
     require_writable(Path(config.output))
-    if not own_model:
-        given = _keep_beside(given, lowered_path(Path(config.output), name, "fp32"))
     graph = given or _export_source(source, name, config)
     _refuse_lowered(graph, config, budget)
     if not own_model:
+        graph = _keep_beside(graph, lowered_path(Path(config.output), name, "fp32"))
         config = _complete_quickstart(config)
     job = _prepare(name, graph, config, compiling, budget)
     return _build_within_budget(job, config, backend)
@@ -135,8 +134,7 @@ def _refuse_lowered(graph: Graph, config: BuildConfig, budget: Budget) -> None:
 
 def _prepare(name: str, graph: Graph, config: BuildConfig, compiling: CompileOptions, budget: Budget) -> BuildJob:
     """Read the images, and see that what calibrates does not judge."""
-    images = None
-    dataset = None
+    images = dataset = None
     if config.eval_data is not None:
         # Of the shipped photographs a reader has nothing to learn.
         shipped = Path(config.eval_data) == PHOTOS
@@ -250,15 +248,11 @@ def _export_source(source: str | PathLike[str] | Graph | None, name: str, config
     return export_network(network, spec, parents, lowered_path(Path(config.output), name, "fp32"), options).graph
 
 
-def _keep_beside(shipped: Graph | None, path: Path) -> Graph:
+def _keep_beside(shipped: Graph, path: Path) -> Graph:
     """A copy of the shipped graph where a checkpoint's would be, so that ``deploy`` finds it beside the engine."""
-    from edge_effdet.graph.model import load_graph
-
-    assert shipped is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as temporary:
         shutil.copyfile(shipped.path, temporary)
-    return load_graph(path)
+    return replace(shipped, path=path)
 
 
 def _complete_quickstart(config: BuildConfig) -> BuildConfig:

@@ -139,8 +139,7 @@ def _opened(source: Path, options: InstallOptions, given: Sequence[str], into: s
         check_signature(source, signature, known)
     with contextlib.ExitStack() as stack:
         # A dry run leaves nothing in the root, not even for a moment.
-        # The temporary folder itself is locked already, and unpacking locks its place.
-        place = stack.enter_context(temporary_folder()) / "unpacked" if options.dry_run else options.place
+        place = stack.enter_context(temporary_folder()) if options.dry_run else options.place
         folder = stack.enter_context(unpacked(source, place))
         try:
             yield folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import os
 import re
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from edge_effdet.artifacts import printable
+from edge_effdet.artifacts import printable, temporary_folder
+from edge_effdet.artifacts.temporary import remove_leftovers
 from edge_effdet.device.durable import telling_errors
 from edge_effdet.errors import BackendUnavailable, BundleError, InputError
 
@@ -29,7 +29,6 @@ of a bundle take 1.5 KiB a file, and the padding at the end up to 10 KiB."""
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _NAME = re.compile(r"[!-~]+")
-_HIDDEN = ".unpacked-"
 
 
 @contextlib.contextmanager
@@ -49,44 +48,20 @@ def unpacked(archive: Path, place: Path) -> Iterator[Path]:
         BackendUnavailable: nothing here can read a ``.tar.zst``.
     """
     made = not place.exists()
-    with telling_errors(place):
-        place.mkdir(parents=True, exist_ok=True)
-        with _locked(place, wait=True):
-            _remove_leftovers(place)
-            folder = place / f"{_HIDDEN}{os.getpid()}"
-            folder.mkdir(mode=0o700)
-            # This lock tells the folder of a process at work from one that a kill left.
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
     try:
-        with telling_errors(place):
-            _unpack(archive, folder)
-            (inside,) = folder.iterdir()
-        yield inside
+        with contextlib.ExitStack() as closing:
+            with telling_errors(place):
+                place.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(place)
+                folder = closing.enter_context(temporary_folder(place))
+                _unpack(archive, folder)
+                (inside,) = folder.iterdir()
+            yield inside
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
         # What was refused leaves nothing behind.
         with contextlib.suppress(OSError):
             if made:
                 place.rmdir()
-
-
-def _remove_leftovers(place: Path) -> None:
-    for left in place.glob(f"{_HIDDEN}*"):
-        with contextlib.suppress(BlockingIOError), _locked(left):
-            shutil.rmtree(left)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on a folder. Raises BlockingIOError where another process holds it, unless it is waited for."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(handle)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
