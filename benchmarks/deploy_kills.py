@@ -225,7 +225,8 @@ def open_place(chroot: Path | None, emulator: Path | None, python: str, bundles:
             stack.enter_context(emulated(chroot, emulator.resolve()))
         work = Path("/") / outside.relative_to(chroot)
         # On one core: threads under emulation wait for each other by spinning.
-        launcher = ("/usr/bin/taskset", "-c", "0", "/usr/sbin/chroot", str(chroot))
+        core = min(os.sched_getaffinity(0))
+        launcher = ("/usr/bin/taskset", "-c", str(core), "/usr/sbin/chroot", str(chroot))
         environment = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
         yield Place(work, outside, launcher, python, environment)
 

@@ -116,6 +116,15 @@ def _made(parent: Path | None, make: Callable[[Path], int | None]) -> Iterator[P
 
 def _discard(path: Path) -> None:
     """Remove a file or a folder, if it is still there. What cannot be removed now, a later process removes."""
+    try:
+        _remove(path)
+    except BaseException:
+        # Ctrl-C or SIGTERM came while it was removed.
+        _remove(path)
+        raise
+
+
+def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.artifacts import file_sha256
+from edge_effdet.artifacts.temporary import is_temporary
 from tests.faults.circumstances import CIRCUMSTANCES, Circumstance
 from tests.faults.launcher import C_LOCALE, Ended, Launcher
 from tests.faults.subjects import SUBJECTS, Subject, steady_name
@@ -370,7 +371,8 @@ def _judge_inputs(case: Path, before: dict[str, str | None]) -> list[str]:
     return [
         f"{name}, which is read, was {'changed' if name in now else 'removed'}"
         for name, digest in before.items()
-        if is_input(name) and digest and now.get(name) != digest
+        # What a killed run left beside an input may go.
+        if is_input(name) and digest and now.get(name) != digest and not is_temporary(Path(name).name)
     ]
 
 

@@ -31,6 +31,9 @@ def find_damage(path: Path, like: bytes | None) -> str:
         check = _check_bundle if path.name == SUMS else _CHECKS.get(path.suffix)
         if check is not None:
             check(path)
+        elif path.suffix == ".md":
+            if like is not None and _outline(path.read_bytes()) != _outline(like):
+                return "has other headings or another end than that of a run that nothing hampered"
         elif like is not None and _without_numbers(path.read_bytes()) != _without_numbers(like):
             return "differs from the file of a run that nothing hampered"
     except EdgeEffDetError as error:
@@ -44,6 +47,12 @@ def find_damage(path: Path, like: bytes | None) -> str:
 def _without_numbers(content: bytes) -> bytes:
     """A text without what differs from run to run: hashes, times, sizes."""
     return _NUMBERS.sub(b"0", content)
+
+
+def _outline(content: bytes) -> list[bytes]:
+    """The headings of a Markdown text and its last line. What stands between them tells of the machine and its load."""
+    lines = content.splitlines(keepends=True)
+    return [_without_numbers(line) for line in lines if line.startswith(b"#")] + lines[-1:]
 
 
 def _check_graph(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,20 @@ def test_a_kill_before_any_change_leaves_nothing_for_long(places: tuple[Path, Pa
         assert left in (["file.txt"], ["file.txt", "made"])
     assert left == ["file.txt", "made"]
     assert names(scratch) == []
+
+
+def test_ctrl_c_while_it_is_removed_leaves_nothing(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+    output, _ = places
+    remove = shutil.rmtree
+
+    def interrupted(path: Path, **settings: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), temporary_folder(output) as folder:
+        (folder / "part").write_text("half")
+        monkeypatch.setattr(shutil, "rmtree", interrupted)
+    assert names(output) == []
 
 
 def leave(folder: Path, name: str = "", is_folder: bool = True) -> Path:
