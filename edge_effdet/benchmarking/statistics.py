@@ -5,6 +5,13 @@ thousandth as wide. What is independent is the round. So the rounds are drawn an
 (a cluster bootstrap). With few rounds such an interval is too narrow; its tails are widened as T. Hesterberg says in "What Teachers
 Should Know About the Bootstrap" (The American Statistician 69, 2015, the *expanded percentile interval*): with n rounds, ``alpha / 2`` becomes
 ``Phi(-sqrt(n / (n - 1)) * t)`` with Student's t of n - 1 degrees of freedom.
+
+A machine has slow phases too, of a minute and more, which several rounds in a row share. So n is not the number of the rounds but that of as
+many independent ones: ``n (1 - r) / (1 + r)``, where r is the correlation of a round with the next one (G. V. Bayley and J. M. Hammersley, "The
+'effective' number of independent observations in an autocorrelated time series", Supplement to the Journal of the Royal Statistical Society 8,
+1946), and the interval is wider by the root of the ratio. An estimate of r from few values is too low by about ``(1 + 3 r) / n`` (M. G. Kendall,
+"Note on bias in the estimation of autocorrelation", Biometrika 41, 1954), which is added. Rounds of engines in turns share their phases, and
+their ratios do not have them.
 """
 
 from __future__ import annotations
@@ -25,6 +32,9 @@ RESAMPLES = 2000
 
 MOST_VALUES = 2000
 """Values of one round that a draw takes at most; more, evenly spaced by rank, would change a percentile by nothing that can be seen."""
+
+LEAST_INDEPENDENT = 3
+"""Independent rounds that are reckoned with at least."""
 
 _STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
@@ -48,7 +58,7 @@ def percentile_estimate(rounds: Sequence[np.ndarray], percentile: float, seed: i
     thinned = [_thin(each) for each in rounds]
     draws = _draw(len(rounds), seed)
     found = [float(np.percentile(np.concatenate([thinned[index] for index in own]), percentile)) for own in draws[:500]]
-    return _widen(value, np.array(found), len(rounds))
+    return _interval(value, np.array(found), [float(np.percentile(each, percentile)) for each in rounds])
 
 
 def rate_estimate(images: Sequence[int], seconds: Sequence[float], seed: int = 0) -> Estimate:
@@ -56,7 +66,7 @@ def rate_estimate(images: Sequence[int], seconds: Sequence[float], seed: int = 0
     counts, times = np.array(images, float), np.array(seconds, float)
     draws = _draw(len(counts), seed)
     found = counts[draws].sum(axis=1) / times[draws].sum(axis=1)
-    return _widen(float(counts.sum() / times.sum()), found, len(counts))
+    return _interval(float(counts.sum() / times.sum()), found, counts / times)
 
 
 def change_estimate(
@@ -82,9 +92,34 @@ def change_estimate(
         found = np.median(ratios[draws], axis=1)
         return _as_percent(_widen(float(np.median(ratios)), found, len(ratios)))
     draws = second[_draw(len(second), seed)], first[_draw(len(first), seed + 1)]
-    found = np.quantile(draws[0], quantile, axis=1) - np.quantile(draws[1], quantile, axis=1)
-    value = float(np.quantile(second, quantile) - np.quantile(first, quantile))
-    return _as_percent(_widen(value, found, min(len(first), len(second))))
+    values, found, independent = [], [], []
+    for own, drawn in zip((second, first), draws, strict=True):
+        values.append(float(np.quantile(own, quantile)))
+        independent.append(independent_rounds(own))
+        spread = np.quantile(drawn, quantile, axis=1) - values[-1]
+        found.append(spread * math.sqrt(len(own) / independent[-1]))
+    value = values[0] - values[1]
+    return _as_percent(_widen(value, value + found[0] - found[1], min(independent)))
+
+
+def independent_rounds(values: Sequence[float] | np.ndarray) -> float:
+    """As how many independent rounds so many are worth that share the slow phases of a machine.
+
+    Args:
+        values: a figure of each round, in the order of time.
+
+    Returns:
+        At most their number; at least three, or their number where that is smaller, since fewer allow no interval.
+    """
+    own, count = np.asarray(values, float), len(values)
+    least = min(count, LEAST_INDEPENDENT)
+    # One disturbed round would hide what the others share.
+    ranks = own.argsort().argsort() - (count - 1) / 2
+    if count <= LEAST_INDEPENDENT or np.ptp(own) == 0:
+        return count
+    correlation = float((ranks[1:] * ranks[:-1]).sum() / (ranks**2).sum())
+    correlation = min(max(correlation + (1 + 3 * correlation) / count, 0), 0.99)
+    return max(count * (1 - correlation) / (1 + correlation), least)
 
 
 def enough_text(queries: int) -> str:
@@ -107,10 +142,16 @@ def _thin(values: np.ndarray) -> np.ndarray:
     return np.sort(values)[np.linspace(0, len(values) - 1, MOST_VALUES).round().astype(int)]
 
 
-def _widen(value: float, found: np.ndarray, rounds: int) -> Estimate:
+def _interval(value: float, found: np.ndarray, rounds: Sequence[float] | np.ndarray) -> Estimate:
+    """The interval of draws in which each round counted as independent, from a figure of each round in the order of time."""
+    independent = independent_rounds(rounds)
+    return _widen(value, value + (found - value) * math.sqrt(len(rounds) / independent), independent)
+
+
+def _widen(value: float, found: np.ndarray, rounds: float) -> Estimate:
     if rounds < 2:
         return Estimate(value, value, value)
-    student = _STUDENT[min(rounds - 1, len(_STUDENT)) - 1]
+    student = _STUDENT[min(int(rounds) - 1, len(_STUDENT)) - 1]
     tail = statistics.NormalDist().cdf(-math.sqrt(rounds / (rounds - 1)) * student)
     low, high = np.quantile(found, [tail, 1 - tail])
     return Estimate(value, min(float(low), value), max(float(high), value))

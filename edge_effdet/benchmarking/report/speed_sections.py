@@ -109,7 +109,7 @@ def _how_to_read(report: Report) -> str:
         "SingleStream is one image after the other, from the picture's file to boxes; of 100 images, 50, 90 and 99 keep to P50, P90 and P99.",
         "Offline is all images at once.",
         f"Server is the largest rate of arrivals at random times at which 99 of 100 images take at most {plain(report.settings.bound_ms)} ms; in "
-        "brackets stand the rate that held it and the next higher one that did not.",
+        "brackets stand the rate up to which every try held it, and the next higher one at which none did.",
     ]
     if any(row.quality for row in report.rows):
         parts.append("AP is COCO's, in points, of the very file that was timed.")

@@ -11,7 +11,9 @@ import pytest
 from edge_effdet.benchmarking.host.sensors import Sensors
 from edge_effdet.benchmarking.load import Driven
 from edge_effdet.benchmarking.measure import (
+    _is_due,
     _search_rate,
+    _server,
     look_into_lanes,
     open_lanes,
     row_of,
@@ -63,6 +65,11 @@ def test_all_four_kinds_of_load_are_measured(tmp_path: Path):
     assert {stage.name for stage in row.stages} == {"decode", "letterbox", "network", "suppression"}
     assert sum(stage.share for stage in row.stages) == pytest.approx(1)
     assert single.driven_by.startswith("LoadGen") and single.referee is not None
+
+
+def test_each_kind_of_load_is_spread_over_all_of_the_time():
+    assert [[_is_due(number, 14, wanted) for number in range(14)].count(True) for wanted in (14, 5, 0)] == [14, 5, 0]
+    assert [number for number in range(20) if _is_due(number, 20, 10)] == list(range(1, 20, 2))
 
 
 def test_engines_take_turns_and_keep_their_order(tmp_path: Path):
@@ -121,7 +128,7 @@ class Spoiled:
 
 def test_one_spoiled_try_does_not_lower_the_rate_that_holds():
     full = EFFORTS["full"]
-    undisturbed, disturbed = Spoiled(60, ()), Spoiled(60, (1,))
+    undisturbed, disturbed = Spoiled(60, ()), Spoiled(60, (2,))
     for lane in (undisturbed, disturbed):
         _search_rate(lane, full, 0.1)
 
@@ -131,5 +138,9 @@ def test_one_spoiled_try_does_not_lower_the_rate_that_holds():
     # The bracket is halved once for each rate, from 0 to 110 a second.
     assert 60 - 110 / 2 ** (full.probes - 1) < best(undisturbed) <= 60
     assert best(disturbed) == best(undisturbed)
-    # A try that does not count is there to be seen.
-    assert len(disturbed.probes) > len({probe.rate for probe, _ in disturbed.probes})
+    # A try that does not count is there to be seen, and the rate up to which all held is lower.
+    assert len(disturbed.probes) == len(undisturbed.probes) + 1
+    with Sensors() as sensors:
+        rates = [_server(lane, [sensors.reading(0, 1)]).rate for lane in (undisturbed, disturbed)]
+    assert rates[0].low == rates[0].value and rates[0].high > 60
+    assert rates[1].low < rates[1].value == rates[0].value and rates[1].high == rates[0].high

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_effdet.benchmarking.statistics import change_estimate, enough_text, percentile_estimate, rate_estimate
+from edge_effdet.benchmarking.statistics import (
+    change_estimate,
+    enough_text,
+    independent_rounds,
+    percentile_estimate,
+    rate_estimate,
+)
 
 
 def make_rounds(
@@ -43,6 +49,36 @@ def test_runs_of_a_round_do_not_count_as_independent():
         low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
         held += low <= 10.0 <= high
     assert held < 60
+
+
+def make_phases(seed: int, rounds: int = 20, drift: float = 0.03, share: float = 0.75) -> list[np.ndarray]:
+    """Rounds of a machine with slow phases: the state of a round keeps a share of that of the one before."""
+    random = np.random.default_rng(seed)
+    state, states = random.normal(0, drift), []
+    for _ in range(rounds):
+        states.append(state)
+        state = share * state + random.normal(0, drift * np.sqrt(1 - share**2))
+    return [10 * np.exp(each + random.normal(0, 0.01, 60)) for each in states]
+
+
+def test_two_runs_agree_as_often_as_they_say_where_the_machine_has_slow_phases():
+    agreed = told = 0
+    for seed in range(100):
+        first, second = (make_phases(2 * seed + k) for k in (0, 1))
+        estimates = [percentile_estimate(each, 50) for each in (first, second)]
+        agreed += max(each.low for each in estimates) <= min(each.high for each in estimates)
+        change = change_estimate(*([float(np.median(each)) for each in own] for own in (first, second)), paired=False)
+        told += change.low <= 0 <= change.high
+    assert agreed > 95 and told > 86
+
+
+def test_rounds_that_share_nothing_are_all_independent():
+    counted = [independent_rounds(np.random.default_rng(seed).normal(10, 1, 20)) for seed in range(50)]
+    assert np.median(counted) > 15
+    slow = [independent_rounds([float(np.median(each)) for each in make_phases(seed)]) for seed in range(50)]
+    assert np.median(slow) < 8
+    assert independent_rounds([1.0, 1.0, 1.0, 1.0, 1.0]) == 5 and independent_rounds([1.0, 2.0]) == 2
+    assert independent_rounds(list(range(20))) == 3
 
 
 def test_one_round_has_no_interval():
