@@ -44,7 +44,7 @@ def build_report(engine: Engine, photos: Path | None = None, data: Path | None =
 
     Args:
         engine: with its record.
-        photos: a folder of pictures for the command that shows what the engine finds; None for a folder of the reader's.
+        photos: a folder of pictures for the command that shows what the engine finds; None for one that the reader has to name.
         data: the labelled images that the engine was judged by; None where there were none.
     """
     record = engine.require_record()
@@ -79,7 +79,7 @@ def _next_commands(engine: Path, photos: Path | None, data: Path | None) -> list
     command = f"{_interpreter()} -m edge_effdet"
     return [
         "\nnext     look, decide, deploy:",
-        f"{command}.detect {given} --source {_typed(photos or Path('photos'))} --output {_typed(folder / 'found')}",
+        f"{command}.detect {given} --source {_typed(photos) if photos else 'FOLDER_OF_PICTURES'} --output {_typed(folder / 'found')}",
         f"{command}.benchmark {given}{judged} --output {_typed(folder / 'report')}",
         f"{command}.deploy {given} --target jetson-orin-nano --output {_typed(folder / 'bundles')}",
     ]
@@ -101,8 +101,8 @@ def _golden_line(golden: Golden) -> str:
     """Which pictures travel inside the JSON: a user may not want to give their own away."""
     if golden.kind == "pictures":
         return (
-            f"{len(golden.pictures)} of the pictures given are in the JSON, to check the engine on other machines "
-            "(`golden` drawn: not yours)"
+            f"{len(golden.pictures)} of the pictures given are stored in the JSON, to check the engine on other machines; "
+            "`golden` drawn stores drawn ones instead"
         )
     if golden.kind == "drawn":
         return f"{len(golden.pictures)} drawn pictures are in the JSON, to check the engine on other machines"
@@ -126,12 +126,12 @@ def _accuracy_remarks(record: EngineRecord, accuracy: Accuracy) -> list[str]:
     """How sure the drop is, and whether scores were flattened."""
     lines = []
     # An FP32 engine is its own reference, and always drops by 0.
-    if accuracy.drop_interval is not None and record.precision != "fp32":
+    if accuracy.drop is not None and accuracy.drop_interval is not None and record.precision != "fp32":
         low, high = accuracy.drop_interval
-        noise = "; 0 is among them, so it is inside the noise of these images" if low <= 0 <= high else ""
+        noise = f", so these {accuracy.images} images show no difference" if low <= 0 <= high else ""
+        change = f"{'loses' if accuracy.drop > 0 else 'gains'} {abs(accuracy.drop):.2f} points of AP"
         lines.append(
-            f"\nThe AP drop of {accuracy.drop:+.2f} is known to within {low:+.2f} and {high:+.2f} (95 %, {accuracy.images} "
-            f"images{noise})."
+            f"\n{record.precision.upper()} {change}; with 95 % confidence it is between {_change(low)} and {_change(high)}{noise}."
         )
     if accuracy.confidence is not None and accuracy.confidence.flattened:
         tops = accuracy.confidence.mean_top_score
@@ -140,6 +140,10 @@ def _accuracy_remarks(record: EngineRecord, accuracy: Accuracy) -> list[str]:
             f"{tops.reference:.2f} at FP32; lower your threshold, or keep the class head high with `keep_high` 'class_net.*'."
         )
     return lines
+
+
+def _change(drop: float) -> str:
+    return f"a {'loss' if drop > 0 else 'gain'} of {abs(drop):.2f}"
 
 
 def _arithmetic_remark(record: EngineRecord) -> list[str]:

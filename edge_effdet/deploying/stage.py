@@ -87,9 +87,8 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx-ir", "export", "to make bundles") from error
     output, target = Path(config.output), get_target(config.target)
-    if isinstance(source, Engine) and config.backend is None and source.backend in target.backends:
-        # What was proven is what is to run.
-        config = replace(config, backend=source.backend)
+    if isinstance(source, Engine) and config.backend is None:
+        config = replace(config, backend=_backend_for(source, config))
     # Keys are read before minutes of work, and the release is chosen once: it is a time where none was given.
     key = None if config.sign is None else read_secret_key(Path(config.sign))
     trusted = () if config.trust is None else read_public_keys(Path(config.trust))
@@ -138,6 +137,21 @@ def make_bundle(source: str | PathLike[str] | Graph | Engine | None, config: Dep
             sign_file(archive, key)
     signed_by = None if key is None else check_signature(path / SUMS, path / f"{SUMS}.minisig", [key.public])
     return replace(read_bundle(path, signed_by), archive=archive)
+
+
+def _backend_for(engine: Engine, config: DeployConfig) -> str:
+    """What runs an engine on the device: the backend that it was proven by, unless that would leave the device's GPU idle."""
+    first, *others = get_target(config.target).backends
+    if engine.backend == first:
+        return first
+    if engine.backend in others and get_backend(first).TRAITS.on_cpu == get_backend(engine.backend).TRAITS.on_cpu:
+        return engine.backend
+    if engine.backend in others:
+        logger.warning(
+            "%s was built for %s; %s runs its graph on the GPU by %s, and checks and times it there (`backend` %s would run it on the processor)",
+            engine.path.name, engine.backend, config.target, first, engine.backend,
+        )  # fmt: skip
+    return first
 
 
 def _free_path(output: Path, name: str, release: str, target: str) -> Path:

@@ -76,10 +76,11 @@ class Launcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
+            assert self._process.stdin is not None and self._process.stdout is not None
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
             self._process.wait()
+            self._process.stdout.close()
 
     def prepare(self, folder: Path) -> None:
         """Write the inputs of the verbs into an empty folder."""

@@ -69,7 +69,9 @@ def summary(report: Report) -> Section:
                 numbers,
             )
         )
-    picked = next((index for index, row in enumerate(report.rows) if row.name == report.advice.pick), None)
+    # Among one there is nothing to pick.
+    compared = report.rows if len(report.rows) > 1 else ()
+    picked = next((index for index, row in enumerate(compared) if row.name == report.advice.pick), None)
     grid = Grid(
         caption="The engines",
         head=(
@@ -158,7 +160,10 @@ def tradeoff(report: Report) -> Section:
     """AP against latency, with the Pareto front."""
     best = front(report.rows)
     blocks: tuple[Block, ...]
-    if best:
+    if len(report.rows) == 1 and best:
+        sentence = "One engine was measured, so there is nothing to weigh; give more engines, such as the FP32 one, to see which to take."
+        blocks = (Prose(sentence),)
+    elif best:
         names = joined(row.name for row in best)
         sentence = f"On the Pareto front {'is' if len(best) == 1 else 'are'} {names}: no other engine is both faster and more accurate."
         label = f"AP in points against the median latency in milliseconds, a marker for each engine. {sentence}"

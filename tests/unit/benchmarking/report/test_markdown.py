@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,11 @@ def test_every_section_and_every_engine_is_there(report, text):
     assert f"**{INT8} (the pick)**" in text
     for sentence in report.advice.sentences:
         assert sentence in text
+
+
+def test_among_one_engine_there_is_nothing_to_pick(report):
+    text = markdown_text(replace(report, rows=tuple(row for row in report.rows if row.name == INT8)))
+    assert "the pick" not in text and "Pareto" not in text and "nothing to weigh" in text
 
 
 def test_no_html_and_no_control_character_is_left(text):
