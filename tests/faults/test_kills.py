@@ -106,6 +106,7 @@ def kill_before_each_change(prepared: Path, place: Path, *operation: object):
     raise AssertionError("it never ended")
 
 
+@pytest.mark.slow
 def test_a_rollback_is_killed_before_each_change_of_a_file(prepared, tmp_path):
     ready = copy_root(prepared, tmp_path / "ready")
     store = Store.at(ready, "cells")
@@ -121,6 +122,7 @@ def test_a_rollback_is_killed_before_each_change_of_a_file(prepared, tmp_path):
         assert works(root) == "1.0"
 
 
+@pytest.mark.slow
 def test_a_switch_is_killed_before_each_change_of_a_file(bundles, prepared, tmp_path):
     """All that comes after the engine: the release is there from before, and another one is removed."""
     ready = copy_root(prepared, tmp_path / "ready")

@@ -127,6 +127,7 @@ def test_the_parser_finds_what_the_detector_finds(name, threshold, request, pict
             np.testing.assert_allclose(corners, expected.boxes[solid], atol=1e-3)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_dynamic_batch(tmp_path):
     network, spec, parents = load_source(BCCD_CHECKPOINT, None)

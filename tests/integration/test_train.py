@@ -150,6 +150,7 @@ def test_stops_early(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_fine_tunes_with_fake_quantizers_and_exports_as_ever(trained: Path, scenes: Path, tmp_path: Path):
     from edge_effdet import export
 

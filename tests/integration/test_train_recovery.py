@@ -163,6 +163,7 @@ sys.exit(f"threads left: {left}" if left else code)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The same global batch, so the same losses but for the order of sums.
 

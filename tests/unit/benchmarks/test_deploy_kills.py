@@ -22,6 +22,7 @@ def bundles(template, tmp_path):
     return [write_bundle(template, tmp_path / release, release=release) for release in ("1.0", "1.1")]
 
 
+@pytest.mark.slow
 def test_every_kill_is_survived(bundles, capsys):
     flags = ["--bundle", str(bundles[0]), "--update", str(bundles[1]), "--python", sys.executable, "--kills", "3"]
     assert main([*flags, "--no-save", "--json"]) == 0

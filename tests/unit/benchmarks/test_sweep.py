@@ -252,6 +252,7 @@ def test_a_damaged_cell_is_named(tmp_path: Path, process: type[StandInProcess]):
         sweep.sweep([CELL], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cell_is_built_and_timed(tmp_path: Path, monkeypatch):
     """The whole command on the smallest network, with a second model that does not exist."""
     for package in ("effdet", "onnxscript", "onnxruntime"):

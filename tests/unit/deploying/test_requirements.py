@@ -170,6 +170,7 @@ def test_tensorrt_on_a_jetson(cuda_index: Path, python: str, major: str):
     assert {pin.name for pin in pins if pin.build_only} == {"setuptools", "wheel", "packaging", "pip"}
 
 
+@pytest.mark.slow
 def test_a_bundle_for_two_pythons_holds_the_files_of_both(cuda_index: Path, tmp_path: Path):
     folder = tmp_path / "bundle"
     folder.mkdir()
