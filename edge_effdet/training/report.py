@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -27,39 +31,63 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class TensorBoardLog:
-    """Scalars of each epoch under ``DIR/tensorboard``. A disk that fills up ends the log and not the run."""
+    """Scalars of each epoch under ``DIR/tensorboard``. A disk that fills up ends the log and not the run.
+
+    PyTorch's ``SummaryWriter`` writes in a thread, which answers a full disk with a traceback.
+    """
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-        self._writer: Any = None
+        self._stream: IO[bytes] | None = None
+        place = folder / "tensorboard"
         try:
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch + 1)
+            place.mkdir(exist_ok=True)
+            # TensorBoard reads the files of a folder in the order of their names.
+            name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+            self._stream = (place / name).open("ab")
         except OSError as error:
             self._give_up(error)
+        # A run that goes on takes the place of the steps that the one before had beyond its last checkpoint.
+        self._write(
+            {"file_version": "brain.Event:2"},
+            {"step": first_epoch + 1, "session_log": SessionLog(status=SessionLog.START)},
+        )
 
     def add(self, row: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            return
-        try:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    self._writer.add_scalar(_TAGS.get(name, name), value, row["epoch"])
-            self._writer.flush()
-        except OSError as error:
-            self._give_up(error)
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        values = [
+            Summary.Value(tag=_TAGS.get(name, name), simple_value=value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name != "epoch"
+        ]
+        self._write({"step": row["epoch"], "summary": Summary(value=values)})
 
     def close(self) -> None:
-        if self._writer is None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _write(self, *events: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._stream is None:
             return
         try:
-            self._writer.close()
+            for event in events:
+                RecordWriter(self._stream).write(Event(wall_time=time.time(), **event).SerializeToString())
+            self._stream.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
         logger.warning("TensorBoard's log could not be written (%s) and ends here", error)
-        self._writer = None
+        if self._stream is not None:
+            # What is still to be written cannot be either.
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            self._stream = None
 
 
 _TAGS = {

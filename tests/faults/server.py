@@ -216,6 +216,8 @@ def raw(text: str) -> bytes:
 def become(run: dict[str, Any], library: str) -> list[str]:
     """Turn this fork into what a command finds when it is started. Returns its words."""
     os.setsid()
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         redirect(number, run[name])
     place = raw(run["cwd"])
