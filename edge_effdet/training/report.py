@@ -33,7 +33,7 @@ Rows = Sequence[Mapping[str, Any]]
 class TensorBoardLog:
     """Scalars of each epoch under ``DIR/tensorboard``. A disk that fills up ends the log and not the run.
 
-    PyTorch's ``SummaryWriter`` writes in a thread, which answers a full disk with a traceback.
+    The writer that comes with PyTorch has a thread, which answers a full disk with a traceback.
     """
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
