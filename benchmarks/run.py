@@ -30,8 +30,8 @@ from benchmarks.parser import make_parser
 from benchmarks.peers.effdet_photo import Detect, make_compiled, make_eager
 from benchmarks.peers.naive_pipeline import export_one_tensor, make_naive
 from benchmarks.peers.raw_export import export_plainly, make_onnxruntime, make_openvino
-from edge_effdet.artifacts import Detections, Engine, Graph, write_record
-from edge_effdet.artifacts.record import Golden
+from edge_effdet.artifacts import Detections, Engine, Graph, write_json
+from edge_effdet.artifacts.record import Golden, record_to_json
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
@@ -103,7 +103,7 @@ def make_engine(graph: Graph, backend: str, path: Path) -> Engine:
     # The engine stays on this machine, so it needs no golden check, and no warning at each load that it has none.
     golden = Golden(kind="none", fingerprint=machine_fingerprint(backend))
     engine = replace(engine, record=replace(engine.require_record(), golden=golden))
-    write_record(engine)
+    write_json(engine.json_path, record_to_json(engine.require_record()))
     return engine
 
 

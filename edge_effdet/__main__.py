@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from edge_effdet.cli import version_text
+from edge_effdet.cli import Result, make_parser, run_verb, version_text
 from edge_effdet.errors import UsageError
 
 VERBS = {
@@ -35,29 +35,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return its exit code; without one, or with ``--help``, list them."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
-    if first in _HELP:
-        usage = ["usage: edge-effdet VERB [options]", "       edge-effdet --version", ""]
-        print("\n".join([*usage, *(f"  {name:<14}{text}" for name, text in VERBS.items() if _is_here(name))]))
-        return 0
-    if first == _VERSION:
-        print(version_text())
-        return 0
     # The verbs are module names; people write build-engine as often as build_engine.
     verb = first if first.startswith("-") else first.replace("-", "_")
-    if verb in VERBS and not _is_here(verb):
-        print(
-            f"error: {first} is not in the part of edge-effdet that a device has; run it where the whole package is installed.",
-            file=sys.stderr,
-        )
-        return UsageError.exit_code
-    if verb in VERBS:
+    if verb in VERBS and _is_here(verb):
         return importlib.import_module(module_name(verb)).main(arguments[1:])
+    return run_verb(make_parser("", "", ""), lambda _: _without_a_verb(first, verb), [])
+
+
+def _without_a_verb(first: str, verb: str) -> Result:
+    """What the program itself has to say. Raises UsageError where it lacks the verb."""
+    if first in _HELP:
+        usage = ["usage: edge-effdet VERB [options]", "       edge-effdet --version", ""]
+        return Result("\n".join([*usage, *(f"  {name:<14}{text}" for name, text in VERBS.items() if _is_here(name))]))
+    if first == _VERSION:
+        return Result(version_text())
+    if verb in VERBS:
+        raise UsageError(
+            f"{first} is not in the part of edge-effdet that a device has; run it where the whole package is installed."
+        )
     nearest = difflib.get_close_matches(verb, [*VERBS, *_HELP, _VERSION], n=1, cutoff=0)[0]
-    print(
-        f"error: edge-effdet has no verb {first!r}; the nearest that it has is {nearest}, and edge-effdet --help lists all.",
-        file=sys.stderr,
+    raise UsageError(
+        f"edge-effdet has no verb {first!r}; the nearest that it has is {nearest}, and edge-effdet --help lists all."
     )
-    return UsageError.exit_code
 
 
 def _is_here(verb: str) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import io
 import logging
 import os
 import re
 import sys
 import threading
+import traceback
 import types
 import typing
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -29,10 +30,30 @@ from edge_effdet.signals import TERMINATED as TERMINATED
 
 T = TypeVar("T")
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_NO_MEMORY = ("can't start new thread", "can't allocate memory", "not enough memory", "could not create a primitive")
+"""What Python and torch say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, and
+for a convolution by oneDNN."""
 
-_BREAKING = ("Cc", "Zl", "Zp")
-"""Unicode's categories of control characters and of separators of lines and paragraphs."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters but for line ends and tabs, Unicode's separators of lines and paragraphs, and what changes the direction of the text."""
+
+_USED_UP = (errno.EAGAIN, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+"""What the system says where it has no more of something."""
+
+_OF_PATHS = (
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+"""What it says of a path that is not right, or not allowed."""
+
+_READERS = ("json", "yaml", "ast")
+"""Libraries that read a list in a list by calling themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +71,29 @@ class Result:
     failure: EdgeEffDetError | None = None
 
 
+class _NobodyReads(BrokenPipeError):
+    """Whoever read what is printed has left, as ``head -1`` does, which is no error."""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that prints what it refuses so that it does nothing to a terminal: an argument may be the name of a file."""
 
     def error(self, message: str) -> NoReturn:
         super().error(_one_line(message))
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse says nothing where the help cannot be printed.
+        if file is sys.stdout:
+            print_result(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
+
 
 class _ShowVersion(argparse.Action):
     """Prints the version and ends; argparse's own action wants the version before anybody has asked for it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(version_text())
+        print_result(version_text())
         parser.exit()
 
 
@@ -203,7 +235,7 @@ def run_verb(
     A stage that returns None has nothing to say: one of several processes that all did the same.
     """
     with _printing_anything():
-        code = _run_stage(parser, stage, parser.parse_args(argv))
+        code = _run_stage(parser, stage, argv)
     if signals.IS_COMMAND:
         atexit.unregister(_end_beside_hanging_threads)
         atexit.register(_end_beside_hanging_threads, code)
@@ -254,8 +286,9 @@ def _let_go(stream: IO[str]) -> None:
 def _run_stage(
     parser: argparse.ArgumentParser,
     stage: Callable[[argparse.Namespace], Result | None],
-    arguments: argparse.Namespace,
+    argv: Sequence[str] | None,
 ) -> int:
+    debug = False
     flags = _flags(parser)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_FlagFormatter(flags))
@@ -272,27 +305,31 @@ def _run_stage(
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=RuntimeWarning)
     try:
         with signals.raising():
+            arguments = parser.parse_args(argv)
+            debug = arguments.debug
             result = stage(arguments)
             if result is not None:
                 text = name_flags(result.text, flags)
-                _print_result(json_text(result.data, ascii_only=True) if arguments.json else on_terminal(text))
+                print_result(json_text(result.data, ascii_only=True) if arguments.json else on_terminal(text))
                 if result.failure is not None:
                     raise result.failure
     except KeyboardInterrupt as error:
         _say(signals.SAID)
         return TERMINATED if isinstance(error, signals.Terminated) else INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except _NobodyReads:
         return 0
     except Exception as error:
         number = signals.was_asked()
-        if number is not None and not arguments.debug:
+        sentence = str(error) if isinstance(error, EdgeEffDetError) else _sentence_of(error)
+        if number is None and sentence is None:
+            raise
+        if debug:
+            _say(on_terminal(traceback.format_exc().rstrip()))
+        if number is not None:
             # What the work raised when it was interrupted, in place of the interruption.
             _say(signals.SAID)
             return 128 + number
-        sentence = str(error) if isinstance(error, EdgeEffDetError) else _sentence_of(error)
-        if sentence is None or arguments.debug:
-            raise
+        assert sentence is not None
         _say(f"error: {_one_line(name_flags(sentence, flags))}")
         return error.exit_code if isinstance(error, EdgeEffDetError) else EdgeEffDetError.exit_code
     finally:
@@ -305,21 +342,28 @@ def _run_stage(
 
 def on_terminal(text: str) -> str:
     """A text that can be printed and does nothing else to a terminal: control characters, as a file's name may have them, are escaped, but for
-    line ends and tabs."""
+    line ends and tabs, and so is what would let it be read in another order."""
     return printable(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
 
 
 def _sentence_of(error: Exception) -> str | None:
     """What went wrong with the system or a runtime, in one sentence; None for a mistake of this program, whose traceback is worth more."""
     if isinstance(error, OSError):
-        reason = error.strerror or first_line(error)
-        if error.filename is not None:
-            return f"{error.filename} cannot be used ({reason}); see whether the path is right and who may read and write it."
-        return f"The system refuses something ({reason}); free what is short, and give the command again."
-    # Python's own words where the system gives no thread, nearly always for want of memory for its stack.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't start new thread" in str(error)):
+        what = "The system refuses something" if error.filename is None else f"{error.filename} cannot be used"
+        advice = ""
+        if error.errno in _USED_UP:
+            advice = "; free what is short, and give the command again"
+        elif error.errno in _OF_PATHS and error.filename is not None:
+            advice = "; see whether the path is right and who may read and write it"
+        return f"{what} ({error.strerror or first_line(error)}){advice}."
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in _NO_MEMORY)
+    ):
         return "There is not enough memory; end other programs, or give smaller inputs."
-    if isinstance(error, RecursionError):
+    if isinstance(error, RecursionError) and any(
+        frame.f_globals.get("__name__", "").partition(".")[0] in _READERS
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ):
         return (
             "A file that is read holds lists within lists, deeper than anything that this program writes; give another."
         )
@@ -329,14 +373,14 @@ def _sentence_of(error: Exception) -> str | None:
     return None
 
 
-def _print_result(text: str) -> None:
-    """Print what a verb has to say. Raises BrokenPipeError where nobody reads it, and UsageError where it cannot be written."""
+def print_result(text: str) -> None:
+    """Print what a verb has to say. Where nobody reads it the verb ends as if all was well. Raises UsageError where it cannot be written."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         _let_go(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise _NobodyReads from error
         raise UsageError(
             f"The results cannot be printed ({error.strerror or error}); print them where there is room."
         ) from error
@@ -398,13 +442,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A text with control characters and line separators as Python escapes them."""
-    return printable(
-        "".join(
-            letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _BREAKING else letter
-            for letter in text
-        )
-    )
+    """``on_terminal`` without line ends and tabs."""
+    return on_terminal(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def _shown(default: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, file_sha256, write_record
+from edge_effdet.artifacts import Engine, file_sha256
 from edge_effdet.artifacts.record import Golden
 from edge_effdet.artifacts.spec import ModelSpec
 from edge_effdet.backends.base import BACKENDS, Traits, Unavailable
@@ -17,7 +17,7 @@ from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.benchmarking.options import Effort
 from edge_effdet.errors import EngineError
 from tests.backends import BrightBoxRunner, FakeBackend
-from tests.records import make_record
+from tests.records import make_record, write_record
 
 SPEC = ModelSpec("tiny", (64, 64), ("box",), (1,))
 MILLISECONDS = 2.0

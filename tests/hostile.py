@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_effdet.artifacts import Engine, ModelSpec, file_sha256, write_record
-from tests.records import make_record
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
+from tests.records import make_record, write_record
 
 SPEC = ModelSpec("tf_efficientdet_lite0", (64, 64), tuple("abcdef"), tuple(range(1, 7)))
 

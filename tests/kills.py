@@ -22,10 +22,9 @@ from edge_effdet.artifacts import (
     load_engine,
     replace_engine,
     temporary_folder,
-    write_record,
     write_text,
 )
-from tests.records import make_record
+from tests.records import make_record, write_record
 
 _CHANGES = (
     *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"),

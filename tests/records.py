@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from edge_effdet.artifacts import EngineRecord, ModelSpec
-from edge_effdet.artifacts.record import Proof
+from edge_effdet.artifacts import Engine, EngineRecord, ModelSpec, engine_json_path, write_json
+from edge_effdet.artifacts.record import Proof, record_to_json
 
 _PROOF = Proof(
     int8_mac_fraction=0.0,
@@ -40,3 +40,8 @@ _RECORD = EngineRecord(
 def make_record(**changes: Any) -> EngineRecord:
     """The record of an FP32 engine of which nothing was measured, with some of its fields changed."""
     return replace(_RECORD, **changes)
+
+
+def write_record(engine: Engine) -> None:
+    """Write an engine's record into the JSON beside its file."""
+    write_json(engine_json_path(engine.path), record_to_json(engine.require_record()))

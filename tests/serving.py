@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from edge_effdet.artifacts import Engine, write_record
+from edge_effdet.artifacts import Engine
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.serving.options import EngineOptions, LimitOptions, ServeOptions
 from edge_effdet.serving.server import Service, Serving, serve_engine
 from tests.emulation.small_detector import write_small_detector
+from tests.records import write_record
 
 PATIENCE = 60.0
 """Seconds after which what is waited for will not come any more."""

@@ -19,12 +19,12 @@ from edge_effdet.artifacts.engine import (
     load_engine,
     replace_engine,
     waiting_record_path,
-    write_record,
 )
 from edge_effdet.artifacts.files import (
     atomic_folder,
     atomic_output,
     file_sha256,
+    has_sha256,
     json_text,
     printable,
     refuse_overwrite,
@@ -58,6 +58,7 @@ __all__ = [
     "atomic_output",
     "engine_json_path",
     "file_sha256",
+    "has_sha256",
     "json_text",
     "load_engine",
     "printable",
@@ -69,7 +70,6 @@ __all__ = [
     "text_sha256",
     "waiting_record_path",
     "write_json",
-    "write_record",
     "write_text",
 ]
 

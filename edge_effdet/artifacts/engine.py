@@ -7,6 +7,8 @@ import fcntl
 import json
 import logging
 import os
+import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +18,19 @@ from edge_effdet.artifacts.files import (
     file_sha256,
     json_text,
     printable,
+    refuse_device,
     sync_file,
     sync_folder,
-    write_text,
     writing_failed,
 )
 from edge_effdet.artifacts.record import RECORD_FORMAT, EngineRecord, record_from_json, record_to_json
 from edge_effdet.artifacts.spec import ModelSpec
-from edge_effdet.errors import EngineError
+from edge_effdet.errors import EngineError, InputError
 
 logger = logging.getLogger("edge_effdet.artifacts")
+
+_PATIENCE = 1.0
+"""Seconds that another build is waited for without a word. It holds its lock for a few calls of ``fsync``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,6 @@ def waiting_record_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json.new")
 
 
-def write_record(engine: Engine) -> None:
-    """Write an engine's record into the JSON beside its file."""
-    write_text(engine_json_path(engine.path), _record_text(engine))
-
-
 def replace_engine(made: Engine, path: Path) -> Engine:
     """Put an engine and its record where an earlier engine may be.
 
@@ -95,33 +95,30 @@ def replace_engine(made: Engine, path: Path) -> Engine:
         The engine at ``path``.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or no file is where the record has to wait.
+        UsageError: a device or a pipe is at ``path``.
     """
+    refuse_device(path)
     try:
         sync_file(made.path)
         with _waiting_record(path) as stream:
-            try:
-                stream.write(_record_text(made))
-                stream.flush()
-                os.fsync(stream.fileno())
-                # Each change is on the disk before the next one, for the power may fail in between.
-                sync_folder(path.parent)
-                os.replace(made.path, path)
-                sync_folder(path.parent)
-                os.replace(waiting_record_path(path), engine_json_path(path))
-                sync_folder(path.parent)
-            except BaseException:
-                # Once the engine is at its place, its record has to stay.
-                if made.path.exists():
-                    waiting_record_path(path).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise writing_failed(path, error) from error
+            stream.write(printable(json_text(record_to_json(made.require_record()), indent=2) + "\n"))
+            stream.flush()
+            os.fsync(stream.fileno())
+            # Each change is on the disk before the next one, for the power may fail in between.
+            sync_folder(path.parent)
+            os.replace(made.path, path)
+            sync_folder(path.parent)
+            os.replace(waiting_record_path(path), engine_json_path(path))
+            sync_folder(path.parent)
+    except BaseException as error:
+        # Ctrl-C may have come right after the file was made, and then nobody has told that it was.
+        with contextlib.suppress(OSError, InputError):
+            _clear(path, wait=False)
+        if isinstance(error, OSError):
+            raise writing_failed(path, error) from error
+        raise
     return replace(made, path=path, waiting=None)
-
-
-def _record_text(engine: Engine) -> str:
-    return printable(json_text(record_to_json(engine.require_record()), indent=2) + "\n")
 
 
 @contextlib.contextmanager
@@ -133,9 +130,7 @@ def _waiting_record(path: Path) -> Iterator[IO[str]]:
             handle = os.open(waiting, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         except FileExistsError:
             # Of another process, which is waited for, or of a killed one.
-            with contextlib.suppress(FileNotFoundError), _held(waiting, wait=True) as held:
-                if held and not _finish(path):
-                    waiting.unlink()
+            _clear(path, wait=True)
             continue
         with open(handle, "w", encoding="utf-8") as stream:
             # On a file system without locks two processes at once are not kept apart.
@@ -150,13 +145,52 @@ def _waiting_record(path: Path) -> Iterator[IO[str]]:
 @contextlib.contextmanager
 def _held(waiting: Path, wait: bool) -> Iterator[bool]:
     """Hold the lock of a record that waits; False where it is gone by then. Raises OSError where it is not there, or others hold the lock and nobody waits."""
-    handle = os.open(waiting, os.O_RDONLY)
+    # NFS gives this lock only on a file that is open for writing.
+    handle = os.open(waiting, os.O_RDWR if os.access(waiting, os.W_OK) else os.O_RDONLY)
     try:
         with contextlib.suppress(OSError) if wait else contextlib.nullcontext():
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            _lock(handle, waiting, wait)
         yield _leads_to(waiting, handle)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, waiting: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        told = threading.Timer(
+            _PATIENCE,
+            lambda: logger.warning(
+                "waiting for another build, which replaces the same engine and has locked %s; if it hangs, end it",
+                waiting,
+            ),
+        )
+        told.start()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        finally:
+            told.cancel()
+
+
+def _clear(path: Path, wait: bool) -> None:
+    """Remove the record of a killed process, or give it its name where its engine is there.
+
+    Raises:
+        OSError: as ``_held`` and ``_finish``.
+        InputError: it is no file.
+    """
+    waiting = waiting_record_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(waiting.lstat().st_mode):
+            raise InputError(
+                f"{waiting} is a link, a pipe or a folder, and a new engine's record has to be a file there until the engine is at its place; move it away."
+            )
+        with _held(waiting, wait) as held:
+            if held and not _finish(path):
+                waiting.unlink()
 
 
 def _leads_to(path: Path, handle: int) -> bool:
@@ -167,13 +201,22 @@ def _leads_to(path: Path, handle: int) -> bool:
 
 
 def _finish(path: Path) -> bool:
-    """Give a record that waits its name, where it is that of the engine's file; only under its lock. Returns whether it was."""
+    """Give a record that waits its name, where it is that of the engine's file; only under its lock. Returns whether it was.
+
+    It may be of another format than this version reads.
+
+    Raises:
+        OSError: one of both cannot be read, so nobody can tell, or the record cannot get its name.
+    """
+    waiting = waiting_record_path(path)
     try:
-        if not path.is_file() or _read_engine(path).waiting is None:
-            return False
-    except EngineError:
+        described = json.loads(waiting.read_text(encoding="utf-8"))["engine_sha256"]
+    # No JSON, or none that is a record.
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False
-    os.replace(waiting_record_path(path), engine_json_path(path))
+    if not path.is_file() or file_sha256(path) != described:
+        return False
+    os.replace(waiting, engine_json_path(path))
     sync_folder(path.parent)
     return True
 
@@ -194,9 +237,11 @@ def load_engine(path: Path) -> Engine:
         engine = _read_engine(path)
     if engine.waiting is not None:
         # So that both files can be copied. Who may not write here, or comes while the build still is at it, leaves it.
-        with contextlib.suppress(OSError, EngineError), _held(engine.waiting, wait=False) as held:
+        with contextlib.suppress(OSError), _held(engine.waiting, wait=False) as held:
             if held:
                 _finish(path)
+        # Whoever gave it its name.
+        with contextlib.suppress(EngineError):
             engine = _read_engine(path)
     return engine
 
@@ -220,7 +265,7 @@ def _read_engine(path: Path) -> Engine:
         ) from error
     for each in there:
         try:
-            record, has_digest = _read_record(each)
+            record = _read_record(each)
             if record.engine_sha256 != digest:
                 raise EngineError(
                     f"{path} is not the file that {json_path.name} describes (its SHA-256 differs), so its accuracy is unproven; "
@@ -230,13 +275,6 @@ def _read_engine(path: Path) -> Engine:
             # Of a record that waits and is not this engine's, nobody needs to know.
             problem = error if each == json_path else problem
             continue
-        if not has_digest:
-            # Its hash of the engine still binds the two, and the line would stand above all that such an engine ever does.
-            logger.debug(
-                "%s was written by an earlier version and has no digest of its fields, so an edit of it would not be noticed; build the engine "
-                "again to have one",
-                each.name,
-            )
         return Engine(
             path,
             record.spec,
@@ -249,8 +287,8 @@ def _read_engine(path: Path) -> Engine:
     raise problem
 
 
-def _read_record(path: Path) -> tuple[EngineRecord, bool]:
-    """A record, and whether it has a digest over its fields. Raises EngineError where the file is damaged or of another format."""
+def _read_record(path: Path) -> EngineRecord:
+    """A record. Raises EngineError where the file is damaged or of another format."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict):

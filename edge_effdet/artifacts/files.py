@@ -36,6 +36,14 @@ def _digest(stream: Any) -> str:
     return digest.hexdigest()
 
 
+def has_sha256(path: Path, digest: str) -> bool:
+    """Whether a file is still the one that a hash was taken of. False where it is gone."""
+    try:
+        return file_sha256(path) == digest
+    except FileNotFoundError:
+        return False
+
+
 def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -53,7 +61,7 @@ def atomic_output(path: Path, private: bool = False) -> Iterator[Path]:
         UsageError: a device or a pipe is at ``path``.
     """
     path = Path(path)
-    _refuse_device(path)
+    refuse_device(path)
     with contextlib.ExitStack() as closing:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +124,10 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some file systems cannot, such as shared folders of virtual machines, and then a kill does no harm, but a power cut may.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -161,11 +173,11 @@ def require_writable_file(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"`output` {path} is a folder and has to be a file; add the file's name.")
-    _refuse_device(path)
+    refuse_device(path)
     require_writable(path.parent, keep=False)
 
 
-def _refuse_device(path: Path) -> None:
+def refuse_device(path: Path) -> None:
     """Raises UsageError where a file would take the place of a device or a pipe. For root it does, and without ``/dev/null`` little runs."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112, PTH113 - Path's may raise
         raise UsageError(

@@ -391,11 +391,8 @@ def record_to_json(record: EngineRecord) -> dict[str, Any]:
     return {**raw, DIGEST: digest, "golden": golden}
 
 
-def record_from_json(raw: Any) -> tuple[EngineRecord, bool]:
-    """Read what ``record_to_json`` wrote, after a trip through JSON.
-
-    Returns:
-        The record, and whether it has a digest; the records of earlier versions have none.
+def record_from_json(raw: Any) -> EngineRecord:
+    """Read what ``record_to_json`` wrote, after a trip through JSON. The records of earlier versions and of devices have no digest.
 
     Raises:
         ValueError: a field is missing, unknown, of another type or makes no sense, or the digest is of other fields; the message says which.
@@ -411,7 +408,7 @@ def record_from_json(raw: Any) -> tuple[EngineRecord, bool]:
         raise ValueError(f"precision is {record.precision!r} and none of {', '.join(PRECISIONS)}")
     if DIGEST in raw and raw[DIGEST] != _fields_sha256(fields):
         raise ValueError(f"its fields are not those that its {DIGEST} was worked out of, so somebody has changed it")
-    return record, DIGEST in raw
+    return record
 
 
 def _fields_sha256(raw: Mapping[str, Any]) -> str:

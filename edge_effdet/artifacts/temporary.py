@@ -6,6 +6,7 @@ finds there of this name, of this user, and without a lock. On a file system wit
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import functools
@@ -18,13 +19,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_NAME = re.compile(r"\.?edge-effdet-([0-9a-f]{8})-[0-9a-f]{8}")
-"""The first number is that of the machine's start (``_machine_start``), the second one is drawn."""
+_NAME = re.compile(r"\.edge-effdet-temporary-([0-9a-f]{8})-[0-9a-f]{8}")
+"""A name that nobody gives to a file of their own, since such files are removed. The first number is that of the machine's start (``_machine_start``), the
+second one is drawn."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-_own: set[str] = set()
-"""The names of what this process works with."""
+_at_work: set[Path] = set()
+"""What this process has made and not removed yet."""
 
 _swept: set[tuple[Path, int, int]] = set()
 """Path, device and inode of the folders that this process has looked into."""
@@ -32,10 +34,10 @@ _swept: set[tuple[Path, int, int]] = set()
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder for this user alone, which is removed with all that is in it when the block ends.
+    """Make a folder under a hidden name for this user alone, which is removed with all that is in it when the block ends.
 
     Args:
-        parent: the folder that it is made in, under a hidden name; None for the system's folder for temporary files.
+        parent: the folder that it is made in; None for the system's folder for temporary files.
 
     Raises:
         OSError: it cannot be made.
@@ -71,9 +73,10 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes of this user left in a folder. To make something there does so too, once in a process."""
     with contextlib.suppress(OSError):
         for each in list(folder.iterdir()):
-            if is_temporary(each.name) and each.name not in _own:
+            found = _NAME.fullmatch(each.name)
+            if found:
                 with contextlib.suppress(OSError):
-                    _remove_leftover(each)
+                    _remove_leftover(each, found[1])
 
 
 def _look_into(folder: Path) -> None:
@@ -91,12 +94,12 @@ def _made(parent: Path | None, make: Callable[[Path], int | None]) -> Iterator[P
 
     ``make`` gets the path, and returns a descriptor of what it made, or None where that is gone again.
     """
-    folder, prefix = (Path(tempfile.gettempdir()), "") if parent is None else (parent, ".")
+    folder = parent or Path(tempfile.gettempdir())
     _look_into(folder)
     while True:
-        path = folder / f"{prefix}edge-effdet-{_machine_start()}-{secrets.token_hex(4)}"
-        _own.add(path.name)
+        path = folder / f".edge-effdet-temporary-{_machine_start()}-{secrets.token_hex(4)}"
         handle, is_ours = None, True
+        _at_work.add(path)
         try:
             try:
                 handle = make(path)
@@ -109,7 +112,7 @@ def _made(parent: Path | None, make: Callable[[Path], int | None]) -> Iterator[P
             # Ctrl-C may have come right after it was made.
             if is_ours:
                 _discard(path)
-            _own.discard(path.name)
+            _at_work.discard(path)
             if handle is not None:
                 os.close(handle)
 
@@ -122,6 +125,13 @@ def _discard(path: Path) -> None:
         # Ctrl-C or SIGTERM came while it was removed.
         _remove(path)
         raise
+
+
+@atexit.register
+def _discard_all() -> None:
+    """Remove what a thread still works with when the process ends, as one that loads an engine does when Ctrl-C comes."""
+    for path in list(_at_work):
+        _discard(path)
 
 
 def _remove(path: Path) -> None:
@@ -152,15 +162,15 @@ def _keep(path: Path, handle: int) -> bool:
     return os.path.lexists(path)
 
 
-def _remove_leftover(path: Path) -> None:
+def _remove_leftover(path: Path, machine_start: str) -> None:
     """Remove what a killed process made. Raises OSError where a process works with it, or nobody can tell."""
-    found, status = _NAME.fullmatch(path.name), path.lstat()
+    status = path.lstat()
     is_folder = stat.S_ISDIR(status.st_mode)
-    if found is None or status.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(status.st_mode)):
+    if status.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(status.st_mode)):
         return
     # Another number is of this machine before it was started anew, or of another machine, whose locks a file system of the network need not tell of.
     # A disk of this machine has a driver's number.
-    if found[1] != _machine_start() and os.major(status.st_dev) == 0:
+    if machine_start != _machine_start() and os.major(status.st_dev) == 0:
         return
     # NFS gives this lock only on a file that is open for writing.
     handle = os.open(path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW)

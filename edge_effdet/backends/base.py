@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.artifacts import Engine, Graph, has_sha256
 from edge_effdet.backends.cores import usable_cores
 from edge_effdet.backends.engine_account import EngineAccount
-from edge_effdet.errors import BackendUnavailable, UsageError
+from edge_effdet.errors import BackendUnavailable, EngineError, UsageError
 
 if TYPE_CHECKING:
     # Python 3.11; JetPack 6 has 3.10.
@@ -315,7 +315,7 @@ def load_runner(engine: Engine, options: LoadOptions | None = None) -> Runner:
     Raises:
         BackendUnavailable: that does not work here, with the reason and the fix.
         UsageError: a number of threads is given to a backend that does not compute on the CPU.
-        EngineError: it refuses the engine.
+        EngineError: it refuses the engine, or the file is not the one any more that ``Engine.sha256`` is of.
     """
     require(engine.backend)
     backend, options = get_backend(engine.backend), options or LoadOptions()
@@ -324,10 +324,18 @@ def load_runner(engine: Engine, options: LoadOptions | None = None) -> Runner:
             f"The backend {engine.backend} does not compute on the CPU, so `threads` {options.threads} means nothing; leave it out."
         )
     if not options.run_limit:
-        return backend.load(engine, options)
-    from edge_effdet.backends.limited import load_limited
+        runner = backend.load(engine, options)
+    else:
+        from edge_effdet.backends.limited import load_limited
 
-    return load_limited(backend.load, engine, options)
+        runner = load_limited(backend.load, engine, options)
+    # Afterwards, for a build may replace the engine also while it is loaded.
+    if engine.sha256 and not has_sha256(engine.path, engine.sha256):
+        runner.close()
+        raise EngineError(
+            f"{engine.path} was replaced before it was loaded, so its record is another engine's; load it again."
+        )
+    return runner
 
 
 def automatic_backends() -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.artifacts import Engine, Graph, has_sha256
 from edge_effdet.backends.base import (
     Available,
     Compiled,
@@ -261,7 +261,8 @@ def _compiled(path: Path, options: LoadOptions, engine_sha256: str = "", cache: 
     model = core.read_model(str(path))
     precision = _arithmetic(core, model)
     compiled = core.compile_model(model, _DEVICE, {**hints, PRECISION: precision})
-    if cache is not None:
+    # A build may have replaced the engine since its hash was taken, and what is kept is taken for the engine of that hash.
+    if cache is not None and has_sha256(path, engine_sha256):
         save_compiled(compiled, precision, cache, belongs_to)
     return compiled, False
 

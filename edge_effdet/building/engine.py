@@ -18,6 +18,7 @@ from edge_effdet.artifacts import (
     atomic_output,
     engine_json_path,
     file_sha256,
+    has_sha256,
     replace_engine,
     require_writable,
     temporary_folder,
@@ -28,13 +29,14 @@ from edge_effdet.artifacts.record import Agreement, Calibration, Golden, Race, R
 from edge_effdet.backends.base import CompileOptions, get_backend, load_runner, require
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.backends.runtime_cache import SUFFIX as RUNTIME_CACHE
+from edge_effdet.backends.runtime_cache import runtime_cache_path
 from edge_effdet.building.example import save_example
 from edge_effdet.building.gate import Budget, judge
 from edge_effdet.data.base import (
     Sample,
     readable_images,
 )
-from edge_effdet.errors import GraphError, UsageError
+from edge_effdet.errors import GraphError, InputError, UsageError
 from edge_effdet.evaluation.accuracy import find_in_graph, graph_as_engine, measure_accuracy
 from edge_effdet.quant.calibration import CalibrationImages
 from edge_effdet.quant.stage import (
@@ -184,12 +186,17 @@ def build_engine(
 
     Returns:
         The engine, whose record says under ``gate`` whether it may be used.
+
+    Raises:
+        InputError: another build replaced a graph meanwhile, so what was measured need not belong together.
     """
     require_nms(job.nms, backend)
     require_writable(job.output)
     graph = job.graph
     path = engine_path(job.output, job.name, precision, backend)
-    if lowered is not None and file_sha256(lowered.path) != lowered.sha256:
+    if lowered is not None and not (
+        lowered.parents.get("graph") == graph.sha256 and has_sha256(lowered.path, lowered.sha256)
+    ):
         lowered = None
     built = lowered or lower_graph(
         graph,
@@ -208,13 +215,16 @@ def build_engine(
     logger.info("compiling %s with %s", precision.upper(), backend)
     # Compiled, measured and judged aside: until all is known of the new engine, the earlier one stays.
     with temporary_folder(job.output) as aside:
-        engine = _verify(compile_engine(compiled, backend, job.compiling, aside / path.name, job.nms), job, built)
+        try:
+            engine = _verify(compile_engine(compiled, backend, job.compiling, aside / path.name, job.nms), job, built)
+        finally:
+            _require_unchanged(graph, built, compiled)
         record = engine.require_record()
         verdict = judge(record.accuracy, record.agreement, job.budget, tuple(tried_before))
         kept, cache = (each.with_name(path.name + RUNTIME_CACHE) for each in (engine.path, path))
         engine = replace_engine(replace(engine, record=replace(record, gate=verdict, race=race)), path)
-        # That of an earlier engine, which another backend would never replace, goes; that of this one comes along.
-        if kept.exists():
+        # That of an earlier engine, which another backend would never replace, goes; that of this one comes along where it is read.
+        if kept.exists() and runtime_cache_path(engine) == cache:
             os.replace(kept, cache)
         else:
             cache.unlink(missing_ok=True)
@@ -222,6 +232,16 @@ def build_engine(
         shown = engine if require(backend).runs_here else graph_as_engine(built)
         save_example(shown, job.evaluation[1], _example_path(path))
     return engine
+
+
+def _require_unchanged(*graphs: Graph) -> None:
+    """Raises InputError where another build replaced a graph. It is no GraphError, for another backend or precision is not the way out."""
+    for each in graphs:
+        if not has_sha256(each.path, each.sha256):
+            raise InputError(
+                f"{each.path} was replaced while an engine was built from it, it seems by another build; build again, one after the other or each "
+                "into an `output` of its own."
+            )
 
 
 def engine_path(output: Path, name: str, precision: str, backend: str) -> Path:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from edge_effdet.runtime.images import read_image
 logger = logging.getLogger(__name__)
 
 HELD_OUT_FRACTION = 0.2
-HELD_OUT_SEED = 0
 
 PROBLEM_KINDS = {
     "bad_row": "a row, an object or a file of annotations that cannot be understood: skipped",
@@ -326,16 +324,24 @@ def with_unique_ids(parts: Sequence[tuple[Sample, ...]], base: Path) -> list[tup
 
 
 def hold_out(samples: Sequence[Sample], source: Path) -> tuple[dict[str, tuple[Sample, ...]], str]:
-    """Split samples that no file assigns to splits: a seeded random fraction becomes ``val``. Returns the splits and a note."""
+    """Split samples that no file assigns to splits: a fraction becomes ``val``. Returns the splits and a note.
+
+    Those whose names have the lowest hashes are taken, so that where a picture is added, removed or damaged at most one other changes its place.
+    """
+
+    def rank(sample: Sample) -> list[str]:
+        # COCO's ids are numbers that a new export counts anew, and the names of pictures in several folders may all be the same.
+        return [text_sha256(text) for text in (sample.path.name, sample.image_id)]
+
     ordered = sorted(samples, key=lambda sample: sample.image_id)
     count = max(1, round(len(ordered) * HELD_OUT_FRACTION)) if len(ordered) > 1 else 0
-    chosen = set(random.Random(HELD_OUT_SEED).sample(range(len(ordered)), count))
+    held = {sample.image_id for sample in sorted(ordered, key=rank)[:count]}
     splits = {
-        "train": tuple(sample for index, sample in enumerate(ordered) if index not in chosen),
-        "val": tuple(sample for index, sample in enumerate(ordered) if index in chosen),
+        "train": tuple(sample for sample in ordered if sample.image_id not in held),
+        "val": tuple(sample for sample in ordered if sample.image_id in held),
     }
     note = (
-        f"{source} names no splits: {count} of {len(ordered)} images, chosen with seed {HELD_OUT_SEED}, are held out as val from training and "
+        f"{source} names no splits: {count} of {len(ordered)} images, chosen by the hashes of their names, are held out as val from training and "
         "calibration; a detector is judged on all."
     )
     return splits, note

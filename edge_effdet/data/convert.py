@@ -18,6 +18,7 @@ from typing import Any
 
 from edge_effdet.artifacts import json_text, refuse_overwrite
 from edge_effdet.artifacts.files import atomic_folder
+from edge_effdet.artifacts.temporary import remove_leftovers
 from edge_effdet.cli import progress
 from edge_effdet.data.base import Dataset, Sample
 from edge_effdet.data.registry import get_reader
@@ -69,18 +70,25 @@ def convert_dataset(dataset: Dataset, to: str, output: Path, link: bool = False)
 
     Raises:
         UsageError: ``to`` is no format that is written, or ``output`` is there and not empty, or lies in the data set.
-        DataError: a picture is gone.
+        DataError: a picture is gone, or the name of a split is no plain file name, as that of a foreign data set may be.
         InputError: the folder cannot be written, or pictures on another disk cannot be linked.
     """
     if to not in FORMATS:
         raise UsageError(f"There is no format {to!r} to write; give `to` as one of {', '.join(FORMATS)}.")
     output = Path(output)
     refuse_overwrite([output], [dataset.root])
+    # Where it is refused nothing is made there, which would remove them.
+    remove_leftovers(output.parent)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UsageError(f"{output} is there already; give `output` a folder that does not exist or is empty.")
     if dataset.held_out and to != "yolo":
         # Both formats can say that there are no splits, and what is held out is for training to choose.
         dataset = replace(dataset, splits={"default": dataset.all_samples()}, held_out=False)
+    unusable = next((name for name in dataset.splits if Path(name).name != name or not name.isprintable()), None)
+    if unusable is not None:
+        raise DataError(
+            f"The split {unusable!r} of {dataset.root} has no plain name, and files are named by it; rename it in the data."
+        )
     names = _unique_names(sample.path for samples in dataset.splits.values() for sample in samples)
     renamed = sum(path.name != name for path, name in names.items())
     with atomic_folder(output) as folder:

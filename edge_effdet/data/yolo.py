@@ -54,6 +54,9 @@ _MOST_BYTES = 1 << 20
 _MOST_NODES = 100_000
 """Names and places in one file, an alias counted as often as it stands for something: a few lines of aliases may stand for billions."""
 
+_MOST_CLASSES = 100_000
+"""Classes without names. More of them are a wrong number, and would fill the memory."""
+
 _DEPTH = 3
 """Levels of folders that are searched for lists of classes and for labels, as for ``train/labels/classes.txt``."""
 
@@ -175,9 +178,8 @@ def _load(file: Path) -> _Config:
         raise MissingDependency("PyYAML", "train", "to read a YOLO data.yaml") from error
     text = read_text(file, _MOST_BYTES)
     try:
-        loader = yaml.SafeLoader(text)
-        # All values stay text. Else YAML makes false of a class that is called no.
-        loader.yaml_implicit_resolvers = {}
+        # All values stay text. Else YAML makes false of a class that is called no, and tags may ask for what takes minutes or is not there.
+        loader = yaml.BaseLoader(text)
         root = loader.get_single_node()
         if root is not None and _size_of(root) > _MOST_NODES:
             raise DataError(
@@ -188,7 +190,8 @@ def _load(file: Path) -> _Config:
         raise DataError(
             f"{file} holds lists within lists, deeper than any data.yaml does; correct it or export it again."
         ) from error
-    except (yaml.YAMLError, ValueError) as error:
+    # An escape may stand for no letter, as "\UFFFFFFFF" does.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = f"line {line + 1}: " if line is not None else ""
         reason = getattr(error, "problem", None) or first_line(error)
@@ -213,7 +216,7 @@ def _size_of(node: Any, sizes: dict[int, float] | None = None) -> float:
 def _class_names(config: _Config, problems: list[Problem]) -> dict[int, str]:
     """The names of the classes by number, ascending."""
     names, count = config.content.get("names"), _integer(config.content.get("nc"))
-    if names is None and count:
+    if names is None and count is not None and 0 < count <= _MOST_CLASSES:
         return {number: f"class_{number}" for number in range(count)}
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -271,7 +274,8 @@ def refuse_above(place: Path, file: Path, where: str, named: str) -> None:
     Raises:
         DataError: names the folder.
     """
-    found, here = place.resolve(), file.resolve().parent
+    # The file itself may be a link into a store of a version control.
+    found, here = place.resolve(), file.parent.resolve()
     if found in here.parents or found == Path(found.anchor):
         raise DataError(
             f"{where}: {named}, which is {found} with all that lies there beside {here}; name the folder with the images alone."
@@ -351,7 +355,8 @@ def _read_without_yaml(path: Path) -> RawDataset:
     if lists:
         raw.classes = read_one_class_list(lists)
     else:
-        last = max((int(box.label) for _, part in raw.parts for picture in part for box in picture.boxes), default=0)
+        numbers = (int(box.label) for _, part in raw.parts for picture in part for box in picture.boxes)
+        last = max((number for number in numbers if number < _MOST_CLASSES), default=0)
         raw.classes = {number: f"class_{number}" for number in range(last + 1)}
         raw.notes.append(
             f"{path}: no file names the classes, so they are called by their numbers; write a classes.txt with one name a line."
@@ -387,7 +392,7 @@ def _exporter_of(config: _Config) -> str:
     places = [entry for _, _, entries in config.splits() for entry in entries]
     if config.file.name == "dataset.yaml" and all(re.fullmatch(r"\./images/[^/]+/", place) for place in places):
         return "FiftyOne"
-    lists = [here / place for place in places if place.endswith(".txt") and (here / place).is_file()]
+    lists = [here / place for place in places if place.endswith(".txt") and os.path.isfile(here / place)]  # noqa: PTH113 - Path.is_file may raise
     # CVAT's pictures are not below data, although it lists them so.
     if not (here / "data").exists() and any(read_text(file).startswith("data/images/") for file in lists):
         return "CVAT"

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edge_effdet.artifacts import printable
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb, table, version_text
 from edge_effdet.device.install import Installed, bundle_json, install, read_given_keys
@@ -81,26 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif len(arguments) > 1 and arguments[0] == "--store":
         caller, arguments = Caller(store=Path(arguments[1])), arguments[2:]
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if verb in ("-h", "--help"):
-        lines = [
-            f"usage: {caller.program} VERB [options]",
-            "",
-            *(f"  {name:<11}{text}" for name, text in VERBS.items()),
-        ]
-        lines += ["", "example:", f"  {caller.program} install --help"]
-        print(printable("\n".join(lines)))
-        return 0
-    if verb == "--version":
-        print(version_text())
-        return 0
-    if verb not in VERBS:
-        (nearest,) = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0)
-        sys.stderr.write(
-            f"error: There is no verb {printable(verb)!r}; the nearest is {nearest}, and --help lists all.\n"
-        )
-        return UsageError.exit_code
-    make, run = _PARTS[verb]
-    return run_verb(make(caller), partial(run, caller), rest)
+    if verb in VERBS:
+        make, run = _PARTS[verb]
+        return run_verb(make(caller), partial(run, caller), rest)
+    return run_verb(make_parser("", "", ""), lambda _: _without_a_verb(caller, verb), [])
+
+
+def _without_a_verb(caller: Caller, given: str) -> Result:
+    """What the program itself has to say. Raises UsageError where it lacks the verb."""
+    if given in ("-h", "--help"):
+        verbs = [f"  {name:<11}{text}" for name, text in VERBS.items()]
+        example = f"  {caller.program} install --help"
+        return Result("\n".join([f"usage: {caller.program} VERB [options]", "", *verbs, "", "example:", example]))
+    if given == "--version":
+        return Result(version_text())
+    (nearest,) = difflib.get_close_matches(given, VERBS, n=1, cutoff=0)
+    raise UsageError(f"There is no verb {given!r}; the nearest is {nearest}, and --help lists all.")
 
 
 def _parser(caller: Caller, verb: str, example: str, named: bool = True) -> argparse.ArgumentParser:

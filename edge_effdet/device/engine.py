@@ -149,7 +149,7 @@ def build_on_device(bundle: Bundle, output: Path, options: DeviceBuildOptions) -
         engine = Engine(path, record.spec, backend, graph.precision, digest, record)
         check = _check_here(engine)
         engine = replace(engine, record=replace(record, latency=time_here(engine)))
-        # Without the digest over its fields that ``write_record`` adds: an update may be made by the code of an earlier version, which refuses fields
+        # Without the digest over its fields that ``record_to_json`` adds: an update may be made by the code of an earlier version, which refuses fields
         # that it does not know. The hash of this file is in ``complete.json``.
         write_json(engine.json_path, to_json(engine.require_record()))
         write_json(path.parent / DEVICE_RECORD, _device_record(engine, check))

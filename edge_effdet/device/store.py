@@ -19,7 +19,7 @@ from typing import Any
 
 from edge_effdet.artifacts import json_text, printable
 from edge_effdet.artifacts.reading import to_json
-from edge_effdet.artifacts.temporary import is_temporary
+from edge_effdet.artifacts.temporary import is_temporary, remove_leftovers
 from edge_effdet.device.durable import remove_path, sync_all, sync_folder, telling_errors, write_durably
 from edge_effdet.device.manifest import ENTRY, require_name
 from edge_effdet.device.signature import read_public_key
@@ -52,9 +52,8 @@ STATE = "state"
 ROLLBACK = "rollback.json"
 """What a rollback is about to do, until it is done."""
 
-_LEFT = re.compile(r"\.gone-.+|\.current\.\d+|\..+\.[0-9a-z_]{8}")
-"""What a run that was killed leaves: a version on its way out, a link that was not moved yet, and what versions before 0.2 wrote aside. What this one writes
-aside, ``is_temporary`` knows."""
+_LEFT = re.compile(r"\.gone-.+|\.current\.\d+")
+"""What a run that was killed leaves, besides temporary files: a version on its way out, and a link that was not moved yet."""
 
 _GONE = ".gone-"
 """What the name of a version begins with while it is removed, so that what is left of it after a kill is never taken for a version."""
@@ -250,8 +249,9 @@ class Store:
         """Remove what a killed run left: files and folders that were not finished, or not removed to the end. Hidden files of others stay."""
         with telling_errors(self.folder):
             for folder in (self.folder, self.folder / KEYS, self.folder / VERSIONS, *self._version_folders()):
+                remove_leftovers(folder)
                 for name in _names(folder):
-                    if _LEFT.fullmatch(name) or is_temporary(name):
+                    if _LEFT.fullmatch(name):
                         remove_path(folder / name)
 
     def versions(self) -> list[Version]:

@@ -22,6 +22,7 @@ from edge_effdet.evaluation.confusion import (
 )
 from edge_effdet.evaluation.run import Evaluation
 from edge_effdet.runtime.images import read_image
+from edge_effdet.runtime.sinks import shortened
 
 FILES = ("metrics.json", "detections.json", "confusion.txt", "confusion.png", "pictures", "worst.png")
 """What ``write_evaluation`` writes into its folder; ``pictures`` is a folder."""
@@ -150,7 +151,7 @@ def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[di
             for class_id, ignored in zip(sample.class_ids.tolist(), sample.ignore, strict=True)
         ]
         picture = draw_comparison(read_image(sample.path), sample.boxes, labels, found, evaluation.spec, caption)
-        file = f"pictures/{rank:03}_{_shortened(printable(sample.path.stem))}.jpg"
+        file = f"pictures/{rank:03}_{shortened(printable(sample.path.stem))}.jpg"
         save_picture(folder / file, picture)
         if len(sheet) < SHEET_PICTURES:
             sheet.append(np.pad(picture, ((0, SHEET_GAP), (0, SHEET_GAP), (0, 0)), constant_values=255))
@@ -161,11 +162,6 @@ def _write_pictures(evaluation: Evaluation, folder: Path, limit: int) -> list[di
         cell = (min(SHEET_WIDTH, round(SHEET_WIDTH * tallest)), SHEET_WIDTH)
         save_picture(folder / "worst.png", contact_sheet(sheet, min(SHEET_COLUMNS, len(sheet)), cell))
     return written
-
-
-def _shortened(name: str) -> str:
-    """The beginning of a name, so that a file of it and of what is put before and behind it may have that name, of 255 bytes at most."""
-    return name.encode()[:200].decode(errors="ignore")
 
 
 def _confusion_title(view: ConfusionView, evaluation: Evaluation) -> str:

@@ -103,15 +103,8 @@ def evaluate_detector(source: Source, data: str | PathLike[str], config: Evaluat
     told = [item.name for item in fields(SourceOptions) if getattr(config, item.name) is not None]
     if told and isinstance(source, Engine):
         raise UsageError(f"`{told[0]}` says what a checkpoint holds, and an engine says that itself; leave it out.")
-    dataset = read_dataset(Path(data), boxes_in=config.boxes_in)
-    if config.fold is not None:
-        dataset = dataset.with_fold(config.fold)
-        if not isinstance(source, Engine) and len(source) > 1:
-            logger.warning(
-                "fold %d is held out by its own checkpoint only: those of the other folds were trained on these images, "
-                "and the numbers below are too good",
-                config.fold,
-            )
+    whole = read_dataset(Path(data), boxes_in=config.boxes_in)
+    dataset = whole if config.fold is None else whole.with_fold(config.fold)
     output = as_path(config.output)
     if output is not None:
         if isinstance(source, Engine):
@@ -140,7 +133,7 @@ def evaluate_detector(source: Source, data: str | PathLike[str], config: Evaluat
     if isinstance(source, Engine):
         remarks = calibrated_on(source, matched, samples)
     else:
-        remarks = trained_on(source, matched, split, samples)
+        remarks = trained_on(source, whole, samples)
     evaluation = replace(evaluation, subject=subject, remarks=remarks)
     if output is not None:
         _write(evaluation, dataset, matched, output, config.pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,9 +63,9 @@ def save_graph(
         ) from error
     with atomic_output(path) as temporary:
         temporary.write_bytes(content)
-    return Graph(
-        path, spec, stage, precision, dict(rewrites), dict(parents), dict(calibration or {}), file_sha256(path)
-    )
+    # Not that of the file, where another build may have put its own by now.
+    digest = hashlib.sha256(content).hexdigest()
+    return Graph(path, spec, stage, precision, dict(rewrites), dict(parents), dict(calibration or {}), digest)
 
 
 def load_model(path: Path) -> onnx.ModelProto:

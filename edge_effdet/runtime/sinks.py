@@ -1,6 +1,7 @@
 """Writers of detections: annotated pictures, an annotated video, JSON, JSON lines, COCO results. Files are written atomically.
 
-``close`` completes a sink's file, also after an interruption: the file then holds all frames up to it.
+``close`` completes a sink's file, also after an interruption: the file then holds all frames up to it. Where none came, there is no file,
+and that of an earlier run stays.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -19,6 +19,7 @@ import numpy as np
 
 from edge_effdet.artifacts import Detections, ModelSpec, atomic_output, json_text, printable, write_json
 from edge_effdet.artifacts.files import file_identity, folded, writing_failed
+from edge_effdet.cli import print_result
 from edge_effdet.errors import InputError, MissingDependency, UsageError, first_line
 from edge_effdet.runtime.pipeline import FrameResult
 from edge_effdet.runtime.sources import ImageFiles, Source
@@ -135,13 +136,40 @@ class AnnotatedVideo:
             raise InputError(f"Writing {self._path} failed ({first_line(error)}); give another `output`.") from error
 
 
+class _TextFile:
+    """A text file that gets its name when it is closed, if anything was written. Where that fails a line may have been written in part, and the
+    file does not get its name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open = contextlib.ExitStack()
+        self._stream: IO[str] | None = None
+
+    def write(self, text: str) -> None:
+        try:
+            if self._stream is None:
+                temporary = self._open.enter_context(atomic_output(self._path))
+                self._stream = self._open.enter_context(temporary.open("w", encoding="utf-8"))
+            self._stream.write(text)
+        except OSError as error:
+            failure = writing_failed(self._path, error)
+            self._open.callback(_fail, failure)
+            raise failure from error
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def _fail(error: InputError) -> None:
+    raise error
+
+
 class JsonLines:
     """Writes one line of JSON for each frame, for videos and cameras of any length. Without a path each line is printed at once."""
 
     def __init__(self, path: Path | None, spec: ModelSpec) -> None:
-        self._spec, self._path = spec, path
-        self._open = contextlib.ExitStack()
-        self._stream: IO[str] = sys.stdout if path is None else _open_text(self._open, path)
+        self._spec = spec
+        self._file = None if path is None else _TextFile(path)
 
     def write(self, found: FrameResult) -> None:
         row: dict[str, Any] = (
@@ -151,28 +179,27 @@ class JsonLines:
         )
         if found.frame.seconds is not None:
             row["seconds"] = round(found.frame.seconds, 3)
-        line = json_text(row, ascii_only=self._path is None) + "\n"
-        if self._path is None:
-            print(line, end="", flush=True)
+        if self._file is None:
+            print_result(json_text(row, ascii_only=True))
         else:
-            _write_text(self._open, self._stream, line, self._path)
+            self._file.write(json_text(row) + "\n")
 
     def close(self) -> None:
-        self._open.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class CocoResults:
     """Writes a COCO result list. The image id is the file's name without suffix, as a number if it is one."""
 
     def __init__(self, path: Path, spec: ModelSpec) -> None:
-        self._spec, self._path = spec, path
-        self._open = contextlib.ExitStack()
-        self._stream = _open_text(self._open, path)
-        self._before = "["
+        self._spec, self._file = spec, _TextFile(path)
+        self._before = ""
 
     def write(self, found: FrameResult) -> None:
         if found.detections is None:
             return
+        self._before = self._before or "["
         stem = Path(found.frame.name).stem
         image_id = int(stem) if stem.isdecimal() else stem
         boxes = found.detections.boxes.astype(np.float64)
@@ -187,12 +214,13 @@ class CocoResults:
             }
             if track_id >= 0:
                 row["track_id"] = track_id
-            _write_text(self._open, self._stream, f"{self._before}\n{json_text(row)}", self._path)
+            self._file.write(f"{self._before}\n{json_text(row)}")
             self._before = ","
 
     def close(self) -> None:
-        with self._open:
-            _write_text(self._open, self._stream, "[]\n" if self._before == "[" else "\n]\n", self._path)
+        with contextlib.closing(self._file):
+            if self._before:
+                self._file.write("[]\n" if self._before == "[" else "\n]\n")
 
 
 class JsonObject:
@@ -262,11 +290,17 @@ def picture_names(sources: Sequence[Path]) -> dict[Path, str]:
 
 def results_name(source: Source) -> str:
     """The name of the file of results, without the suffix that tells its form: for pictures ``detections``, for a video its file name with
-    its suffix, since videos may differ in nothing else, and for a camera its name."""
+    its suffix, since videos may differ in nothing else, and for a camera its name, as far as a file's name reaches."""
     if isinstance(source, ImageFiles):
         return "detections"
     name = printable(Path(source.name).name if "://" not in source.name else source.name.split("://", 1)[1])
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name).strip("_.") or "camera"
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name).strip("_.") or "camera"
+    return shortened(name)
+
+
+def shortened(name: str) -> str:
+    """The beginning of a name, so that a file of it and of what is put before and behind it may have that name, of 255 bytes at most."""
+    return name.encode()[:200].decode(errors="ignore")
 
 
 def video_name(source: Source) -> str:
@@ -318,23 +352,3 @@ def _named_in(path: Path, pictures: bool) -> Iterator[str]:
                 yield name.rpartition("#")[0]
                 return
             yield name
-
-
-def _open_text(closing: contextlib.ExitStack, path: Path) -> IO[str]:
-    """Open a text file under a temporary name; it gets its own name when ``closing`` is closed."""
-    temporary = closing.enter_context(atomic_output(path))
-    return closing.enter_context(temporary.open("w", encoding="utf-8"))
-
-
-def _write_text(closing: contextlib.ExitStack, stream: IO[str], text: str, path: Path) -> None:
-    """Write into a file that ``_open_text`` opened. Where that fails a line may have been written in part, and the file does not get its name."""
-    try:
-        stream.write(text)
-    except OSError as error:
-        failure = writing_failed(path, error)
-        closing.callback(_fail, failure)
-        raise failure from error
-
-
-def _fail(error: InputError) -> None:
-    raise error

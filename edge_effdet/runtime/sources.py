@@ -180,11 +180,11 @@ class VideoFile:
                 raise _no_memory(self.name, container) from error
             except (self._av.error.FFmpegError, OSError) as error:
                 damaged, reason = damaged + 1, _reason(error)
-        if damaged or (self.total is not None and count < self.total):
-            if not count:
-                raise DataError(
-                    f"{self.name} holds no frame that can be decoded ({reason or 'it ends early'}); copy it again."
-                )
+        if not count:
+            raise DataError(
+                f"{self.name} holds no frame that can be decoded ({reason or 'it ends early'}); copy it again."
+            )
+        if damaged or count < (self.total or 0):
             promised = f" of {self.total}" if self.total else ""
             logger.warning(
                 "%s is damaged (%s): %d%s frames could be decoded",
@@ -288,8 +288,9 @@ def open_source(text: str) -> Source:
         MissingDependency: the source is a video or a camera, and PyAV is not installed.
         BackendUnavailable: the source is a GStreamer pipeline, and GStreamer is not installed.
     """
-    if "!" in text and not Path(text).exists():
-        return Camera(text.split("!", 1)[0].strip(), _gstreamer_opener(text))
+    # The password of an address may have a ``!``, and Path.exists raises for a long pipeline.
+    if "!" in text and not re.match(r"[\w+.-]+://", text) and not os.path.exists(text):  # noqa: PTH110
+        return Camera(_without_password(text).split("!", 1)[0].strip(), _gstreamer_opener(text))
     if "://" in text:
         if Path(urlsplit(text).path).suffix.lower() in _FINITE:
             return VideoFile(text)
@@ -499,8 +500,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _without_password(address: str) -> str:
-    """An address without its user name and password, for logs and results."""
-    return re.sub(r"://[^/@]*@", "://", address)
+    """An address, or a GStreamer pipeline, without user names and passwords, for logs and results."""
+    address = re.sub(r"""\b(?:user|proxy)-(?:id|pw)\s*=\s*("[^"]*"|'[^']*'|\S+)\s*""", "", address)
+    return re.sub(r"://[^/\s]*@", "://", address)
 
 
 def _import_av(purpose: str) -> ModuleType:

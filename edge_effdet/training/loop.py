@@ -142,18 +142,17 @@ class Run:
 
     def run(self) -> Checkpoint:
         """Train the epochs that are left and return the best checkpoint."""
-        tensorboard = TensorBoardLog(self.output, self.progress.epoch) if self.main else None
         loader = training_loader(self.train, self.batches, self.spec, self.config)
         if self.main and self.progress == RunProgress():
             # An earlier run in this folder may have left it, and without validation nothing would replace it.
             (self.output / "best_loss.safetensors").unlink(missing_ok=True)
             self._save()
-        while self.progress.epoch < self.config.epochs:
-            row = self._finish_epoch(self._train_epoch(loader))
-            if tensorboard is not None:
-                tensorboard.add(row)
-        if tensorboard is not None:
-            tensorboard.close()
+        log = contextlib.closing(TensorBoardLog(self.output, self.progress.epoch)) if self.main else None
+        with log or contextlib.nullcontext() as tensorboard:
+            while self.progress.epoch < self.config.epochs:
+                row = self._finish_epoch(self._train_epoch(loader))
+                if tensorboard is not None:
+                    tensorboard.add(row)
         self.trainer.accelerator.wait_for_everyone()
         if self.told:
             logger.warning(

@@ -139,6 +139,8 @@ class TrainConfig(DataOptions, ModelOptions, ScheduleOptions, OptimizerOptions, 
         ):
             if not least <= getattr(self, name) < float("inf"):
                 raise UsageError(f"`{name}` {getattr(self, name)} makes no sense; give at least {least}.")
+        if self.seed >= 2**63:
+            raise UsageError(f"`seed` {self.seed} is more than torch takes; give less than 2**63.")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"`{name}` {getattr(self, name):g} makes no sense; give a number above 0.")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_effdet.artifacts import Engine, Graph, write_record
+from edge_effdet.artifacts import Engine, Graph
 from edge_effdet.artifacts.record import Fingerprint
 from edge_effdet.backends.base import CompileOptions, Runner
 from edge_effdet.backends.fingerprint import machine_fingerprint
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.runtime.golden import make_golden
+from tests.records import write_record
 
 VNNI = ("avx", "avx2", "avx512_vnni", "avx512bw", "avx512dq", "avx512f", "avx512vl", "f16c", "fma", "sse4_1", "sse4_2")
 """Instruction sets of a server with VNNI, which no processor under QEMU has."""

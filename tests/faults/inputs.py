@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from edge_effdet.artifacts import write_record
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.graph.export import ExportOptions, export_network
@@ -17,6 +16,7 @@ from edge_effdet.models.zoo import model_spec
 from tests.emulation.engines import write_engine
 from tests.emulation.small_detector import ExactRunner, make_pictures, write_small_detector
 from tests.networks import random_network
+from tests.records import write_record
 from tests.scenes import CLASSES, write_scenes
 from tests.unit.runtime.test_sources import write_video
 

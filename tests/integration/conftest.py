@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_effdet.artifacts import Engine, Graph, load_engine, write_record
+from edge_effdet.artifacts import Engine, Graph, load_engine
 from edge_effdet.backends.arithmetic import FULL_RANGE
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
@@ -21,6 +21,7 @@ from edge_effdet.quant.stage import QuantizeOptions, convert_to_fp16, quantize_o
 from edge_effdet.runtime import latency
 from tests.networks import traced_once
 from tests.once import make_once
+from tests.records import write_record
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BCCD_CHECKPOINT = ASSETS / "bccd_lite0.safetensors"

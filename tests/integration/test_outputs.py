@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from edge_effdet import __main__ as program
-from edge_effdet.artifacts import Engine, file_sha256, load_engine, write_json, write_record
+from edge_effdet.artifacts import Engine, file_sha256, load_engine, write_json
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.graph.model import load_graph
@@ -24,6 +24,7 @@ from edge_effdet.models.zoo import create_network, model_spec
 from edge_effdet.quant.calibration import FEWEST_IMAGES, manifest_record
 from edge_effdet.quant.choose import load_calibration_images, load_manifest_images
 from edge_effdet.quant.stage import CalibrationOptions, calibration_dataset
+from tests.records import write_record
 from tests.unit.building.test_chain import save_detector
 from tests.unit.runtime.test_sources import write_video
 

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.peers.plain_onnxruntime import PlainRunner
 from edge_effdet import build_engine, detect, evaluate, verify
-from edge_effdet.artifacts import Engine, Graph, load_engine, write_record
+from edge_effdet.artifacts import Engine, Graph, load_engine
 from edge_effdet.artifacts.record import Fingerprint
 from edge_effdet.backends.arithmetic import EXACT_EVERYWHERE, FULL_RANGE, int8_arithmetic
 from edge_effdet.backends.base import CompileOptions, load_runner
@@ -30,6 +30,7 @@ from edge_effdet.runtime.detector import Detector
 from edge_effdet.runtime.golden import draw_pictures, encode_picture, make_golden
 from edge_effdet.runtime.preprocess import letterbox
 from tests.integration.conftest import QUICK
+from tests.records import write_record
 
 SATURATES = int8_arithmetic("openvino").saturates
 WITH_VNNI = Fingerprint("openvino", "2026.4.1", "x86", ("avx2", "avx512_vnni", "avx512f"))
@@ -111,6 +112,7 @@ def test_evaluation_goes_through_the_check_too(
     assert "finds other objects" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_a_wrong_backend_does_not_win_the_race(
     bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

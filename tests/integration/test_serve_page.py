@@ -23,12 +23,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_effdet.artifacts import write_record
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.graph.model import load_graph, load_model, save_graph
 from edge_effdet.runtime.detector import DetectOptions, Detector
 from tests.integration.test_report_in_chromium import CONTRASTS, DESKTOP, TELEPHONE, browser
+from tests.records import write_record
 from tests.statuses import wait
 
 __all__ = ["browser"]

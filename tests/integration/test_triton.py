@@ -22,7 +22,7 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from edge_effdet.artifacts import Detections, Engine, Graph, file_sha256, load_engine, write_record
+from edge_effdet.artifacts import Detections, Engine, Graph, file_sha256, load_engine
 from edge_effdet.artifacts.record import Fingerprint
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.backends.fingerprint import machine_fingerprint
@@ -36,6 +36,7 @@ from edge_effdet.serving.protocol import pack_detections
 from tests.backends import BrightBoxRunner
 from tests.emulation.small_detector import GRID, SIZE, make_pictures, write_small_detector
 from tests.once import make_once
+from tests.records import write_record
 from tests.triton import Answer, TritonInstallation, TritonServer, run_client, running_server
 
 CLIENTS = 8

@@ -243,8 +243,9 @@ def test_each_error_has_its_exit_code_and_one_line_on_stderr(run, error, code):
         raise error
 
     assert run(stage) == (code, "", f"error: {error}\n")
-    with pytest.raises(type(error)):
-        run(stage, "--debug")
+    with_traceback = run(stage, "--debug")
+    assert with_traceback[:2] == (code, "") and with_traceback[2].startswith("Traceback ")
+    assert with_traceback[2].endswith(f"\nerror: {error}\n")
 
 
 def test_what_is_not_ours_is_not_hidden(run):
@@ -575,10 +576,18 @@ def test_progress_works_without_tqdm(monkeypatch):
     ("error", "said"),
     [
         (PermissionError(13, "Permission denied", "a.jpg"), r"a\.jpg cannot be used \(Permission denied\)"),
-        (OSError(28, "No space left on device"), r"refuses something \(No space left on device\)"),
-        (OSError(36, "File name too long", "b" * 300), r"b{300} cannot be used \(File name too long\)"),
+        (OSError(28, "No space left on device"), r"refuses something \(No space left on device\); free what is short"),
+        (OSError(28, "No space left on device", "a.jpg"), r"a\.jpg cannot be used \(No space.*\); free what is short"),
+        (
+            OSError(36, "File name too long", "b" * 300),
+            r"b{300} cannot be used \(File name too long\); see whether the path",
+        ),
+        (OSError(5, "Input/output error", "a.jpg"), r"a\.jpg cannot be used \(Input/output error\)\.$"),
+        (ConnectionRefusedError(111, "Connection refused"), r"refuses something \(Connection refused\)\.$"),
+        # Of a socket or a process, and not of what is printed.
+        (BrokenPipeError(32, "Broken pipe"), r"refuses something \(Broken pipe\)\.$"),
         (MemoryError(), "not enough memory"),
-        (RecursionError("maximum recursion depth exceeded"), "lists within lists"),
+        (RuntimeError("could not create a primitive"), "not enough memory"),
     ],
 )
 def test_what_the_system_refuses_is_a_sentence_and_not_a_traceback(run, error, said):
@@ -588,8 +597,17 @@ def test_what_the_system_refuses_is_a_sentence_and_not_a_traceback(run, error, s
     code, out, err = run(stage)
     assert (code, out) == (2, "")
     assert re.search(said, err) and err.startswith("error: ") and err.count("\n") == 1 and err.endswith(".\n")
-    with pytest.raises(type(error)):
-        run(stage, "--debug")
+
+
+def test_a_nested_file_is_a_sentence_and_what_else_is_too_deep_a_mistake(run):
+    code, _, err = run(lambda arguments: json.loads("[" * 200_000))
+    assert code == 2 and "lists within lists" in err
+
+    def deep(arguments):
+        return deep(arguments)
+
+    with pytest.raises(RecursionError):
+        run(deep)
 
 
 def test_a_runtime_that_fails_is_a_sentence(run):
@@ -623,13 +641,13 @@ def test_a_name_with_control_characters_does_nothing_to_a_terminal(run, tiny_eng
 
 
 def test_an_error_is_one_line_whatever_is_in_a_name(run):
-    name = "a\nerror: b\x1b[2K\u2028.jpg"
+    name = "a\nerror: b\x1b[2K\u2028\u202egpj.jpg"
 
     def stage(arguments):
         logging.getLogger("edge_effdet.test").warning("%s is skipped", name)
         raise DataError(f"{name} is no image.")
 
-    shown = r"a\nerror: b\x1b[2K\u2028.jpg"
+    shown = r"a\nerror: b\x1b[2K\u2028\u202egpj.jpg"
     assert run(stage) == (2, "", f"{shown} is skipped\nerror: {shown} is no image.\n")
 
 
@@ -646,6 +664,16 @@ def shell(command: str, tiny_engine, picture) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["sh", "-c", command.format(detect)], capture_output=True, text=True, timeout=120, check=False
     )
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version", "detect --help", "detect --version"])
+@pytest.mark.parametrize(("where", "code"), [(">/dev/full", 2), ("| true", 0)])
+def test_help_that_cannot_be_printed_is_as_results_are(asked, where, code):
+    # A shell gives the code of the last command of a pipe, so it is printed.
+    command = f"(sleep 0.2; {shlex.quote(sys.executable)} -m edge_effdet {asked}; echo $? >&2) {where}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    said = "error: The results cannot be printed (No space left on device); print them where there is room.\n"
+    assert done.stderr == f"{said if code else ''}{code}\n"
 
 
 @pytest.mark.parametrize("flag", ["", "--json"])

@@ -67,6 +67,24 @@ def test_sinks_are_closed_whatever_happens():
     assert [sink.closed for sink in sinks] == [1, 1]
 
 
+@pytest.mark.parametrize("kind", [JsonLines, CocoResults])
+def test_a_run_without_a_frame_keeps_the_results_of_an_earlier_one(tmp_path, kind):
+    path = tmp_path / "cam.json"
+
+    def away(*frames):
+        yield from frames
+        raise DataError("the camera is away")
+
+    path.write_text("earlier")
+    with pytest.raises(DataError, match="away"):
+        run_through(away(), [kind(path, SPEC)], Progress(), Counter(), alone=False)
+    assert (path.read_text(), len(list(tmp_path.iterdir()))) == ("earlier", 1)
+    # That nothing was found in a frame is a result too.
+    with pytest.raises(DataError, match="away"):
+        run_through(away(found("a")), [kind(path, SPEC)], Progress(), Counter(), alone=False)
+    assert json.loads(path.read_text()) == ([] if kind is CocoResults else {"image": "a", "detections": []})
+
+
 def test_a_lone_picture_that_is_none_is_the_error_and_so_are_none_at_all():
     with pytest.raises(DataError, match="a is empty"):
         run_through(iter([found("a", problem="a is empty")]), [], Progress(), Counter(), alone=True)
@@ -93,6 +111,7 @@ def test_who_looks_on_sees_the_rate(capsys, monkeypatch):
         ("/dev/video0", "video0"),
         ("nvarguscamerasrc sensor-id=0", "nvarguscamerasrc_sensor-id_0"),
         ("///", "camera"),
+        ("http://cam/live?token=" + "ü" * 300, f"cam_live_token_{'ü' * 92}"),
     ],
 )
 def test_files_of_cameras_have_names_that_are_files(name, expected):

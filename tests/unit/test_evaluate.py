@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from edge_effdet import evaluate
-from edge_effdet.artifacts import Detections, Engine, ModelSpec, file_sha256, load_engine, write_json, write_record
+from edge_effdet.artifacts import Detections, Engine, ModelSpec, file_sha256, load_engine, write_json
 from edge_effdet.artifacts.record import Calibration
 from edge_effdet.data.base import Dataset, match_classes, samples_manifest
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.evaluation.metrics import CocoMetrics
 from edge_effdet.evaluation.report import coco_result_list, evaluation_text, own_category_ids, rank_worst
 from edge_effdet.evaluation.run import Evaluation
-from tests.records import make_record
+from tests.records import make_record, write_record
 
 FILES = {"metrics.json", "detections.json", "confusion.txt", "confusion.png", "worst.png"}
 SIX = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")

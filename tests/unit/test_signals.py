@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,8 @@ def test_a_signal_raises_during_the_work_and_is_as_before_after_it(number, kind)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with signals.raising():
         assert signals.was_asked() is None
+        # The service takes such a thread for one that hangs.
+        assert not [each for each in threading.enumerate() if each.name.startswith("edge-effdet-")]
 
 
 @pytest.mark.usefixtures("handlers")
@@ -125,7 +128,65 @@ with signals.raising():
 
 def test_whoever_asks_again_does_not_wait_for_the_cleaning():
     done = subprocess.run([sys.executable, "-c", REPEATED], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "cleaning\n", f"{signals.SAID}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "cleaning\n", f"{signals.SAID_AT_ONCE}\n")
+
+
+IN_A_LIBRARY = """
+import hashlib, os, signal, threading, time
+from edge_effdet import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signals._ONE_REQUEST = 0.05
+def ask_twice():
+    for _ in range(2):
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+with signals.raising():
+    threading.Thread(target=ask_twice, daemon=True).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000_000)
+"""
+
+
+def test_whoever_asks_again_does_not_wait_for_a_library():
+    done = subprocess.run([sys.executable, "-c", IN_A_LIBRARY], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{signals.SAID_AT_ONCE}\n")
+
+
+WITH_A_WORKER = """
+import os, signal, time
+from edge_effdet import signals
+signals._ONE_REQUEST = 0.05
+with signals.raising():
+    worker = os.fork()
+    if worker == 0:
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        time.sleep(0.5)
+        os._exit(0)
+    for _ in range(2):
+        time.sleep(0.1)
+        os.kill(worker, signal.SIGTERM)
+    os.waitpid(worker, 0)
+print(signal.set_wakeup_fd(-1))
+"""
+
+
+def test_what_a_worker_is_sent_is_no_request_to_its_parent():
+    done = subprocess.run([sys.executable, "-c", WITH_A_WORKER], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-1\n", "")
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_event_loop_keeps_seeing_its_signals():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    try:
+        with pytest.raises(KeyboardInterrupt), signals.raising():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert os.read(reading, 1) == bytes([signal.SIGINT])
+    finally:
+        assert signal.set_wakeup_fd(-1) == writing
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.usefixtures("handlers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ from edge_effdet.artifacts import (
     write_json,
     write_text,
 )
+from edge_effdet.artifacts.files import sync_folder
 from edge_effdet.errors import InputError, UsageError
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "möwe.mp4") for form in ("NFC", "NFD"))
@@ -219,6 +221,18 @@ def test_a_full_disk_is_only_asked_about_where_it_may_be_full(tmp_path: Path, nu
         raise OSError(number, os.strerror(number))
     assert os.strerror(number) in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_a_folder_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool
+):
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with contextlib.nullcontext() if passes else pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)
 
 
 def test_a_private_file_is_its_owners_whatever_the_mask(tmp_path: Path):

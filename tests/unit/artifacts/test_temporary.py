@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.artifacts import atomic_output, require_writable, temporary, temporary_folder, write_text
-from edge_effdet.artifacts.temporary import is_temporary, temporary_file
+from edge_effdet.artifacts.temporary import is_temporary, remove_leftovers, temporary_file
 from tests.unit.artifacts.test_engine import names, run_kills
 
 HERE = Path(__file__).parents[3]
@@ -104,9 +104,22 @@ def test_ctrl_c_while_it_is_removed_leaves_nothing(places: tuple[Path, Path], mo
     assert names(output) == []
 
 
+def test_what_a_thread_works_with_goes_when_the_process_ends(places: tuple[Path, Path]):
+    output, _ = places
+    code = (
+        "import sys, threading\nfrom pathlib import Path\nfrom edge_effdet.artifacts import temporary_folder\n"
+        "ready = threading.Event()\n"
+        "def work():\n    with temporary_folder(Path(sys.argv[1])) as folder:\n        (folder / 'part').touch()\n        ready.set()\n"
+        "        threading.Event().wait()\n"
+        "threading.Thread(target=work, daemon=True).start()\nready.wait()\nprint(len(list(Path(sys.argv[1]).iterdir())))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, output], cwd=HERE, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr, names(output)) == ("1\n", "", [])
+
+
 def leave(folder: Path, name: str = "", is_folder: bool = True) -> Path:
     """What a killed process of this machine leaves in a folder."""
-    path = folder / (name or f".edge-effdet-{temporary._machine_start()}-00000001")
+    path = folder / (name or f".edge-effdet-temporary-{temporary._machine_start()}-00000001")
     assert is_temporary(path.name) or name
     if is_folder:
         (path / "inside").mkdir(parents=True)
@@ -119,8 +132,10 @@ def leave(folder: Path, name: str = "", is_folder: bool = True) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        *("edge-effdet-x1y2z3w4", ".edge-effdet-cache", "edge-effdet-00000000-00000001.onnx", ".x.onnx.0a1b2c3d"),
-        *("edge-effdet-0000000-000000001", ".writable", "edge-effdet"),
+        # The project, a date and a commit.
+        *("edge-effdet-20261129-afd0115a", ".edge-effdet-20261129-afd0115a"),
+        *(".edge-effdet-temporary-x1y2z3w4-00000001", ".edge-effdet-temporary-00000000-00000001.onnx", "edge-effdet"),
+        *("edge-effdet-temporary-00000000-00000001", ".edge-effdet-temporary", ".x.onnx.0a1b2c3d", ".writable"),
     ],
 )
 @pytest.mark.parametrize("is_folder", [True, False])
@@ -139,7 +154,7 @@ def test_what_belongs_to_another_user_stays(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_link_of_such_a_name_is_not_followed(tmp_path: Path):
     mine = leave(tmp_path, "mine")
-    link = tmp_path / f".edge-effdet-{temporary._machine_start()}-00000002"
+    link = tmp_path / f".edge-effdet-temporary-{temporary._machine_start()}-00000002"
     link.symlink_to(mine)
     require_writable(tmp_path)
     assert link.is_symlink() and (mine / "inside" / "part").exists()
@@ -150,7 +165,7 @@ def test_what_another_start_made_goes_from_a_disk_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: int, stays: bool
 ):
     """On a file system of the network it may be of another machine, which still works with it."""
-    left = leave(tmp_path, ".edge-effdet-0badcafe-00000001")
+    left = leave(tmp_path, ".edge-effdet-temporary-0badcafe-00000001")
     monkeypatch.setattr(temporary.os, "major", lambda _: driver)
     require_writable(tmp_path)
     assert left.exists() == stays
@@ -188,6 +203,12 @@ def test_what_is_removed_before_it_is_locked_is_made_again(tmp_path: Path, monke
             assert path.exists() and len(taken) == 2 and path.name not in taken
         monkeypatch.undo()
     assert names(tmp_path) == []
+
+
+def test_what_this_process_itself_works_with_stays(tmp_path: Path):
+    with temporary_folder(tmp_path) as folder, temporary_file(tmp_path) as file:
+        remove_leftovers(tmp_path)
+        assert folder.exists() and file.exists()
 
 
 def test_a_folder_is_looked_into_once(tmp_path: Path):

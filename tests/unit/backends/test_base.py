@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_effdet.artifacts import PRECISIONS, Engine, ModelSpec
+from edge_effdet.artifacts import PRECISIONS, Engine, ModelSpec, file_sha256
 from edge_effdet.backends.base import (
     BACKENDS,
     Available,
@@ -16,8 +16,8 @@ from edge_effdet.backends.base import (
     get_backend,
     load_runner,
 )
-from edge_effdet.errors import BackendUnavailable, UsageError
-from tests.backends import HERE, FakeBackend
+from edge_effdet.errors import BackendUnavailable, EngineError, UsageError
+from tests.backends import HERE, BrightBoxRunner, FakeBackend
 
 AUTOMATIC = automatic_backends()
 ELSEWHERE = Available("2", "builds for other machines", runs_here=False)
@@ -48,6 +48,34 @@ def test_threads_are_refused_where_nothing_runs_on_the_cpu(monkeypatch, tmp_path
         load_runner(engine, LoadOptions(threads=2))
     with pytest.raises(UsageError, match="`parallel_runs` -1 makes no sense"):
         LoadOptions(parallel_runs=-1)
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile", "gone"])
+@pytest.mark.parametrize("run_limit", [0.0, 60.0])
+def test_an_engine_that_is_replaced_until_it_is_loaded_is_not_run(monkeypatch, tmp_path, moment, run_limit):
+    """Its record would be that of the engine before."""
+    path = tmp_path / "x.fake"
+    path.write_bytes(b"engine")
+    engine = Engine(path, ModelSpec("x", (64, 64), ("thing",), (1,)), "card", "fp32", file_sha256(path))
+    closed = []
+
+    class Loaded(BrightBoxRunner):
+        def close(self):
+            closed.append(True)
+
+    def load():
+        if moment != "before":
+            path.unlink() if moment == "gone" else path.write_bytes(b"engine of another build")
+        return Loaded(64)
+
+    monkeypatch.setitem(BACKENDS, "card", FakeBackend(make_runner=load))
+    if moment == "before":
+        load_runner(engine, LoadOptions(run_limit=run_limit)).close()
+        closed.clear()
+        path.write_bytes(b"engine of another build")
+    with pytest.raises(EngineError, match=r"x\.fake was replaced before it was loaded, .*load it again"):
+        load_runner(engine, LoadOptions(run_limit=run_limit))
+    assert closed == [True]
 
 
 def test_the_first_that_runs_here_is_taken(monkeypatch):

@@ -16,7 +16,7 @@ import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_effdet.artifacts import Engine, ModelSpec
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
 from edge_effdet.backends import openvino, openvino_cache
 from edge_effdet.backends.base import LoadOptions
 from edge_effdet.errors import EngineError
@@ -39,7 +39,7 @@ def engine_with(tmp_path: Path, dtype: type) -> Engine:
     graph = helper.make_graph(nodes, "conv", [images], [out], [numpy_helper.from_array(weights, "w")])
     path = tmp_path / "conv.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", "ab" * 32)
+    return Engine(path, SPEC, "openvino", "fp16" if dtype is np.float16 else "fp32", file_sha256(path))
 
 
 def test_fp32_stays_fp32_on_a_processor_with_bf16(tmp_path: Path):
@@ -117,6 +117,12 @@ def test_a_model_from_the_cache_computes_in_the_same_type(dtype: type, tmp_path:
     assert types[0] == types[1]
 
 
+def test_what_was_compiled_of_another_file_is_not_kept_for_this_engine(tmp_path: Path):
+    """A build replaced the engine after its hash was taken. Kept, it would run in this engine's place for good, once that is put back."""
+    start(replace(engine_with(tmp_path, np.float32), sha256="ab" * 32))
+    assert [path.name for path in tmp_path.iterdir()] == ["conv.onnx"]
+
+
 def test_an_engine_without_a_hash_leaves_no_file(tmp_path: Path):
     start(replace(engine_with(tmp_path, np.float32), sha256=""))
     assert [path.name for path in tmp_path.iterdir()] == ["conv.onnx"]
@@ -126,7 +132,7 @@ def test_a_cache_that_cannot_be_written_is_worth_a_warning_only(tmp_path: Path, 
     engine = engine_with(tmp_path, np.float32)
     # No folder can be made inside a file; as root, permissions would not do.
     (tmp_path / "file").write_text("")
-    with openvino.OpenVinoRunner(engine.path, LoadOptions(), "ab", tmp_path / "file" / "cache") as runner:
+    with openvino.OpenVinoRunner(engine.path, LoadOptions(), engine.sha256, tmp_path / "file" / "cache") as runner:
         assert runner.run({"images": np.zeros((1, 3, 8, 8), np.uint8)})["out"].shape == (1, 16, 6, 6)
     assert "not kept for the next start" in caplog.text
 

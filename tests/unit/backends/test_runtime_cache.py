@@ -12,7 +12,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edge_effdet.artifacts import Engine, ModelSpec
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
 from edge_effdet.backends import openvino, openvino_cache
 from edge_effdet.backends.base import LoadOptions
 from edge_effdet.backends.runtime_cache import (
@@ -40,7 +40,11 @@ def engine(tmp_path: Path) -> Engine:
     folder.mkdir()
     path = folder / "a.onnx"
     path.write_bytes(make_model().SerializeToString())
-    return Engine(path, SPEC, "openvino", "fp32", "ab" * 32)
+    return engine_at(path)
+
+
+def engine_at(path: Path) -> Engine:
+    return Engine(path, SPEC, "openvino", "fp32", file_sha256(path))
 
 
 def score(engine: Engine) -> tuple[float, bool]:
@@ -62,7 +66,7 @@ def test_beside_an_engine_in_a_folder_of_others_nothing_is_read_or_written(engin
     score(engine)
     engine.path.parent.chmod(mode)
     assert score(engine)[1] is False, "the cache in a folder of others was believed"
-    assert runtime_cache_path(engine) == home / f"{'ab' * 8}-a.onnx{SUFFIX}"
+    assert runtime_cache_path(engine) == home / f"{engine.sha256[:16]}-a.onnx{SUFFIX}"
     assert [each.stat().st_mode & 0o777 for each in (home, *home.iterdir())] == [0o700, 0o600]
     assert score(engine)[1] is True
 
@@ -81,8 +85,9 @@ def forged(engine: Engine, tmp_path: Path) -> bytes:
     other = tmp_path / "other.onnx"
     other.write_bytes(make_model(scores=np.array([[0.125, 0.0625]], np.float32)).SerializeToString())
     cache = tmp_path / "other.cache"
-    with openvino.OpenVinoRunner(other, LoadOptions(threads=1), engine.sha256, cache):
-        pass
+    core = ov.Core()
+    belongs_to = openvino_cache.identity(core, "CPU", engine.sha256)
+    openvino_cache.save_compiled(core.compile_model(str(other), "CPU"), "f32", cache, belongs_to)
     return cache.read_bytes()
 
 
@@ -165,11 +170,10 @@ def test_two_who_write_at_once_leave_one_whole_file(tmp_path: Path):
 LOADS = """
 import sys
 from pathlib import Path
-from tests.unit.backends.test_runtime_cache import SPEC, score
-from edge_effdet.artifacts import Engine
+from tests.unit.backends.test_runtime_cache import engine_at, score
 print("ready", flush=True)
 sys.stdin.readline()
-print(*score(Engine(Path(sys.argv[1]), SPEC, "openvino", "fp32", "ab" * 32)))
+print(*score(engine_at(Path(sys.argv[1]))))
 """
 
 

@@ -284,10 +284,12 @@ def test_a_graph_that_was_lowered_falls_back_to_nothing():
         assert chain._precisions(precision, config) == tried
 
 
-def test_a_lowered_graph_whose_file_is_anothers_by_now_is_made_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{"sha256": "ab" * 32}, {"parents": {"graph": "ab" * 32}}])
+def test_a_lowered_graph_whose_file_is_anothers_by_now_is_made_again(tmp_path, monkeypatch, changes):
+    """It was replaced after it was read, or before."""
     graph = save_detector(tmp_path)
     job = engine_module.BuildJob(name="x", graph=graph, output=tmp_path / "engines")
-    stale = replace(graph, sha256="ab" * 32)
+    stale = replace(graph, **{"parents": {"graph": graph.sha256}, **changes})
     made = []
     real = engine_module.lower_graph
     monkeypatch.setattr(engine_module, "lower_graph", lambda *given: made.append(given) or real(*given))

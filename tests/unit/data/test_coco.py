@@ -142,7 +142,7 @@ def test_one_file_that_names_no_split_holds_some_out_and_says_so(tmp_path):
     first, again = read_dataset(path), read_dataset(path)
     assert {split: len(samples) for split, samples in first.splits.items()} == {"train": 8, "val": 2}
     assert ids_of(first) == ids_of(again)
-    assert f"{path} names no splits: 2 of 10 images, chosen with seed 0" in first.notes[0]
+    assert f"{path} names no splits: 2 of 10 images, chosen by the hashes of their names" in first.notes[0]
 
 
 def test_a_file_without_a_split_beside_files_with_one(tmp_path):

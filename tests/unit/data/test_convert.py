@@ -242,6 +242,18 @@ def test_an_output_that_cannot_be_is_refused_before_a_byte_is_written(tmp_path, 
     assert sorted(each.name for each in tmp_path.iterdir()) == ["full", "in"]
 
 
+@pytest.mark.parametrize("to", ["coco", "voc"])
+@pytest.mark.parametrize("name", ["{root}/victim", "../../../victim", "a/b", "a\0b", "a\nb"])
+def test_a_split_whose_name_leads_elsewhere_is_refused(tmp_path, draw, write, to, name):
+    """As any key of a foreign data.yaml that names a list."""
+    victim = write(tmp_path / "victim.txt", "precious")
+    samples = (sample_of(draw(tmp_path / "in" / "a.png"), ((1, 1, 9, 9), 0, False)),)
+    dataset = dataset_of(tmp_path / "in", **{name.format(root=tmp_path): samples})
+    with pytest.raises(DataError, match="has no plain name"):
+        convert_dataset(dataset, to, tmp_path / "out")
+    assert victim.read_text() == "precious" and not (tmp_path / "out").exists()
+
+
 def test_an_empty_output_folder_is_filled(tmp_path, draw):
     dataset = dataset_of(tmp_path / "in", train=(sample_of(draw(tmp_path / "in" / "a.png"), ((1, 1, 9, 9), 0, False)),))
     (tmp_path / "out").mkdir()

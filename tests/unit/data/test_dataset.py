@@ -125,6 +125,22 @@ def test_a_fifth_is_held_out_whatever_the_order(count, held):
     assert [sample.image_id for sample in backwards["val"]] == [sample.image_id for sample in splits["val"]]
 
 
+@pytest.mark.parametrize("renumbered", [False, True])
+def test_one_image_more_or_less_moves_at_most_one_other_into_what_is_held_out(renumbered):
+    samples = [make(f"{number:02}", 0) for number in range(40)]
+    trained = {sample.path for sample in hold_out(samples, Path("data"))[0]["train"]}
+    for changed in (*([*samples[:place], *samples[place + 1 :]] for place in range(40)), [*samples, make("more", 0)]):
+        if renumbered:
+            changed = [replace(sample, image_id=str(number)) for number, sample in enumerate(changed)]
+        assert len(trained & {sample.path for sample in hold_out(changed, Path("data"))[0]["val"]}) <= 1
+
+
+def test_images_of_one_name_in_many_folders_are_held_out_here_and_there():
+    samples = [replace(make(f"{number:02}/a", 0), path=Path(f"{number:02}/a.jpg")) for number in range(40)]
+    held = [sample.image_id for sample in hold_out(samples, Path("data"))[0]["val"]]
+    assert len(held) == 8 and held != [sample.image_id for sample in samples[:8]]
+
+
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (5, 0, 4, 5), (-9, 0, -1, 5), (np.nan, 0, 5, 5), (0, 0, np.inf, 5)])
 def test_what_is_no_box_is_skipped_with_its_source(caplog, box):
     rows = [(box, 0, False), ((1, 1, 2, 2), 1, True)]

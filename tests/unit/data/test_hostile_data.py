@@ -63,6 +63,26 @@ def test_lists_within_lists_without_end_are_refused(birds, write, text):
         read_dataset(birds / "data.yaml")
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!timestamp x",
+        "a: !!bool maybe",
+        'a: !!int ""',
+        "!!int 1: x",
+        "? !!null\n: b.txt",
+        f'a: !!float "{"1:" * 1000}1"',
+        f'a: !!int "{"1:" * 500_000}1"',
+        f"val: {'x' * 300}.txt",
+    ],
+    ids=["timestamp", "bool", "int", "key", "null", "float", "minutes", "name"],
+)
+def test_tags_and_endless_names_of_a_yaml_do_no_harm(birds, write, text):
+    write(birds / "data.yaml", f"train: images\n{NAMES}{text}\n")
+    assert len(read_dataset(birds).splits["train"]) == 2
+
+
 def test_aliases_of_an_honest_file_are_followed(birds, write):
     write(birds / "data.yaml", f"train: &all [images]\nval: *all\n{NAMES}")
     assert {split: len(samples) for split, samples in read_dataset(birds).splits.items()} == {"train": 2, "val": 2}
@@ -85,8 +105,11 @@ def test_a_split_that_holds_the_data_and_more_is_refused(birds, write, entry):
         read_dataset(birds)
 
 
-def test_the_folder_of_the_file_itself_is_a_split(birds, write):
-    write(birds / "data.yaml", f"train: .\n{NAMES}")
+@pytest.mark.parametrize("store", [".", ".dvc/cache/ab"])
+def test_the_folder_of_the_file_itself_is_a_split(birds, write, store):
+    file = write(birds / store / "stored", f"train: .\n{NAMES}")
+    (birds / "data.yaml").unlink()
+    (birds / "data.yaml").symlink_to(file)
     assert len(read_dataset(birds).splits["train"]) == 2
 
 

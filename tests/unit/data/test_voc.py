@@ -114,7 +114,7 @@ def test_without_a_split_file_some_are_held_out_and_it_is_said(tmp_path, caplog)
     assert not set(stems_of(first.splits["train"])) & set(stems_of(first.splits["val"]))
     assert stems_of(first.splits["val"]) == stems_of(again.splits["val"])
     assert len(first.notes) == 1
-    assert f"{tmp_path} names no splits: 4 of 20 images, chosen with seed 0" in first.notes[0]
+    assert f"{tmp_path} names no splits: 4 of 20 images, chosen by the hashes of their names" in first.notes[0]
     assert first.notes[0] in caplog.text
 
 

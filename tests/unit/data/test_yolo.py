@@ -192,13 +192,16 @@ def test_a_count_that_disagrees_with_the_names_is_told(root, write, problems_of)
     ("text", "message"),
     [
         ("names: [bar, disc\ntrain: x", r"data\.yaml is not whole YAML \(line 2: "),
-        ("names: !!python/object/apply:os.system [ls]\ntrain: x\n", "is not whole YAML"),
+        ("names: !!python/object/apply:os.system [ls]\ntrain: x\n", "train names x, which is not there"),
+        ('train: "\\UFFFFFFFF"\n', "is not whole YAML"),
         ("just words: [names\x00", r"data\.yaml is no text in UTF-8"),
         ("just words: [names\t- x: {\n", "is not whole YAML"),
         ("- names: x\n", "holds no keys like names and train"),
         ("train: images/train\nnames: disc\n", r"no usable names of classes \('disc'\)"),
         ("train: images/train\nnames: []\n", "no usable names of classes"),
         ("train: images/train\nnc: 0\n", r"no usable names of classes \(None\)"),
+        ("train: images/train\nnc: -5\n", r"no usable names of classes \(None\)"),
+        ("train: images/train\nnc: 1000000000\n", r"no usable names of classes \(None\)"),
         ("names: [bar, disc]\n", "leads to no images: it names no train, val or test"),
         ("names: [bar]\ntrain: absent\n", r"1 missing_image.*data\.yaml:2: train names absent, which is not there"),
         (
@@ -601,6 +604,13 @@ def test_without_names_classes_are_called_by_their_numbers_and_that_is_told(bird
     assert dataset.class_names == ("class_0", "class_1")
     assert counts(dataset) == {"train": 3, "val": 3}
     assert "no file names the classes" in said(dataset)
+
+
+def test_a_huge_number_of_a_class_does_not_make_as_many_classes(birds, problems_of):
+    root = birds(ROWS["bird"] + ROWS["cat"] + "1000000000 0.5 0.5 0.1 0.1\n", yaml=None)
+    dataset = read_dataset(root)
+    assert dataset.class_names == ("class_0", "class_1")
+    assert problems_of(dataset)[0] == ("unknown_class", "labels/train/duck_train.txt:3")
 
 
 def test_lists_of_classes_that_contradict_each_other_are_refused(birds, write):

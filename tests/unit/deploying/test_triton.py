@@ -14,14 +14,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edge_effdet.artifacts import Engine, Graph, ModelSpec, file_sha256, load_engine, write_record
+from edge_effdet.artifacts import Engine, Graph, ModelSpec, file_sha256, load_engine
 from edge_effdet.artifacts.record import Verdict
 from edge_effdet.deploying import triton as module
 from edge_effdet.deploying.triton import MARKER, write_triton_repository
 from edge_effdet.deploying.triton_config import TritonOptions, parse_batch_sizes
 from edge_effdet.errors import InputError, UsageError
 from edge_effdet.graph.model import save_graph
-from tests.records import make_record
+from tests.records import make_record, write_record
 
 SPEC = ModelSpec("tiny", (16, 32), ("red cell", 'white "cell"\\', "Zelle\nß"), (1, 2, 7))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_effdet.artifacts import temporary, temporary_folder
 from edge_effdet.device.signature import PublicKey
 from edge_effdet.device.store import CURRENT, MARKER, VERSIONS, Store, Version, VersionRecord, default_root
 from edge_effdet.errors import BundleError, InputError
@@ -91,7 +92,7 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert Store.at(tmp_path, "cells").exists
 
 
-@pytest.mark.parametrize("left", [f".{MARKER}.x1y2", ".edge-effdet-0a1b2c3d-4e5f6789"])
+@pytest.mark.parametrize("left", [f".{MARKER}.x1y2", ".edge-effdet-temporary-0a1b2c3d-4e5f6789"])
 def test_a_kill_while_the_marker_was_written_does_no_harm(tmp_path, left):
     """The first is the name of versions before 0.2."""
     (tmp_path / "cells").mkdir()
@@ -409,6 +410,21 @@ def test_a_removal_that_was_cut_off_leaves_no_version_and_is_finished_later(stor
     assert len(names(store.folder / VERSIONS)) == 2
     store.sweep()
     assert names(store.folder / VERSIONS) == ["2.0-b"]
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(store):
+    mine = {".config.json.original", ".edge-effdet-20261129-afd0115a", ".env.template", ".git"}
+    left = f".edge-effdet-temporary-{temporary._machine_start()}-00000001"
+    before = set(names(store.folder))
+    for name in (*mine, ".current.4711", ".gone-1.0-a", left):
+        (store.folder / name).mkdir()
+        (store.folder / name / "part").touch()
+    # Somebody works with the one, and nobody knows whose the link is.
+    with temporary_folder(store.folder) as held:
+        link = store.folder / f"{left[:-1]}2"
+        link.symlink_to(store.folder)
+        store.sweep()
+        assert set(names(store.folder)) == {*before, *mine, held.name, link.name}
 
 
 # Keys and the service

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from edge_effdet import EvaluateConfig, evaluate, evaluate_detector
-from edge_effdet.artifacts import Engine, ModelSpec, file_sha256, load_engine, write_json, write_record
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256, load_engine, write_json
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import BackendUnavailable, InputError, MissingDependency, UsageError
 from edge_effdet.evaluation import spread
 from edge_effdet.evaluation.members import InferenceOptions
 from tests.clusters import Cluster, run_cluster
-from tests.records import make_record
+from tests.records import make_record, write_record
 
 pytest.importorskip("distributed")
 

@@ -333,6 +333,29 @@ def test_addresses_and_devices_are_cameras(tmp_path: Path, monkeypatch):
     assert asked == [("rtsp://user:secret@10.0.0.2/stream", {}), ("/dev/null", {"format": "v4l2"})]
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("rtsp://admin:p@ss!word@10.0.0.2/stream", "rtsp://10.0.0.2/stream"),
+        ("rtsp://10.0.0.2/stream@1", "rtsp://10.0.0.2/stream@1"),
+        ("rtspsrc location=rtsp://admin:p!ss@10.0.0.2/1 latency=0 ! decodebin", "rtspsrc location=rtsp://10.0.0.2/1 latency=0"),
+        ("rtspsrc user-id=admin user-pw='pass word' latency=0 ! decodebin", "rtspsrc latency=0"),
+        (f"videotestsrc ! {'x' * 300}", "videotestsrc"),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_camera_has_no_password(monkeypatch, source: str, name: str):
+    monkeypatch.setattr(sources, "_stream_opener", lambda address: None)
+    monkeypatch.setattr(sources, "_gstreamer_opener", lambda pipeline: None)
+    assert open_source(source).name == name
+
+
+def test_a_video_of_a_head_alone_is_refused(tmp_path: Path):
+    path = tmp_path / "clip.y4m"
+    path.write_bytes(b"YUV4MPEG2 W64 H48 F25:1 C420jpeg\n")
+    with pytest.raises(DataError, match="holds no frame"):
+        list(open_source(str(path)))
+
+
 class StalledServer:
     """Answers with the first part of a file, and then sends nothing more and keeps the connection."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edge_effdet.artifacts import Detections, Engine, ModelSpec, engine_json_path, load_engine, write_record
+from edge_effdet.artifacts import Detections, Engine, ModelSpec, engine_json_path, load_engine
 from edge_effdet.backends.base import BACKENDS, LoadOptions
 from edge_effdet.errors import UsageError
 from edge_effdet.runtime.drawing import class_color
@@ -28,6 +28,7 @@ from edge_effdet.serving.live import Live, LiveFrame
 from edge_effdet.serving.live_routes import DrawnFrames, ViewQuery, draw_view, parse_view_query
 from tests.backends import BrightBoxRunner, FakeBackend
 from tests.bench_backends import make_engine
+from tests.records import write_record
 from tests.serving import PATIENCE, RunningServer
 from tests.statuses import wait
 

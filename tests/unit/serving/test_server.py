@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_effdet.artifacts import Engine, ModelSpec
+from edge_effdet.artifacts import Engine, ModelSpec, file_sha256
 from edge_effdet.backends.base import BACKENDS
 from edge_effdet.errors import InputError
 from edge_effdet.serving import server as module
@@ -52,7 +52,7 @@ def gated_engine(runner: GatedRunner, tmp_path: Path) -> Engine:
     path = tmp_path / "gated.fake"
     path.write_bytes(b"engine")
     record = make_record(engine=path.name, backend="gated", spec=SPEC)
-    return Engine(path, SPEC, "gated", "fp32", "0" * 64, record)
+    return Engine(path, SPEC, "gated", "fp32", file_sha256(path), record)
 
 
 def bright(x: int) -> bytes:
@@ -169,7 +169,7 @@ def test_an_engine_that_hangs_ends_the_service(tmp_path: Path):
         """
         import sys, threading, time
         from pathlib import Path
-        from edge_effdet.artifacts import Engine
+        from edge_effdet.artifacts import Engine, file_sha256
         from edge_effdet.backends.base import BACKENDS
         from edge_effdet.serving.options import EngineOptions, LimitOptions, ServeOptions
         from edge_effdet.serving.server import Service, Serving, serve_engine
@@ -185,7 +185,7 @@ def test_an_engine_that_hangs_ends_the_service(tmp_path: Path):
         path = Path(sys.argv[1]) / "x.fake"
         path.write_bytes(b"engine")
         record = make_record(engine=path.name, backend="hanging", spec=SPEC)
-        engine = Engine(path, SPEC, "hanging", "fp32", "0" * 64, record)
+        engine = Engine(path, SPEC, "hanging", "fp32", file_sha256(path), record)
         serving = Serving(ServeOptions("127.0.0.1:0"), LimitOptions(run_seconds=0.3), EngineOptions(1, 1, self_check=False))
         service = Service(engine, serving)
 

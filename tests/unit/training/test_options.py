@@ -37,6 +37,7 @@ SPEC = model_spec("tf_efficientdet_lite0", ("disc",), image_size=(320, 320))
         ({"validate_every": 0}, "`validate_every` 0"),
         ({"qat": True}, "`checkpoint`"),
         ({"workers": -1}, "`workers` -1"),
+        ({"seed": 2**63}, "`seed` 9223372036854775808"),
         ({"flip": "vertical"}, "no `flip` 'vertical'; the choices are none, horizontal, both"),
         ({"fusion": "mean"}, "no `fusion` 'mean'"),
     ],

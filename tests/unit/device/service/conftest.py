@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edge_effdet.artifacts import Engine, Graph, engine_json_path, file_sha256, write_json, write_record
+from edge_effdet.artifacts import Engine, Graph, engine_json_path, file_sha256, write_json
 from edge_effdet.artifacts.reading import to_json
 from edge_effdet.backends.base import CompileOptions
 from edge_effdet.building.engine import compile_engine
 from edge_effdet.device.store import Store, VersionRecord
 from tests.emulation.small_detector import make_pictures, write_small_detector
+from tests.records import write_record
 
 
 @pytest.fixture(scope="session")
