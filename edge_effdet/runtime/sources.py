@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -292,7 +291,8 @@ def open_source(text: str) -> Source:
     if "!" in text and not re.match(r"[\w+.-]+://", text) and not os.path.exists(text):  # noqa: PTH110
         return Camera(_without_password(text).split("!", 1)[0].strip(), _gstreamer_opener(text))
     if "://" in text:
-        if Path(urlsplit(text).path).suffix.lower() in _FINITE:
+        # Not urlsplit, which raises for a ``[`` in a password.
+        if Path(re.split("[?#]", text.partition("://")[2].partition("/")[2])[0]).suffix.lower() in _FINITE:
             return VideoFile(text)
         return Camera(_without_password(text), _stream_opener(text))
     path = Path(f"/dev/video{text}") if text.isdecimal() and not Path(text).exists() else Path(text)

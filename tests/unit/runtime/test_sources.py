@@ -337,6 +337,7 @@ def test_addresses_and_devices_are_cameras(tmp_path: Path, monkeypatch):
     ("source", "name"),
     [
         ("rtsp://admin:p@ss!word@10.0.0.2/stream", "rtsp://10.0.0.2/stream"),
+        ("rtsp://admin:p[ss@10.0.0.2/stream", "rtsp://10.0.0.2/stream"),
         ("rtsp://10.0.0.2/stream@1", "rtsp://10.0.0.2/stream@1"),
         ("rtspsrc location=rtsp://admin:p!ss@10.0.0.2/1 latency=0 ! decodebin", "rtspsrc location=rtsp://10.0.0.2/1 latency=0"),
         ("rtspsrc user-id=admin user-pw='pass word' latency=0 ! decodebin", "rtspsrc latency=0"),
