@@ -136,10 +136,18 @@ def _discard_all() -> None:
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if not path.is_dir():
             path.unlink(missing_ok=True)
+            return
+        shutil.rmtree(path, ignore_errors=True)
+        # That opens a folder within another one, and a process at its limit of open files may open one at a time at most.
+        for root, folders, files in os.walk(path, topdown=False):
+            for name in files:
+                Path(root, name).unlink()
+            for name in folders:
+                each = Path(root, name)
+                each.unlink() if each.is_symlink() else each.rmdir()
+        path.rmdir()
 
 
 def _make_folder(path: Path) -> int | None:

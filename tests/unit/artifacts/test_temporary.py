@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -115,6 +117,20 @@ def test_what_a_thread_works_with_goes_when_the_process_ends(places: tuple[Path,
     )
     done = subprocess.run([sys.executable, "-c", code, output], cwd=HERE, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr, names(output)) == ("1\n", "", [])
+
+
+def test_a_process_at_its_limit_of_open_files_removes_its_folder(places: tuple[Path, Path]):
+    output, _ = places
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with temporary_folder(output) as folder:
+        (folder / "a" / "b" / "c" / "d").mkdir(parents=True)
+        (folder / "a" / "b" / "part").touch()
+        (folder / "a" / "link").symlink_to(output)
+        free = os.open(output, os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert names(output) == []
 
 
 def leave(folder: Path, name: str = "", is_folder: bool = True) -> Path:
