@@ -125,6 +125,8 @@ def judge(words: list[str], tmp_path: Path) -> str | None:
         return run_module(module_name(verb), words[2:]) if verb in VERBS else f"there is no verb {words[1]}"
     if DEVICE.fullmatch(first):
         device = importlib.import_module("edge_effdet.device.__main__")
+        if words[1] not in device.VERBS:
+            return f"there is no verb {words[1]}"
         start = ["--store", str(tmp_path)] if first.startswith("/opt") else []
         # The entry of a bundle knows its bundle, without which another parser would ask for one.
         if not start and words[1] == "install" and len(words) > 1:
