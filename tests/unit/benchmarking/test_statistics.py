@@ -58,18 +58,18 @@ def make_phases(seed: int, rounds: int = 20, drift: float = 0.03, share: float =
     for _ in range(rounds):
         states.append(state)
         state = share * state + random.normal(0, drift * np.sqrt(1 - share**2))
-    return [10 * np.exp(each + random.normal(0, 0.01, 60)) for each in states]
+    return [10 * np.exp(each + random.normal(0, 0.01, 20)) for each in states]
 
 
 def test_two_runs_agree_as_often_as_they_say_where_the_machine_has_slow_phases():
     agreed = told = 0
-    for seed in range(100):
+    for seed in range(40):
         first, second = (make_phases(2 * seed + k) for k in (0, 1))
         estimates = [percentile_estimate(each, 50) for each in (first, second)]
         agreed += max(each.low for each in estimates) <= min(each.high for each in estimates)
         change = change_estimate(*([float(np.median(each)) for each in own] for own in (first, second)), paired=False)
         told += change.low <= 0 <= change.high
-    assert agreed > 95 and told > 86
+    assert agreed > 36 and told > 33
 
 
 def test_rounds_that_share_nothing_are_all_independent():
