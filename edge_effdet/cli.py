@@ -30,9 +30,15 @@ from edge_effdet.signals import TERMINATED as TERMINATED
 
 T = TypeVar("T")
 
-_NO_MEMORY = ("can't start new thread", "can't allocate memory", "not enough memory", "could not create a primitive")
-"""What Python and torch say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, and
-for a convolution by oneDNN."""
+_NO_MEMORY = (
+    "can't start new thread",
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "bad_alloc",
+)
+"""What Python and torch say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, for
+a convolution by oneDNN, and for anything in C++."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters but for line ends and tabs, Unicode's separators of lines and paragraphs, and what changes the direction of the text."""

@@ -588,6 +588,7 @@ def test_progress_works_without_tqdm(monkeypatch):
         (BrokenPipeError(32, "Broken pipe"), r"refuses something \(Broken pipe\)\.$"),
         (MemoryError(), "not enough memory"),
         (RuntimeError("could not create a primitive"), "not enough memory"),
+        (RuntimeError("std::bad_alloc"), "not enough memory"),
     ],
 )
 def test_what_the_system_refuses_is_a_sentence_and_not_a_traceback(run, error, said):
