@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf.message import EncodeError
 from PIL import Image
 
 import edge_effdet
@@ -589,6 +590,7 @@ def test_progress_works_without_tqdm(monkeypatch):
         (MemoryError(), "not enough memory"),
         (RuntimeError("could not create a primitive"), "not enough memory"),
         (RuntimeError("std::bad_alloc"), "not enough memory"),
+        (EncodeError("Failed to serialize proto"), "not enough memory"),
     ],
 )
 def test_what_the_system_refuses_is_a_sentence_and_not_a_traceback(run, error, said):
