@@ -36,6 +36,7 @@ _NO_MEMORY = (
     "not enough memory",
     "could not create a primitive",
     "bad_alloc",
+    "pthread_create failed",
     "Failed to serialize proto",
 )
 """What Python, torch and protobuf say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, for

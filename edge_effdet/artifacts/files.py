@@ -264,6 +264,11 @@ def printable(text: str) -> str:
     return _SURROGATE.sub(lambda found: _escape(found[0]), text)
 
 
+def utf8_path(path: Path) -> str:
+    """A path for a library that encodes it as UTF-8: the same bytes, also where the locale is none of UTF-8 and Python holds them as lone surrogates."""
+    return os.fsencode(path).decode(errors="surrogateescape")
+
+
 def _escape(surrogate: str) -> str:
     number = ord(surrogate)
     return f"\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\u{number:04x}"

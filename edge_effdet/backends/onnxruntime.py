@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph, temporary_folder
+from edge_effdet.artifacts.files import utf8_path
 from edge_effdet.backends.base import (
     Available,
     Compiled,
@@ -226,17 +227,19 @@ def _session(
 
     options = ort.SessionOptions()
     if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
+        options.optimized_model_filepath = utf8_path(optimized)
     if trace is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(trace)
+        options.profile_file_prefix = utf8_path(trace)
     options.log_severity_level = LOG_ERRORS
     options.intra_op_num_threads = loading.threads_of_a_run()
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if loading.spinning else "0")
     # Without VNNI it would multiply U8 by S8, whose sums saturate beyond 7 bits of weights; with this it multiplies U8 by U8, which is
     # exact, and as fast as far as 7 bits.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(str(path), options, providers=[_PROVIDER], disabled_optimizers=UNWANTED_OPTIMIZERS)
+    return ort.InferenceSession(
+        utf8_path(path), options, providers=[_PROVIDER], disabled_optimizers=UNWANTED_OPTIMIZERS
+    )
 
 
 def tensor_spec(tensor: Any) -> TensorSpec:

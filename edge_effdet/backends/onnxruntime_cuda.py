@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import Engine, Graph
+from edge_effdet.artifacts.files import utf8_path
 from edge_effdet.backends.base import (
     Available,
     Compiled,
@@ -130,7 +131,7 @@ def open_session(path: Path, cuda_graph: bool) -> Any:
     # Precision is what the graph says.
     provider = {"use_tf32": "0", "enable_cuda_graph": "1" if cuda_graph else "0"}
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(PROVIDER, provider)])
+        session = ort.InferenceSession(utf8_path(path), options, providers=[(PROVIDER, provider)])
     except UserWarning as warning:
         raise EngineError(f"onnxruntime does not run {path} on CUDA ({first_line(warning)}).") from warning
     if session.get_providers()[0] != PROVIDER:

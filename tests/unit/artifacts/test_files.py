@@ -22,7 +22,7 @@ from edge_effdet.artifacts import (
     write_json,
     write_text,
 )
-from edge_effdet.artifacts.files import sync_folder
+from edge_effdet.artifacts.files import sync_folder, utf8_path
 from edge_effdet.errors import InputError, UsageError
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "möwe.mp4") for form in ("NFC", "NFD"))
@@ -258,3 +258,8 @@ def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
             pass
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def test_a_path_for_a_library_has_the_bytes_of_the_name_in_any_locale():
+    assert utf8_path(Path("B\udcc3\udca4.onnx")) == utf8_path(Path("Bä.onnx")) == "Bä.onnx"
+    assert utf8_path(Path("no\udcb2utf8")) == "no\udcb2utf8"
