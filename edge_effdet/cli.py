@@ -291,6 +291,16 @@ def _let_go(stream: IO[str]) -> None:
         os.close(nowhere)
 
 
+class _StderrHandler(logging.StreamHandler[IO[str]]):
+    """Logs to stderr. Once that takes nothing more, as a full disk, it lets go of it: what starts processes writes the rest of stderr out first, and would fail."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if isinstance(sys.exc_info()[1], OSError):
+            _let_go(self.stream)
+        else:
+            super().handleError(record)
+
+
 def _run_stage(
     parser: argparse.ArgumentParser,
     stage: Callable[[argparse.Namespace], Result | None],
@@ -298,7 +308,7 @@ def _run_stage(
 ) -> int:
     debug = False
     flags = _flags(parser)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler(sys.stderr)
     handler.setFormatter(_FlagFormatter(flags))
     logger = logging.getLogger("edge_effdet")
     previous = logger.level, logger.propagate
@@ -394,8 +404,12 @@ def print_result(text: str) -> None:
 
 def _say(text: str) -> None:
     """Print a line on stderr, where somebody may read it."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _let_go(sys.stderr)
+    except ValueError:
+        pass
 
 
 def _open_what_is_closed() -> None:

@@ -227,13 +227,14 @@ def serve_engine(
         stop: for a caller that runs this in a thread of its own, where signals do not arrive.
 
     Raises:
-        InputError: the address is taken or not this machine's, or a file of TLS cannot be used.
+        InputError: the address is taken or not this machine's, a file of TLS cannot be used, or this process may open too few files.
 
     A run of the engine that does not end ends the process, with the exit code of ``EngineError``.
     """
     # It warns of each request that cannot be read, of which anybody can send any number.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     with service:
+        _require_descriptors()
         server = _Server(_configuration(service), service, stop or threading.Event(), started)
         with _listen(service.options) as listening:
             server.run([listening])
@@ -242,6 +243,21 @@ def serve_engine(
             logger.error("%s", _HUNG.format(service.limits.run_seconds))
             logging.shutdown()
             os._exit(EngineError.exit_code)
+
+
+def _require_descriptors() -> None:
+    """Raises InputError where the limit of open files is nearly reached: the library below asyncio ends a process that cannot open its own."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _DESCRIPTORS:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        raise InputError(
+            f"A service needs {_DESCRIPTORS} more open files than this process may have ({error.strerror}); raise the limit, as by ulimit -n 1024."
+        ) from error
+    finally:
+        for each in opened:
+            os.close(each)
 
 
 def _configuration(service: Service) -> uvicorn.Config:
@@ -294,6 +310,9 @@ def _listen(options: ServeOptions) -> socket.socket:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_MS)
     return listening
 
+
+_DESCRIPTORS = 16
+"""Files that are open while a service starts, with its first connections."""
 
 _HUNG = "error: The engine has computed one picture for more than {:g} s, so it has hung, and the service ends; start it again."
 
