@@ -143,7 +143,8 @@ def cells(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> list[list[str]]:
     for circumstance in CIRCUMSTANCES:
         if circumstance.name not in counts:
             continue
-        row = [circumstance.title]
+        # In a table of Markdown a bar would begin a cell.
+        row = [circumstance.title.replace("|", "\\|")]
         for verb in verbs:
             tried, held = counts[circumstance.name].get(verb, (0, 0))
             row.append("-" if not tried else str(tried) if tried == held else f"{held} of {tried}")
@@ -181,7 +182,7 @@ def page_text(result: Mapping[str, Any]) -> str:
             problem = f"{problem[:_SHOWN]}…"
         at = f" (`{entry['at']}`)" if entry["at"] else ""
         lines.append(
-            f"- **{entry['command']}**, {titles[entry['circumstance']]}, {entry['times']} times{at}: `{problem}`"
+            f"- **{entry['command']}**, {titles[entry['circumstance']]}, {entry['times']}x{at}: `{problem}`"
         )
     if result["unavailable"]:
         lines += ["", "## What was not tried here", "", *(f"- {reason}" for reason in result["unavailable"])]

@@ -37,6 +37,7 @@ _NO_MEMORY = (
     "could not create a primitive",
     "bad_alloc",
     "pthread_create failed",
+    "Resource temporarily unavailable",
     "Failed to serialize proto",
 )
 """What Python, torch and protobuf say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, for

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from edge_effdet.artifacts import temporary_folder
+from edge_effdet.artifacts.files import utf8_path
 from edge_effdet.benchmarking.record import Referee
 from edge_effdet.errors import EdgeEffDetError
 
@@ -223,11 +224,11 @@ def _drive_loadgen(lg: Any, load: Load, answer: Answer, images: int, pool: Pool 
     try:
         with temporary_folder() as folder:
             logs, output = lg.LogSettings(), lg.LogOutputSettings()
-            output.outdir, output.copy_summary_to_stdout = str(folder), False
+            output.outdir, output.copy_summary_to_stdout = utf8_path(folder), False
             logs.log_output, logs.enable_trace = output, False
             started = time.perf_counter()
             # Without the name it reads a file audit.config of the present folder, which is the user's.
-            lg.StartTestWithLogSettings(sut, qsl, settings, logs, str(folder / "audit.config"))
+            lg.StartTestWithLogSettings(sut, qsl, settings, logs, utf8_path(folder / "audit.config"))
             ended = tally.last or time.perf_counter()
             summary = (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8")
     finally:

@@ -33,7 +33,7 @@ def find_damage(path: Path, like: bytes | None) -> str:
             check(path)
         elif path.suffix == ".md":
             if like is not None and _outline(path.read_bytes()) != _outline(like):
-                return "has other headings or another end than that of a run that nothing hampered"
+                return "has other headings than that of a run that nothing hampered, or ends in the middle"
         elif like is not None and _without_numbers(path.read_bytes()) != _without_numbers(like):
             return "differs from the file of a run that nothing hampered"
     except EdgeEffDetError as error:
@@ -50,9 +50,9 @@ def _without_numbers(content: bytes) -> bytes:
 
 
 def _outline(content: bytes) -> list[bytes]:
-    """The headings of a Markdown text and its last line. What stands between them tells of the machine and its load."""
+    """The headings of a Markdown text, and whether its last line ends. What stands between them tells of the machine, its load and its names of files."""
     lines = content.splitlines(keepends=True)
-    return [_without_numbers(line) for line in lines if line.startswith(b"#")] + lines[-1:]
+    return [*(_without_numbers(line) for line in lines if line.startswith(b"#")), lines[-1][-1:] if lines else b""]
 
 
 def _check_graph(path: Path) -> None:
