@@ -181,9 +181,7 @@ def page_text(result: Mapping[str, Any]) -> str:
         if len(problem) > _SHOWN:
             problem = f"{problem[:_SHOWN]}…"
         at = f" (`{entry['at']}`)" if entry["at"] else ""
-        lines.append(
-            f"- **{entry['command']}**, {titles[entry['circumstance']]}, {entry['times']}x{at}: `{problem}`"
-        )
+        lines.append(f"- **{entry['command']}**, {titles[entry['circumstance']]}, {entry['times']}x{at}: `{problem}`")
     if result["unavailable"]:
         lines += ["", "## What was not tried here", "", *(f"- {reason}" for reason in result["unavailable"])]
     return "\n".join([*lines, ""])
