@@ -202,7 +202,7 @@ _EXPLANATION = (
     "What happens at a system call happens before a call that opens a file for writing, writes, truncates, synchronises, renames, links or removes a file or "
     "a folder, in the command's own folders; calls of native libraries count too (`tests/faults/calls.c`). The networks are small ones with random weights, the "
     "inputs a dozen of drawn pictures, the backends onnxruntime and OpenVINO on the CPU. What a power cut does to a disk is not tried, nor file systems of a "
-    "network. Installations on a device are killed by [tests and a benchmark of their own](benchmarks.md).",
+    "network. Installations on a device are killed by [tests and a benchmark of their own](../benchmarks/README.md).",
 )
 
 
