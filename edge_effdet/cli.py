@@ -292,7 +292,8 @@ def _let_go(stream: IO[str]) -> None:
         os.close(nowhere)
 
 
-class _StderrHandler(logging.StreamHandler[IO[str]]):
+# Not StreamHandler[IO[str]], which Python 3.10 does not know.
+class _StderrHandler(logging.StreamHandler):
     """Logs to stderr. Once that takes nothing more, as a full disk, it lets go of it: what starts processes writes the rest of stderr out first, and would fail."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from edge_effdet.__main__ import VERBS, module_name
+
+ROOT = Path(__file__).parents[2]
 
 
 def modules_under(package: str) -> list[str]:
@@ -143,3 +147,15 @@ sys.exit(code)
     text = run_fresh(code, f"edge_effdet.{module.removeprefix('edge_effdet.')}")
     assert "usage:" in text
     assert "example:" in text or module == "__main__"
+
+
+def test_what_needs_no_package_is_imported_by_the_python_of_jetpack_6():
+    """What Python 3.11 brought may fail where a module is imported already, as ``logging.StreamHandler[str]`` does."""
+    python = shutil.which("python3.10")
+    # A name on the PATH may be a shim of pyenv without that version behind it.
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+        pytest.skip("there is no Python 3.10 here")
+    names = ("edge_effdet.__main__", "edge_effdet.artifacts", "edge_effdet.cli", "edge_effdet.device.__main__")
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    done = subprocess.run([python, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
