@@ -134,6 +134,10 @@ def _discard_all() -> None:
         _discard(path)
 
 
+# A forked process works with none of what this one made, and may end before it.
+os.register_at_fork(after_in_child=_at_work.clear)
+
+
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         if not path.is_dir():

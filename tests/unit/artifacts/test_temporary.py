@@ -119,6 +119,17 @@ def test_what_a_thread_works_with_goes_when_the_process_ends(places: tuple[Path,
     assert (done.stdout, done.stderr, names(output)) == ("1\n", "", [])
 
 
+def test_a_forked_process_that_ends_leaves_what_its_parent_works_with(places: tuple[Path, Path]):
+    output, _ = places
+    with temporary_folder(output) as folder:
+        child = os.fork()
+        if child == 0:
+            temporary._discard_all()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert folder.is_dir()
+
+
 def test_a_process_at_its_limit_of_open_files_removes_its_folder(places: tuple[Path, Path]):
     output, _ = places
     before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
