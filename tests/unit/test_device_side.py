@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_effdet.__main__ import VERBS, module_name
+from tests.deploying import find_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,9 +151,8 @@ sys.exit(code)
 
 def test_what_needs_no_package_is_imported_by_the_python_of_jetpack_6():
     """What Python 3.11 brought may fail where a module is imported already, as ``logging.StreamHandler[str]`` does."""
-    python = shutil.which("python3.10")
-    # A name on the PATH may be a shim of pyenv without that version behind it.
-    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+    python = find_python("3.10")
+    if python is None:
         pytest.skip("there is no Python 3.10 here")
     names = ("edge_effdet.__main__", "edge_effdet.artifacts", "edge_effdet.cli", "edge_effdet.device.__main__")
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
