@@ -125,10 +125,10 @@ def profile(engine: Engine, options: LoadOptions, feeds: Mapping[str, np.ndarray
             session = _session(engine.path, options, optimized, folder / "profile")
             for _ in range(_WARM_UP + runs):
                 session.run(None, dict(feeds))
-            # A name in UTF-8, whatever the locale; the folder holds nothing else of this beginning.
+            # It returns the name in UTF-8, which the locale need not be; the folder holds nothing else of this beginning.
             session.end_profiling()
-            (profile,) = folder.glob("profile*")
-            events = json.loads(profile.read_text(encoding="utf-8"))
+            (written,) = folder.glob("profile*")
+            events = json.loads(written.read_text(encoding="utf-8"))
         except Exception as error:  # onnxruntime raises classes of its C++ module, without a common Python base
             raise EngineError(
                 f"onnxruntime cannot profile {engine.path} ({first_line(error)}); build the engine again."

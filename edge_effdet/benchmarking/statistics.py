@@ -92,14 +92,13 @@ def change_estimate(
         found = np.median(ratios[draws], axis=1)
         return _as_percent(_widen(float(np.median(ratios)), found, len(ratios)))
     draws = second[_draw(len(second), seed)], first[_draw(len(first), seed + 1)]
-    values, found, independent = [], [], []
+    sides = []
     for own, drawn in zip((second, first), draws, strict=True):
-        values.append(float(np.quantile(own, quantile)))
-        independent.append(independent_rounds(own))
-        spread = np.quantile(drawn, quantile, axis=1) - values[-1]
-        found.append(spread * math.sqrt(len(own) / independent[-1]))
-    value = values[0] - values[1]
-    return _as_percent(_widen(value, value + found[0] - found[1], min(independent)))
+        value = float(np.quantile(own, quantile))
+        sides.append((value, *_spread(value, np.quantile(drawn, quantile, axis=1), own)))
+    (now_value, now_spread, now_rounds), (old_value, old_spread, old_rounds) = sides
+    value = now_value - old_value
+    return _as_percent(_widen(value, value + now_spread - old_spread, min(now_rounds, old_rounds)))
 
 
 def independent_rounds(values: Sequence[float] | np.ndarray) -> float:
@@ -142,10 +141,17 @@ def _thin(values: np.ndarray) -> np.ndarray:
     return np.sort(values)[np.linspace(0, len(values) - 1, MOST_VALUES).round().astype(int)]
 
 
-def _interval(value: float, found: np.ndarray, rounds: Sequence[float] | np.ndarray) -> Estimate:
-    """The interval of draws in which each round counted as independent, from a figure of each round in the order of time."""
+def _spread(value: float, found: np.ndarray, rounds: Sequence[float] | np.ndarray) -> tuple[np.ndarray, float]:
+    """How far the draws, in which each round counted as independent, lie from the value, and as how many independent rounds they are worth. Rounds are
+    given by a figure of each, in the order of time."""
     independent = independent_rounds(rounds)
-    return _widen(value, value + (found - value) * math.sqrt(len(rounds) / independent), independent)
+    return (found - value) * math.sqrt(len(rounds) / independent), independent
+
+
+def _interval(value: float, found: np.ndarray, rounds: Sequence[float] | np.ndarray) -> Estimate:
+    """The interval of such draws."""
+    spread, independent = _spread(value, found, rounds)
+    return _widen(value, value + spread, independent)
 
 
 def _widen(value: float, found: np.ndarray, rounds: float) -> Estimate:
