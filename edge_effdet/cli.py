@@ -40,7 +40,7 @@ _NO_MEMORY = (
     "Resource temporarily unavailable",
     "Failed to serialize proto",
 )
-"""What Python, torch and protobuf say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, for
+"""What Python, torch, onnxruntime and protobuf say, in errors without a class of their own, nearly always for want of memory: for the stack of a thread, for a tensor, for
 a convolution by oneDNN, for anything in C++, and for the bytes of a graph, which are far from the 2 GB that are too many for it."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -376,7 +376,9 @@ def _sentence_of(error: Exception) -> str | None:
         elif error.errno in _OF_PATHS and error.filename is not None:
             advice = "; see whether the path is right and who may read and write it"
         return f"{what} ({error.strerror or first_line(error)}){advice}."
-    if isinstance(error, MemoryError) or any(each in str(error) for each in _NO_MEMORY):
+    # protobuf's errors have no base in common with others.
+    reported = isinstance(error, RuntimeError) or type(error).__module__.startswith("google.protobuf.")
+    if isinstance(error, MemoryError) or (reported and any(each in str(error) for each in _NO_MEMORY)):
         return "There is not enough memory; end other programs, or give smaller inputs."
     if isinstance(error, RecursionError) and any(
         frame.f_globals.get("__name__", "").partition(".")[0] in _READERS

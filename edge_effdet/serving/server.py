@@ -253,7 +253,8 @@ def _require_descriptors() -> None:
             opened.append(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
         raise InputError(
-            f"A service needs {_DESCRIPTORS} more open files than this process may have ({error.strerror}); raise the limit, as by ulimit -n 1024."
+            f"A service needs {_DESCRIPTORS} files open beside what it reads, and this process may not have so many ({error.strerror}); raise the "
+            "limit, as by ulimit -n 1024."
         ) from error
     finally:
         for each in opened:

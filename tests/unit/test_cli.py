@@ -23,6 +23,7 @@ from PIL import Image
 
 import edge_effdet
 from edge_effdet import __main__ as program
+from edge_effdet import cli
 from edge_effdet.artifacts import ModelSpec, Size, engine_json_path, file_sha256, write_json
 from edge_effdet.artifacts.record import Golden, record_to_json
 from edge_effdet.backends import base
@@ -710,3 +711,20 @@ def test_a_build_stays_in_its_folder(name):
     with pytest.raises(UsageError, match=r"`name` .* outside of `output`"):
         BuildConfig(name=name)
     assert BuildConfig(name="mine.v2").name == "mine.v2"
+
+
+def test_a_log_that_cannot_be_written_leaves_nothing_that_fails_later():
+    """What starts a process writes stderr out first, and a full disk would end it."""
+    code = (
+        "import logging, sys\nfrom edge_effdet.cli import Result, make_parser, run_verb\n"
+        "def stage(_):\n    logging.getLogger('edge_effdet').warning('a line')\n    sys.stderr.flush()\n    return Result('done')\n"
+        "sys.exit(run_verb(make_parser('x', 'X.', ''), stage, []))\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_words_about_memory_in_a_mistake_of_this_program_hide_no_traceback():
+    assert cli._sentence_of(KeyError("bad_alloc")) is None
+    assert cli._sentence_of(RuntimeError("bad_alloc")) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import subprocess
 import sys
@@ -260,3 +262,17 @@ def test_files_of_tls_that_are_none(small_engine, tmp_path: Path):
     other = RunningServer(small_engine, certificate=tmp_path / "a", private_key=tmp_path / "a")
     with pytest.raises(InputError, match="TLS"):
         module.serve_engine(other.service)
+
+
+def test_a_process_that_may_open_few_files_is_told_before_it_serves():
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 4, most))
+        with pytest.raises(InputError, match=r"^A service needs 16 files open .*ulimit -n 1024\.$"):
+            module._require_descriptors()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 64, most))
+        module._require_descriptors()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
