@@ -8,7 +8,7 @@
     │   ├── GraphError                 an ONNX file: missing, foreign, of an unexpected form
     │   ├── EngineError                an engine: missing, changed, or without its JSON
     │   └── BundleError                a bundle: missing, changed, unsigned, or not for this device
-    ├── NotEnoughMemory            2   a picture or an engine needs more memory than there is, which says nothing of the file
+    ├── NotEnoughMemory            2   a picture or an engine needs more memory or open files than there are, which says nothing of the file
     ├── MissingDependency          3   an optional package; the message names the pip command
     ├── BackendUnavailable         3   a backend that cannot work on this machine
     ├── AccuracyGateFailed         4   the engine was built and is kept, but lost too much AP
@@ -57,7 +57,7 @@ class BundleError(InputError):
 
 
 class NotEnoughMemory(EdgeEffDetError):
-    """The system gave no more memory. It is no InputError: the file that was being read may be as good as any other."""
+    """The system gave no more memory, or opened no more files. It is no InputError: the file that was being read may be as good as any other."""
 
 
 class MissingDependency(EdgeEffDetError):

@@ -20,7 +20,14 @@ import numpy as np
 
 from edge_effdet.artifacts import Size
 from edge_effdet.errors import DataError, MissingDependency, NotEnoughMemory, first_line
-from edge_effdet.runtime.limits import DECODING, MAX_DECODE_BYTES, MAX_PIXELS, refuse_heavy, refuse_huge
+from edge_effdet.runtime.limits import (
+    DECODING,
+    MAX_DECODE_BYTES,
+    MAX_PIXELS,
+    refuse_heavy,
+    refuse_huge,
+    refuse_shortage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +238,7 @@ def _one_sentence(path: Path) -> Iterator[None]:
         raise DataError(f"There is no image at {path}; check the path.") from error
     # On a damaged file pydicom and its decoders raise nearly any exception.
     except Exception as error:
+        refuse_shortage(error, path)
         if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise DataError(f"{path} is empty; remove it or copy it again.") from error
         if "missing dependencies" in str(error):

@@ -21,7 +21,7 @@ from edge_effdet.artifacts import Size
 from edge_effdet.errors import DataError, MissingDependency, NotEnoughMemory
 from edge_effdet.runtime.bit_depth import stored_depth, strips_of, to_rgb, warn_once
 from edge_effdet.runtime.dicom import DICOM_SUFFIXES, dicom_size, read_dicom
-from edge_effdet.runtime.limits import DECODING, MAX_PIXELS, is_large, refuse_heavy, refuse_huge
+from edge_effdet.runtime.limits import DECODING, MAX_PIXELS, is_large, refuse_heavy, refuse_huge, refuse_shortage
 from edge_effdet.runtime.preprocess import letterbox_size
 
 logger = logging.getLogger("edge_effdet.runtime.images")
@@ -126,7 +126,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty, truncated, too large, or not a picture.
         MissingDependency: the file is DICOM and pydicom is not installed, or it is HEIC and pillow-heif is not.
-        NotEnoughMemory: the system gives no more memory, which says nothing of the file.
+        NotEnoughMemory: the system gives no more memory or open files, which says nothing of the file.
     """
     if Path(path).suffix.lower() in DICOM_SUFFIXES:
         return read_dicom(path)
@@ -199,6 +199,7 @@ def open_picture(
         raise DataError(f"{name} is too large ({error}); scale it down.") from error
     # On a damaged file Pillow raises nearly any exception.
     except Exception as error:
+        refuse_shortage(error, name)
         # Pillow's decoders say so of some damaged files too.
         if _OUT_OF_MEMORY in str(error) and _is_short_of(needed):
             raise _no_memory(name) from error
@@ -264,7 +265,7 @@ def picture_frame(path: Path) -> PictureFrame:
 
     Raises:
         DataError: the file is missing, too large, or not a picture.
-        MissingDependency: as in ``read_image``.
+        MissingDependency, NotEnoughMemory: as in ``read_image``.
     """
     path = Path(path)
     if path.suffix.lower() in DICOM_SUFFIXES:
@@ -291,6 +292,7 @@ def picture_frame(path: Path) -> PictureFrame:
     except MemoryError as error:
         raise _no_memory(path) from error
     except Exception as error:
+        refuse_shortage(error, path)
         raise DataError(f"{path} is not an image ({error}); remove it or copy it again.") from error
 
 

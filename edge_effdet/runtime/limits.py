@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edge_effdet.artifacts import Size
-from edge_effdet.errors import DataError
+from edge_effdet.errors import DataError, NotEnoughMemory
 
 MAX_PIXELS = 89_478_485
 """A picture with more pixels is refused, so that one file cannot fill a device's memory. As RGB, this many pixels take 358 MB in Pillow, which
@@ -37,6 +38,9 @@ MAX_FRAMES_BYTES = 3 * 2**27
 
 _UNCOUNTED = 2**24
 """Pictures that take less to decode do not wait for others."""
+
+_SHORTAGES = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the system says where it has no more memory or may open no more files."""
 
 
 def refuse_huge(size: Size, name: object, most_pixels: int = MAX_PIXELS) -> None:
@@ -77,6 +81,14 @@ def refuse_heavy(needed: int, size: Size, kind: str, name: object) -> None:
             f"{name} has {size[1]}x{size[0]} pixels as {kind}, which take {needed >> 20} MiB to decode, and more than "
             f"{MAX_PICTURE_BYTES >> 20} are refused; scale it down."
         )
+
+
+def refuse_shortage(error: Exception, name: object) -> None:
+    """Raise NotEnoughMemory where an error says that the system is short of something, which says nothing of the file that was being read."""
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        raise NotEnoughMemory(
+            f"{name} cannot be read now ({error.strerror}); free what is short, and read it again."
+        ) from error
 
 
 def is_large(size: Size) -> bool:

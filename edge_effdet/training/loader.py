@@ -4,13 +4,19 @@ process that trains on it, or on where an interrupted run began again.
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_effdet.artifacts import ModelSpec
 from edge_effdet.data.base import Sample
@@ -42,6 +48,23 @@ class Batch:
     classes: list[torch.Tensor]
     indices: tuple[int, ...]
     unreadable: tuple[str, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch hands each tensor over by a file descriptor: two an image are more than the usual limit of 1024 where batches are large.
+        labels = ([each.numpy() for each in self.boxes], [each.numpy() for each in self.classes])
+        return _handed_over, (self.images, *labels, self.indices, self.unreadable)
+
+
+def _handed_over(
+    images: torch.Tensor,
+    boxes: list[NDArray[np.float32]],
+    classes: list[NDArray[np.int64]],
+    indices: tuple[int, ...],
+    unreadable: tuple[str, ...],
+) -> Batch:
+    import torch
+
+    return Batch(images, list(map(torch.from_numpy, boxes)), list(map(torch.from_numpy, classes)), indices, unreadable)
 
 
 class EpochBatches:
@@ -105,20 +128,27 @@ def batches_of(loader: Any) -> Iterator[Batch]:
 
     Raises:
         DataError: none of the images can be decoded.
-        UsageError: there is not enough shared memory for those processes to hand their batches over.
+        UsageError: there is not enough shared memory for those processes to hand their batches over, or they need more open files than
+            the system allows.
     """
     try:
         with kept_from_children():
             source = iter(loader)
     except OSError as error:
         # Their queues have semaphores, which lie there too.
-        raise _no_shared_memory(error) from error
+        explained = _not_handed_over(error)
+        _remove_quietly(error)
+        raise explained from None
     try:
         yield from source
+    except RuntimeError as error:
+        if not _is_of_open_files(error):
+            raise
+        raise _not_handed_over(error) from error
     except EdgeEffDetError as error:
         # From a process that loads images torch brings the error with its traceback as the message.
-        *traceback, said = str(error).strip().splitlines()
-        if not traceback:
+        *frames, said = str(error).strip().splitlines()
+        if not frames:
             raise
         raise type(error)(said.partition(f"{type(error).__name__}: ")[2] or said) from error
 
@@ -199,19 +229,42 @@ def _share(batch: Batch) -> None:
     waits for ever.
     """
     try:
-        for tensor in (batch.images, *batch.boxes, *batch.classes):
-            tensor.share_memory_()
+        batch.images.share_memory_()
     except (RuntimeError, OSError) as error:
-        raise _no_shared_memory(error) from error
+        raise _not_handed_over(error) from error
 
 
-def _no_shared_memory(error: Exception) -> UsageError:
-    """The error where shared memory ran out after ``memory.require_shared_memory`` found enough: other programs use it too."""
+def _not_handed_over(error: Exception) -> UsageError:
+    """The error where the system has no more of what hands images over, though ``memory.require_shared_memory`` found enough: other programs
+    use it too.
+    """
+    said = "The processes that load images cannot hand them over, for"
+    if _is_of_open_files(error):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return UsageError(
+            f"{said} they need more open files than the {limit} that the system allows this program; give fewer `workers`, or raise the limit, "
+            "as ulimit -n 4096 does."
+        )
     reason = error.strerror if isinstance(error, OSError) else None
     return UsageError(
-        f"The processes that load images cannot hand them over, for no shared memory is left ({reason or first_line(error)}); give "
-        "`workers` 0, or the machine more of it, as docker does with --shm-size 1g."
+        f"{said} no shared memory is left ({reason or first_line(error)}); give `workers` 0, or the machine more of it, as docker does with "
+        "--shm-size 1g."
     )
+
+
+def _is_of_open_files(error: Exception) -> bool:
+    # torch has RuntimeErrors of its own, with the system's words or with those of Python's os.strerror.
+    return getattr(error, "errno", None) == errno.EMFILE or os.strerror(errno.EMFILE) in str(error)
+
+
+def _remove_quietly(error: Exception) -> None:
+    """Remove what an error's frames hold. torch's half made loader fails when it goes, of which Python would print a traceback each time."""
+    printed, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+    finally:
+        sys.unraisablehook = printed
 
 
 def leave_dead_loaders_to_the_next_batch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,12 @@ _AHEAD = 2
 
 _SEMAPHORES = 1 << 20
 """More bytes than the semaphores of the queues take, a page of memory each."""
+
+_FILES = 16
+"""Open files that a run needs besides, for a moment."""
+
+_FILES_OF_A_WORKER = 8
+"""Pipes and sockets between the main process and one that loads images. With two of them, loading works from 14 open files on."""
 
 _PROBE_IMAGES = 2
 """Images in the trial pass. Batch norm needs more than one value a channel."""
@@ -95,6 +102,26 @@ def require_shared_memory(workers: int, images: int, size: tuple[int, int], fold
         raise UsageError(
             f"The processes that load images cannot hand them over by the shared memory in {folder} ({reason}); give `workers` 0, or the "
             "machine more of it, as docker does with --shm-size 1g."
+        )
+
+
+def require_open_files(workers: int) -> None:
+    """See that this process may open what it needs to talk to those that load images: some of them fail where they cannot, and end nobody's wait.
+
+    Args:
+        workers: how many load images for training, and as many for validation.
+
+    Raises:
+        UsageError: the limit of open files is too small.
+    """
+    if not workers or sys.platform != "linux":
+        return
+    limit, opened = resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(list(Path("/proc/self/fd").iterdir()))
+    needed = _FILES + 2 * _FILES_OF_A_WORKER * workers
+    if opened + needed > limit:
+        raise UsageError(
+            f"{workers} processes that load images need up to {needed} open files, and the system allows this program {max(0, limit - opened)} "
+            "more; give `workers` 0, or raise the limit, as ulimit -n 4096 does."
         )
 
 

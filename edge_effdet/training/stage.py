@@ -148,7 +148,7 @@ def _train_on_samples(
 
     from edge_effdet.training.loader import EpochBatches
     from edge_effdet.training.loop import Run
-    from edge_effdet.training.memory import require_memory, require_shared_memory
+    from edge_effdet.training.memory import require_memory, require_open_files, require_shared_memory
     from edge_effdet.training.qat import insert_fake_quantizers
     from edge_effdet.training.report import draw_samples
     from edge_effdet.training.start import starting_network
@@ -157,6 +157,7 @@ def _train_on_samples(
     accelerator = make_accelerator(config)
     rank, processes = accelerator.process_index, accelerator.num_processes
     check_batch(config, spec, len(train), processes)
+    require_open_files(config.workers)
     require_shared_memory(config.workers, max(1, config.batch_size // processes), spec.image_size)
     _check_samples(train, val)
     torch.manual_seed(config.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import struct
 import subprocess
 import sys
@@ -213,6 +215,25 @@ def test_a_shortage_of_memory_is_no_damaged_picture(tmp_path: Path, depth: int, 
     assert done.stdout.splitlines()[0].startswith(f"There is not enough memory to decode {large}; ")
     assert done.stdout.splitlines()[-1] == "ended 0", "it was counted as a damaged picture"
     assert not issubclass(NotEnoughMemory, DataError)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is open")
+def test_a_shortage_of_open_files_is_no_damaged_picture(tmp_path: Path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8)).save(path)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The lowest number that is free is the first that is not allowed.
+    first = os.open(os.devnull, os.O_RDONLY)
+    os.close(first)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first, limit[1]))
+        for read in (read_image, images.picture_frame):
+            with pytest.raises(
+                NotEnoughMemory, match=r"a\.jpg cannot be read now \(Too many open files\); free what is short"
+            ):
+                read(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
 
 
 def test_what_threads_hold_together_keeps_to_the_budget():

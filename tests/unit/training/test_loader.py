@@ -166,6 +166,48 @@ def test_shared_memory_that_runs_out_ends_the_loading_in_a_sentence(samples, tmp
     assert (done.returncode, done.stderr) == (0, "")
 
 
+FEW_FILES = """
+import os, pickle, resource, sys
+from pathlib import Path
+from edge_effdet.errors import UsageError
+from edge_effdet.training.loader import EpochBatches, batches_of, training_loader
+from edge_effdet.training.options import TrainConfig
+
+samples, spec = pickle.loads(Path(sys.argv[1]).read_bytes())
+
+def load(size, more):
+    limit = len(os.listdir("/proc/self/fd")) + more
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    config = TrainConfig(batch_size=size, workers=1)
+    try:
+        return sum(len(batch.boxes) for batch in batches_of(training_loader(samples, EpochBatches(len(samples), size, seed=0), spec, config)))
+    except UsageError as error:
+        return str(error)
+
+print(load(2, 40))
+print(load(60, 40))
+for more in range(4):
+    print(load(2, more))
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is open")
+def test_a_large_batch_needs_no_more_open_files_and_too_few_are_told_in_a_sentence(samples, tmp_path):
+    """torch hands each tensor over by a file of its own, and where it has none left it prints a traceback and waits for ever."""
+    (tmp_path / "samples").write_bytes(pickle.dumps((samples * 20, SPEC)))
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(tmp_path / "samples")],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    small, large, *few = done.stdout.splitlines()
+    assert (small, large) == ("120", "120")
+    assert len(few) == 4 and all("for they need more open files than the " in line for line in few)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_error_of_a_process_that_loads_is_its_sentence(samples):
     for sample in samples:
         sample.path.write_bytes(b"")

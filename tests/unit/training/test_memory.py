@@ -129,3 +129,14 @@ def test_shared_memory_that_is_too_small_or_not_there_is_told_before_the_run(tmp
     ):
         with pytest.raises(UsageError, match=rf"{said}.*; give `workers` 0, or"):
             memory.require_shared_memory(2, images, (512, 512), folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is open")
+def test_a_limit_of_open_files_that_is_too_small_is_told_before_the_run():
+    memory.require_open_files(2)
+    memory.require_open_files(0)
+    with pytest.raises(
+        UsageError,
+        match=r"1000000 processes .* need up to 16000016 open files, .* \d+ more; give `workers` 0, or raise the",
+    ):
+        memory.require_open_files(1_000_000)
