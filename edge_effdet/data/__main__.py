@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from edge_effdet.artifacts import Size
 from edge_effdet.cli import Result, add_options, make_parser, options_from, run_verb
-from edge_effdet.data.check import check_dataset, report_text
+from edge_effdet.data.check import USUAL_INPUT, check_dataset, report_text
 from edge_effdet.data.convert import FORMATS, convert_dataset
 from edge_effdet.data.frames import LabelOptions
 from edge_effdet.data.registry import read_dataset, read_raw
@@ -25,7 +25,8 @@ class CheckOptions:
 
     split: str | None = option(None, help="count this split only (default: all)")
     image_size: Size = option(
-        (512, 512), help="size of the network's input, N or HxW; box sizes are given in its pixels"
+        USUAL_INPUT,
+        help="size of the network's input, N or HxW, in whose pixels box sizes are given; by default that of lite0, which train takes",
     )
     decode: bool = option(False, help="decode every image, to find damaged ones")
 

@@ -27,6 +27,9 @@ SMALL_SHARE = 0.2
 
 _SPLIT_ORDER = ("train", "val", "test")
 
+USUAL_INPUT: Size = (320, 320)
+"""The input of ``tf_efficientdet_lite0``, the model that training takes by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
@@ -109,7 +112,7 @@ class DataReport:
 
 def check_dataset(
     dataset: Dataset,
-    image_size: Size = (512, 512),
+    image_size: Size = USUAL_INPUT,
     split: str | None = None,
     decode: bool = False,
     anchors: AnchorSpec | None = None,
@@ -118,7 +121,7 @@ def check_dataset(
 
     Args:
         dataset: the data set, as ``read_dataset`` returns it.
-        image_size: height and width of the network's input.
+        image_size: height and width of the network's input; by default that of the model that ``train`` takes by default.
         split: count this split only; None for all. Problems are always those of the whole data set.
         decode: decode each image, to find damaged ones whose header is whole.
         anchors: the anchors to compare the boxes with; None for the default ones.
@@ -300,6 +303,9 @@ def _anchor_text(report: DataReport) -> str:
     else:
         ratios = ",".join(f"{width:g}x{height:g}" for width, height in advice.suggested.aspect_ratios)
         flags = f"--anchor-scale {advice.suggested.anchor_scale:g} --aspect-ratios {ratios}"
+        if report.image_size != USUAL_INPUT:
+            # They suit the boxes in an input of this size alone.
+            flags += f" --image-size {_size(report.image_size)}"
         lines.append(
             f"         the suggested anchors fit better by {gain:.3f}: train with python -m edge_effdet.train {flags}"
         )

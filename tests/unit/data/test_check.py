@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from edge_effdet import __main__ as program
 from edge_effdet.artifacts import AnchorSpec
-from edge_effdet.data.__main__ import main, make_argument_parser
+from edge_effdet.data.__main__ import CheckOptions, main, make_argument_parser
 from edge_effdet.data.anchors import anchor_bases, best_levels, mean_best_iou, suggest_anchors
 from edge_effdet.data.base import PROBLEM_KINDS, Dataset, Problem, make_sample
-from edge_effdet.data.check import check_dataset, report_text
+from edge_effdet.data.check import USUAL_INPUT, check_dataset, report_text
 from edge_effdet.data.registry import read_dataset
 from edge_effdet.errors import DataError
+from edge_effdet.models.zoo import model_spec
+from edge_effdet.training.stage import DEFAULT_MODEL
 
 ANCHORS = AnchorSpec()
 
@@ -131,6 +133,15 @@ def test_small_boxes_get_smaller_anchors():
     advice = suggest_anchors(boxes_of([0.5, 1.0, 2.0]) / 4, ANCHORS)
     assert advice.suggested.anchor_scale < 4
     assert not advice.default_is_good_enough
+
+
+def test_the_command_that_is_suggested_trains_at_the_size_that_the_anchors_suit():
+    rng = np.random.default_rng(0)
+    rows = [((0, 0, 8 * side, side), 0) for side in rng.uniform(20, 60, 9)]
+    dataset = dataset_of(train=[sample_of(str(number), *rows) for number in range(3)])
+    usual, other = (report_text(check_dataset(dataset, image_size=size)) for size in (USUAL_INPUT, (288, 512)))
+    assert "train --anchor-scale" in usual and "--image-size" not in usual.partition("train with")[2].partition("\n")[0]
+    assert " --image-size 288x512\n" in other.partition("train --anchor-scale")[2]
 
 
 def test_few_boxes_are_no_ground_for_advice():
@@ -273,3 +284,8 @@ def test_blood_cells(bccd, capsys):
     assert "3 classes, 364 images, 4886 boxes" in text
     assert "2 problems" in text
     assert "BloodImage_00343.xml:50: skipped a degenerate box" in text
+
+
+def test_boxes_are_measured_in_the_input_of_the_model_that_train_takes_by_default():
+    assert model_spec(DEFAULT_MODEL, ("disc",)).image_size == USUAL_INPUT
+    assert CheckOptions().image_size == USUAL_INPUT
