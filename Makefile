@@ -11,6 +11,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # Progress for a person, and no hundred lines in a log.
 QUIET := $(shell test -t 2 || echo --quiet)
+# For pip besides: --no-compile spares minutes where the environment is thrown away soon.
+PIP_FLAGS ?=
 OUTPUT ?= runs/quickstart
 
 .PHONY: engine test one slow lint docs release clean
@@ -57,7 +59,7 @@ $(VENV)/.release: SIZE = 4 GB to download, 8 GB on the disk, those of the tests 
 
 $(VENV)/.engine $(VENV)/.dev $(VENV)/.release: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing packages into $(VENV): $(SIZE)"
-	@$(RUN) -m pip install $(QUIET) --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(RUN) -m pip install $(QUIET) $(PIP_FLAGS) --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

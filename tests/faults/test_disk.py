@@ -67,7 +67,15 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(bundles, disk)
 
 @pytest.mark.parametrize(
     ("step", "left"),
-    [("copy", 0), ("environment", 2 * MIB), ("environment", 0), ("engine", 0), ("complete", 0), ("switch", 0)],
+    [
+        ("environment", 0),
+        ("engine", 0),
+        ("switch", 0),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("copy", 0), ("environment", 2 * MIB), ("complete", 0))
+        ),
+    ],
 )
 def test_a_disk_that_runs_full_at_a_step(bundles, disk, monkeypatch, step, left):
     monkeypatch.setitem(inspect.DISK_MIB, "onnxruntime", 1)

@@ -8,7 +8,7 @@ from tests.faults.circumstances import NAMES
 from tests.faults.matrix import FRESH, Try, sample_tries
 from tests.faults.subjects import Subject
 
-QUICK = 10
+QUICK = 6
 """How many are not left to the slow suite."""
 
 TRIES = sample_tries(seed=18, count=44)

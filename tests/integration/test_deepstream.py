@@ -92,8 +92,14 @@ def write_folder(graph: Graph, folder: Path, frame: tuple[int, int]) -> Path:
 
 @needs_compiler
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["bccd_graph", "tensorrt_graph"])
-@pytest.mark.parametrize("threshold", [0.05, 0.3])
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [
+        ("bccd_graph", 0.05),
+        ("tensorrt_graph", 0.3),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("bccd_graph", 0.3), ("tensorrt_graph", 0.05))),
+    ],
+)
 def test_the_parser_finds_what_the_detector_finds(name, threshold, request, pictures, tmp_path):
     graph = request.getfixturevalue(name)
     spec = graph.spec

@@ -72,6 +72,7 @@ def test_an_engine_becomes_a_bundle(bccd_engine: Engine, tmp_path, without_index
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bccd-1.0-x86-cpu", "bccd-1.0-x86-cpu.tar.gz"]
 
 
+@pytest.mark.slow
 def test_the_fp32_graph_goes_along(int8_beside_fp32, bccd_graph, tmp_path, without_index):
     bundle = make_bundle(int8_beside_fp32, config_of(tmp_path, archive="none"))
     assert (bundle.manifest.precision, sorted(bundle.manifest.graphs)) == ("int8", ["fp32", "int8"])

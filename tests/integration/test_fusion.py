@@ -32,7 +32,11 @@ def _small_networks() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("name", "fusion"),
-    [(LITE0, "fast"), (LITE0, "softmax"), (LITE0, "unbounded"), (LITE0, "sum"), (D0, "fast")],
+    [
+        (LITE0, "fast"),
+        *(pytest.param(LITE0, fusion, marks=pytest.mark.slow) for fusion in ("softmax", "unbounded", "sum")),
+        (D0, "fast"),
+    ],
 )
 def test_fusion_is_constant_in_the_graph_and_computes_what_torch_does(tmp_path: Path, name: str, fusion: str):
     spec = model_spec(name, ("disc",), image_size=(128, 128), fusion=fusion)

@@ -107,7 +107,14 @@ def ways(name: str) -> Iterator[str]:
     yield f"x/{name.upper()}"
 
 
-@pytest.mark.parametrize("results", ["", "--results json", "--results none"])
+@pytest.mark.parametrize(
+    "results",
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        "--results json",
+        pytest.param("--results none", marks=pytest.mark.slow),
+    ],
+)
 def test_a_video_is_not_overwritten(run: Run, engine: Engine, tmp_path: Path, results: str):
     pytest.importorskip("av")
     (tmp_path / "x").mkdir()

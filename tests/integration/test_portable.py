@@ -169,7 +169,7 @@ def test_other_programs_compute_our_graph_right(bccd_int8_graph: Graph, photogra
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("kind", ["drawn", "none"])
+@pytest.mark.parametrize("kind", ["drawn", pytest.param("none", marks=pytest.mark.slow)])
 def test_private_pictures_stay_at_home(
     bccd_int8_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ):

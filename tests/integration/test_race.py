@@ -38,6 +38,7 @@ def test_the_winner_is_built_and_the_race_is_in_its_json(
         assert detector.spec == bccd_graph.spec
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_int8_is_raced_as_int8(bccd_graph: Graph, bccd_part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = (

@@ -101,7 +101,7 @@ def test_leaves_curves_samples_and_a_log(trained: Path):
     )
 
 
-@pytest.mark.parametrize("fusion", ["softmax", "unbounded"])
+@pytest.mark.parametrize("fusion", [pytest.param("softmax", marks=pytest.mark.slow), "unbounded"])
 def test_trains_another_fusion_and_says_so(fusion: str, scenes: Path, tmp_path: Path):
     assert run(scenes, tmp_path, f"--epochs 1 --fusion {fusion} --mosaic 0.5 --accumulate 2") == 0
     assert open_checkpoint(tmp_path / "best.safetensors").spec.fusion == fusion

@@ -223,6 +223,7 @@ def test_a_mask_of_the_user_does_not_hide_the_version_from_the_service(bundles, 
     assert len(folders) > 4 and all(folder.stat().st_mode & 0o001 for folder in folders)
 
 
+@pytest.mark.slow
 def test_a_rollback_starts_no_service_where_none_was_ever_asked_for(bundles, root):
     """Without a source nothing runs the engine, and nobody chose that."""
     for release in ("1.0", "1.10"):
@@ -443,6 +444,7 @@ def test_trust_begins_with_a_key_and_then_holds(template, root, tmp_path):
     assert current(root) == done.version
 
 
+@pytest.mark.slow
 def test_a_signed_bundle_replaces_the_keys(template, root, tmp_path):
     old, new = make_keys(tmp_path / "old", None), make_keys(tmp_path / "new", None)
     put(sign(write_bundle(template, tmp_path / "1", release="1.0"), old), root, public_key=old.public)
@@ -629,6 +631,7 @@ def test_a_rollback_that_was_cut_off_is_told(bundles, ready):
     assert store.cut_off() == "" and release_of(ready) == "1.0"
 
 
+@pytest.mark.slow
 def test_settings_of_an_installation_that_was_cut_off_are_not_the_next_ones(
     template, bundles, ready, pictures, tmp_path, monkeypatch, caplog
 ):
@@ -673,6 +676,7 @@ def by_hand(root, ready, pictures):
             process.kill()
 
 
+@pytest.mark.slow
 def test_an_update_says_that_somebody_still_runs_the_version_before(bundles, root, by_hand, caplog):
     first = current(root)
     put(bundles / "1.10", root)
@@ -715,6 +719,7 @@ def run_installed(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([root / "cells" / "edge-effdet", *words], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_rollback_sets_aside_what_the_version_before_does_not_know(template, bundles, root, ready, tmp_path):
     store = Store.at(ready, "cells")
     later = with_setting(template, tmp_path / "later", "2.0")
@@ -739,6 +744,7 @@ def test_a_rollback_sets_aside_what_the_version_before_does_not_know(template, b
     assert json.loads(config.read_text())["siren"] == "loud"
 
 
+@pytest.mark.slow
 def test_a_downgrade_sets_aside_what_it_does_not_know_and_tells_a_misspelled_setting(
     template, bundles, ready, tmp_path
 ):
@@ -759,6 +765,7 @@ def test_a_downgrade_sets_aside_what_it_does_not_know_and_tells_a_misspelled_set
 # What is not ours
 
 
+@pytest.mark.slow
 def test_hidden_files_of_others_stay(bundles, root):
     put(bundles / "1.0", root)
     store = root / "cells"

@@ -287,6 +287,7 @@ def test_a_worker_that_cannot_import_its_task_is_refused_by_name(shared: Cluster
         spread.check_workers(client, {}, "benchmarks.none")
 
 
+@pytest.mark.slow
 def test_checkpoints_run_there_too(shared: Cluster, tiny_voc: Path, tmp_path: Path):
     torch = pytest.importorskip("torch")
     from edge_effdet.models.checkpoint import save_checkpoint

@@ -132,6 +132,7 @@ def test_a_video_is_turned_and_mirrored_by_its_display_matrix(tmp_path: Path, ma
     assert np.abs(frame.picture.astype(int) - show(marked)).mean() < 5
 
 
+@pytest.mark.slow
 def test_a_video_that_is_read_again_and_again_does_not_keep_what_decoded_it_before(tmp_path):
     import av
 
