@@ -322,7 +322,11 @@ def _duplicate_text(report: DataReport) -> str:
         return "no image is in two splits" if len(report.splits) > 1 else ""
     lines = [f"{_counted(len(report.duplicates), 'image is', 'images are')} in two splits, byte for byte:"]
     for group in report.duplicates[:SHOWN_A_KIND]:
-        lines += ["  " + " = ".join(f"{path} ({name})" for name, path in group)]
+        # One of each split: frames of a camera that saw the same for hours would make a line without end.
+        firsts = {name: path for name, path in reversed(group)}
+        others = len(group) - len(firsts)
+        shown = " = ".join(f"{firsts[name]} ({name})" for name in sorted(firsts))
+        lines += [f"  {shown}" + (f" and {others} more of them" if others else "")]
     return "\n".join(lines + _more(len(report.duplicates)))
 
 

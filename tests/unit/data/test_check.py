@@ -171,6 +171,9 @@ def test_images_that_stand_in_two_splits_are_found_by_their_bytes(tmp_path, draw
     assert report.duplicates == ((("test", copy), ("train", original)), (("test", twice), ("train", twice)))
     assert f"  {copy} (test) = {original} (train)" in report_text(report)
     assert check_dataset(dataset_of(train=(*train, test[0]))).duplicates == (), "two in one split"
+    many = [sample_of(str(number), path=draw(tmp_path / f"{number}.bmp", shade=1)) for number in range(9)]
+    text = report_text(check_dataset(dataset_of(train=(*many, *train), test=test)))
+    assert f"  {copy} (test) = {tmp_path / '0.bmp'} (train) and 9 more of them\n" in text
 
 
 def test_a_duplicate_that_does_not_touch_the_chosen_split_is_left_out(tmp_path, draw):
