@@ -51,7 +51,8 @@ def judge(
 
     A drop within the budget passes. One above it fails where its whole interval (95 %) is above it too. Where the interval straddles
     the budget, these images cannot tell, and the engine passes with a remark, unless its backend does not compute its own graph. Where
-    no AP was measured, the engine's agreement with its graph and with FP32 decides: that needs no labels.
+    no AP was measured, or FP32's is within the budget, so that an engine without any right box would lose no more than is allowed, the
+    engine's agreement with its graph and with FP32 decides: that needs no labels.
 
     Args:
         accuracy: the AP before and after, where labelled images were given.
@@ -78,6 +79,14 @@ def judge(
         measured = f"it {'loses' if drop >= 0 else 'gains'} {abs(drop):.2f} points of AP"
     if limit is None:
         return verdict(True, "no limit", f"{measured}, and a budget of none lets any engine pass")
+    before = None if accuracy is None or accuracy.reference_AP is None else 100 * accuracy.reference_AP
+    blind = before is not None and before <= limit
+    if blind:
+        drop = None
+        measured = (
+            f"FP32 itself has an AP of {before:.1f} on these images, of which no engine can lose more than the budget of {limit:g} "
+            "(see whether their labels are of what the detector was trained for)"
+        )
     if drop is not None and drop > limit:
         low, high = interval or (drop, drop)
         known = f"{drop:.2f} points of AP (95 %: {low:+.2f} to {high:+.2f}), and {limit:g} are allowed"
@@ -94,7 +103,7 @@ def judge(
     if drop is not None:
         return verdict(True, "drop", f"{measured}, and {limit:g} are allowed")
     if agreement is not None and not agreement.right:
-        return verdict(False, "agreement", agreement.text)
+        return verdict(False, "agreement", f"{measured}, and {agreement.text}" if blind else agreement.text)
     if agreement is not None:
         return verdict(True, "agreement", f"{measured}, and it finds what {agreement.reference} finds")
     return verdict(True, "nothing", f"{measured}, so nothing was judged")

@@ -117,7 +117,10 @@ def _gate_remarks(record: EngineRecord, gate: Verdict) -> list[str]:
         lines.append(
             f"\n{record.precision.upper()} by {record.backend} was built in place of what was not right: {failed}."
         )
-    if gate.decided_by == "interval" or (gate.decided_by == "no limit" and gate.budget_was == "asked"):
+    unsaid = (
+        gate.decided_by in ("agreement", "nothing") and record.accuracy is not None and record.accuracy.drop is not None
+    )
+    if gate.decided_by == "interval" or unsaid or (gate.decided_by == "no limit" and gate.budget_was == "asked"):
         lines.append(f"\nThe engine passes, though {gate.text}.")
     return lines
 

@@ -323,7 +323,7 @@ def _duplicate_text(report: DataReport) -> str:
     lines = [f"{_counted(len(report.duplicates), 'image is', 'images are')} in two splits, byte for byte:"]
     for group in report.duplicates[:SHOWN_A_KIND]:
         # One of each split: frames of a camera that saw the same for hours would make a line without end.
-        firsts = {name: path for name, path in reversed(group)}
+        firsts = dict(reversed(group))
         others = len(group) - len(firsts)
         shown = " = ".join(f"{firsts[name]} ({name})" for name in sorted(firsts))
         lines += [f"  {shown}" + (f" and {others} more of them" if others else "")]

@@ -55,6 +55,17 @@ def measured(drop, interval=None, agreement=None):
         (measured(None, None, WRONG), Budget(), False, "agreement"),
         ((None, WRONG), Budget(None, asked=True), True, "no limit"),
         ((None, None), Budget(), True, "nothing"),
+        # Of so low an AP nothing can be lost that the budget does not allow.
+        ((replace(MEASURED, reference_AP=0.0, drop=0.0), WRONG), Budget(), False, "agreement"),
+        (
+            (replace(MEASURED, reference_AP=0.01, drop=1.0, drop_interval=(0.5, 1.5)), RIGHT),
+            Budget(),
+            True,
+            "agreement",
+        ),
+        ((replace(MEASURED, reference_AP=0.0, drop=0.0), None), Budget(), True, "nothing"),
+        ((replace(MEASURED, reference_AP=0.02, drop=0.5), WRONG), Budget(), True, "drop"),
+        ((replace(MEASURED, reference_AP=0.0, drop=0.0), WRONG), Budget(None, asked=True), True, "no limit"),
     ],
 )
 def test_verdict(given, budget, passed, decided_by):
@@ -68,6 +79,12 @@ def test_the_remark_says_how_sure_it_is():
     text = judge(*measured(1.4, (0.6, 2.2)), Budget()).text
     assert "1.40 points of AP (95 %: +0.60 to +2.20), and 1 are allowed" in text and "few images cannot tell" in text
     assert judge(None, WRONG, Budget()).text == WRONG.text
+    nothing_to_lose = replace(MEASURED, reference_AP=0.004, drop=0.1)
+    for agreement, ended in ((RIGHT, "and it finds what the FP32 graph finds"), (WRONG, f"and {WRONG.text}")):
+        text = judge(nothing_to_lose, agreement, Budget()).text
+        assert text.startswith(
+            "FP32 itself has an AP of 0.4 on these images, of which no engine can lose more than the budget of 1 ("
+        ) and text.endswith(ended)
 
 
 @pytest.mark.parametrize(
