@@ -28,11 +28,11 @@ _AHEAD = 2
 _SEMAPHORES = 1 << 20
 """More bytes than the semaphores of the queues take, a page of memory each."""
 
-_FILES = 16
+_FILES = 24
 """Open files that a run needs besides, for a moment."""
 
-_FILES_OF_A_WORKER = 8
-"""Pipes and sockets between the main process and one that loads images. With two of them, loading works from 14 open files on."""
+_FILES_OF_A_WORKER = 4
+"""Ends of pipes that the main process keeps to one that loads images. Loading alone works from 9 open files on with one of them, and from 14 with two."""
 
 _PROBE_IMAGES = 2
 """Images in the trial pass. Batch norm needs more than one value a channel."""

@@ -137,6 +137,6 @@ def test_a_limit_of_open_files_that_is_too_small_is_told_before_the_run():
     memory.require_open_files(0)
     with pytest.raises(
         UsageError,
-        match=r"1000000 processes .* need up to 16000016 open files, .* \d+ more; give `workers` 0, or raise the",
+        match=r"1000000 processes .* need up to 8000024 open files, .* \d+ more; give `workers` 0, or raise the",
     ):
         memory.require_open_files(1_000_000)
