@@ -18,6 +18,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
@@ -85,10 +86,18 @@ class _NobodyReads(BrokenPipeError):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that prints what it refuses so that it does nothing to a terminal: an argument may be the name of a file."""
+    """A parser that refuses in one sentence, where argparse prints all flags before it, of which some verbs have fifty. The sentence does nothing to a
+    terminal: an argument may be the name of a file.
+    """
 
     def error(self, message: str) -> NoReturn:
-        super().error(_one_line(message))
+        self.exit(2, f"error: {_one_line(message)}{self._meant(message)}; see {self.prog} --help\n")
+
+    def _meant(self, message: str) -> str:
+        """The flag that was probably meant, in brackets, where there is no such flag as the message says."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        return f" (did you mean {near[0]}?)" if near else ""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse says nothing where the help cannot be printed.

@@ -156,7 +156,22 @@ def test_an_unknown_flag_is_bad_usage(verb, capsys):
     with pytest.raises(SystemExit) as caught:
         importlib.import_module(program.module_name(verb)).main(["--no-such-flag"])
     assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    # Where a verb wants other arguments, argparse names those first.
+    assert re.fullmatch(
+        rf"error: (the following arguments|unrecognized arguments|one of).*; see python -m edge_effdet\.{verb}\b.* --help\n",
+        said,
+    )
+
+
+def test_the_flag_that_was_meant_is_named(capsys):
+    with pytest.raises(SystemExit) as caught:
+        program.main(["build_engine", "--int8", "--calibration-dat", "bccd", "--outptu=x"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "error: unrecognized arguments: --outptu=x (did you mean --output?); see python -m edge_effdet.build_engine --help\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
