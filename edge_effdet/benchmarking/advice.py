@@ -106,7 +106,7 @@ def _why_not(fastest: Row, rows: Sequence[Row], max_ap_drop: float) -> list[str]
         and not fastest.evidence.gate.passed
     ):
         return [
-            f"{title} is faster ({_ms(_median(fastest))}), and was not within its budget when it was built: {fastest.evidence.gate.text.rstrip('.')}."
+            f"{title} is faster ({_ms(_median(fastest))}), and did not pass the accuracy gate when it was built: {fastest.evidence.gate.text.rstrip('.')}."
         ]
     if quality is None:
         return [f"{title} is faster ({_ms(_median(fastest))}), and its AP is not known."]

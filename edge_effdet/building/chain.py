@@ -348,7 +348,7 @@ class _Tries:
             remedy = f"let `search` find the layers that have to stay high, {remedy}"
         kept = "No engine was built"
         if self._engine is not None:
-            kept = f"{self._engine.path} was built and is kept, but it is not within the budget"
+            kept = f"{self._engine.path} was built and is kept, but the gate does not let it pass"
         return AccuracyGateFailed(
             f"{kept} ({'; '.join(self.failed)}); {remedy}, or move the budget with `max_ap_drop`."
         )

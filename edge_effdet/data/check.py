@@ -303,8 +303,8 @@ def _anchor_text(report: DataReport) -> str:
     else:
         ratios = ",".join(f"{width:g}x{height:g}" for width, height in advice.suggested.aspect_ratios)
         flags = f"--anchor-scale {advice.suggested.anchor_scale:g} --aspect-ratios {ratios}"
-        if report.image_size != USUAL_INPUT:
-            # They suit the boxes in an input of this size alone.
+        if report.image_size != USUAL_INPUT and all(side % 32 == 0 for side in report.image_size):
+            # They suit the boxes in an input of this size alone. No network has one of other sizes.
             flags += f" --image-size {_size(report.image_size)}"
         lines.append(
             f"         the suggested anchors fit better by {gain:.3f}: train with python -m edge_effdet.train {flags}"

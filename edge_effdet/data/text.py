@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_effdet.errors import DataError
+from edge_effdet.runtime.limits import refuse_shortage
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -38,6 +39,7 @@ def read_content(file: Path, most: int | None = None) -> bytes:
 
     Raises:
         DataError: the file cannot be read, is none, or is too large.
+        NotEnoughMemory: the system gives no more memory or open files, which says nothing of the file.
     """
     try:
         status = file.stat()
@@ -50,6 +52,7 @@ def read_content(file: Path, most: int | None = None) -> bytes:
             )
         return file.read_bytes()
     except OSError as error:
+        refuse_shortage(error, file)
         raise DataError(f"{file} cannot be read ({error.strerror or error}); check the file.") from error
 
 

@@ -111,7 +111,7 @@ def write_triton_repository(
     if options.threads and not get_backend(engine.backend).TRAITS.on_cpu:
         raise UsageError(f"{engine.backend} does not compute on the CPU, so `threads` means nothing; leave it out.")
     if record.gate is not None and not record.gate.passed:
-        logger.warning("%s was not within its budget when it was built: %s", engine.path.name, record.gate.text)
+        logger.warning("%s did not pass the accuracy gate when it was built: %s", engine.path.name, record.gate.text)
     refuse_overwrite([output], [engine.path, engine.json_path])
     require_writable(output)
     with temporary_folder() as aside:

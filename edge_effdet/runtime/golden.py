@@ -204,7 +204,7 @@ def require_same_results(runner: Runner, engine: Engine, wanted: bool = True) ->
         return None
     gate = None if engine.record is None else engine.record.gate
     if gate is not None and not gate.passed:
-        logger.warning("%s was not within its budget when it was built: %s", engine.path.name, gate.text)
+        logger.warning("%s did not pass the accuracy gate when it was built: %s", engine.path.name, gate.text)
     kept = None if engine.record is None else engine.record.golden
     if kept is None:
         logger.warning(

@@ -142,7 +142,7 @@ def batches_of(loader: Any) -> Iterator[Batch]:
     try:
         yield from source
     except RuntimeError as error:
-        if not _is_of_open_files(error):
+        if not _says(errno.EMFILE, error):
             raise
         raise _not_handed_over(error) from error
     except EdgeEffDetError as error:
@@ -235,15 +235,15 @@ def _share(batch: Batch) -> None:
 
 
 def _not_handed_over(error: Exception) -> UsageError:
-    """The error where the system has no more of what hands images over, though ``memory.require_shared_memory`` found enough: other programs
-    use it too.
-    """
+    """The error where the system has no more of what hands images over, though ``memory`` found enough before: other programs use it too."""
     said = "The processes that load images cannot hand them over, for"
-    if _is_of_open_files(error):
+    if _says(errno.ENFILE, error):
+        return UsageError(f"{said} the system opens no more files; give fewer `workers`, or end other programs.")
+    if _says(errno.EMFILE, error):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return UsageError(
             f"{said} they need more open files than the {limit} that the system allows this program; give fewer `workers`, or raise the limit, "
-            "as ulimit -n 4096 does."
+            "as ulimit -n does."
         )
     reason = error.strerror if isinstance(error, OSError) else None
     return UsageError(
@@ -252,9 +252,9 @@ def _not_handed_over(error: Exception) -> UsageError:
     )
 
 
-def _is_of_open_files(error: Exception) -> bool:
-    # torch has RuntimeErrors of its own, with the system's words or with those of Python's os.strerror.
-    return getattr(error, "errno", None) == errno.EMFILE or os.strerror(errno.EMFILE) in str(error)
+def _says(number: int, error: Exception) -> bool:
+    """Whether an error is the system's of this number: torch has RuntimeErrors of its own, with the system's words."""
+    return os.strerror(number) in str(error)
 
 
 def _remove_quietly(error: Exception) -> None:

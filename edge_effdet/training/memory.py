@@ -121,7 +121,7 @@ def require_open_files(workers: int) -> None:
     if opened + needed > limit:
         raise UsageError(
             f"{workers} processes that load images need up to {needed} open files, and the system allows this program {max(0, limit - opened)} "
-            "more; give `workers` 0, or raise the limit, as ulimit -n 4096 does."
+            "more; give `workers` 0, or raise the limit, as ulimit -n does."
         )
 
 

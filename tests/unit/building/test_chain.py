@@ -242,7 +242,7 @@ def test_a_build_that_finds_none_within_the_budget_says_what_each_lost(tmp_path,
         chain._build_within_budget(job, config, "")
     said = str(failed.value)
     if orders["int8"]:
-        assert "x.int8.onnx was built and is kept, but it is not within the budget" in said
+        assert "x.int8.onnx was built and is kept, but the gate does not let it pass" in said
         assert "INT8 by fast: it loses 12.00" in said and "INT8 by bad: it loses 5.00" in said
     else:
         assert "x.fp16.onnx was built and is kept" in said

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edge_effdet.artifacts import Engine
-from edge_effdet.artifacts.record import Accuracy, Latency
+from edge_effdet.artifacts.record import Accuracy, Latency, Verdict
 from edge_effdet.building.summary import build_report
 from tests.records import make_record
 
@@ -33,6 +33,29 @@ def report(tmp_path, drop: float, interval: tuple[float, float]) -> str:
 )  # fmt: skip
 def test_a_drop_is_told_as_a_gain_or_a_loss(tmp_path, drop, interval, said):
     assert said in report(tmp_path, drop, interval)
+
+
+def gated(tmp_path, **verdict) -> str:
+    path = tmp_path / "x.int8.onnx"
+    path.write_bytes(b"an engine")
+    gate = Verdict(
+        **{"passed": True, "max_ap_drop": 1.0, "budget_was": "default", "text": "FP32 itself has an AP of 0.0"}
+        | verdict
+    )
+    accuracy = replace(MEASURED, reference_AP=0.0, drop=0.0)
+    record = make_record(
+        precision="int8", accuracy=accuracy, latency=Latency(median_ms=10.0, p90_ms=11.0, runs=10, batch=1), gate=gate
+    )
+    return build_report(Engine(path, record.spec, record.backend, "int8", record=record))
+
+
+@pytest.mark.parametrize("decided_by", ["agreement", "nothing", "interval"])
+def test_what_no_drop_could_decide_is_said(tmp_path, decided_by):
+    assert "\nThe engine passes, though FP32 itself has an AP of 0.0.\n" in gated(tmp_path, decided_by=decided_by)
+
+
+def test_of_a_drop_within_the_budget_the_table_says_enough(tmp_path):
+    assert "The engine passes" not in gated(tmp_path, decided_by="drop")
 
 
 def test_what_to_type_next_names_no_folder_that_need_not_be_there(tmp_path):

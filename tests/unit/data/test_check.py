@@ -142,6 +142,8 @@ def test_the_command_that_is_suggested_trains_at_the_size_that_the_anchors_suit(
     usual, other = (report_text(check_dataset(dataset, image_size=size)) for size in (USUAL_INPUT, (288, 512)))
     assert "train --anchor-scale" in usual and "--image-size" not in usual.partition("train with")[2].partition("\n")[0]
     assert " --image-size 288x512\n" in other.partition("train --anchor-scale")[2]
+    no_input = report_text(check_dataset(dataset, image_size=(500, 500)))
+    assert "--anchor-scale" in no_input and "--image-size" not in no_input, "train would refuse it"
 
 
 def test_few_boxes_are_no_ground_for_advice():

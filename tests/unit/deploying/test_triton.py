@@ -356,7 +356,7 @@ def test_threads_of_a_gpu(tmp_path: Path):
 def test_an_engine_beyond_its_budget_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     gate = Verdict(passed=False, decided_by="drop", max_ap_drop=1.0, budget_was="asked", text="it loses 3 points of AP")
     write_triton_repository(make_engine(tmp_path / "engines" / "bccd.onnx", gate=gate), tmp_path / "m")
-    assert "was not within its budget when it was built: it loses 3 points of AP" in caplog.text
+    assert "did not pass the accuracy gate when it was built: it loses 3 points of AP" in caplog.text
 
 
 def test_a_plan_becomes_an_ensemble(plan: Callable[..., Engine], tmp_path: Path):

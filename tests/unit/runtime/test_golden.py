@@ -257,7 +257,7 @@ def test_an_engine_over_its_budget_is_named_at_each_load(engine, here, runner, c
         text="it loses 12.00 points of AP, and 1 are allowed",
     )
     require_same_results(runner, with_record(engine, gate=gate))
-    assert "not within its budget when it was built: it loses 12.00" in caplog.text
+    assert "did not pass the accuracy gate when it was built: it loses 12.00" in caplog.text
 
 
 def with_picture(changed: Golden, **changes) -> Golden:

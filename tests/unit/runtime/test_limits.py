@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from edge_effdet.artifacts import ModelSpec
+from edge_effdet.data.text import read_content
 from edge_effdet.errors import DataError, NotEnoughMemory
 from edge_effdet.runtime import images, limits
 from edge_effdet.runtime.detector import Detector
@@ -218,7 +219,7 @@ def test_a_shortage_of_memory_is_no_damaged_picture(tmp_path: Path, depth: int, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is open")
-def test_a_shortage_of_open_files_is_no_damaged_picture(tmp_path: Path):
+def test_a_shortage_of_open_files_is_no_damaged_file(tmp_path: Path):
     path = tmp_path / "a.jpg"
     Image.new("RGB", (8, 8)).save(path)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -227,7 +228,7 @@ def test_a_shortage_of_open_files_is_no_damaged_picture(tmp_path: Path):
     os.close(first)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (first, limit[1]))
-        for read in (read_image, images.picture_frame):
+        for read in (read_image, images.picture_frame, read_content):
             with pytest.raises(
                 NotEnoughMemory, match=r"a\.jpg cannot be read now \(Too many open files\); free what is short"
             ):

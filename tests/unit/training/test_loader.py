@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 from edge_effdet.data.base import Sample
-from edge_effdet.errors import DataError
+from edge_effdet.errors import DataError, UsageError
 from edge_effdet.models.zoo import model_spec
 from edge_effdet.training.loader import EpochBatches, TrainingImages, batches_of, training_loader, validation_loader
 from edge_effdet.training.options import TrainConfig
@@ -206,6 +208,48 @@ def test_a_large_batch_needs_no_more_open_files_and_too_few_are_told_in_a_senten
     assert (small, large) == ("120", "120")
     assert len(few) == 4 and all("for they need more open files than the " in line for line in few)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "they need more open files than the"),
+        (
+            RuntimeError(f"{os.strerror(errno.EMFILE)}. Communication with the workers is no longer possible."),
+            "they need more open files than the",
+        ),
+        # Others have opened all that the system has, and no limit of this process helps.
+        (
+            OSError(errno.ENFILE, os.strerror(errno.ENFILE)),
+            "for the system opens no more files; give fewer `workers`, or end other programs",
+        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no shared memory is left (No space left on device)"),
+    ],
+    ids=["EMFILE", "torch", "ENFILE", "ENOSPC"],
+)
+def test_what_is_short_is_told(error, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        list(batches_of(Failing(error)))
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="half"):
+        list(batches_of(Failing(RuntimeError("half"))))
+
+
+class Failing:
+    """A loader whose processes cannot be started, or fail at the first batch."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __iter__(self):
+        if isinstance(self.error, OSError):
+            raise self.error
+        return self
+
+    def __next__(self):
+        raise self.error
 
 
 def test_an_error_of_a_process_that_loads_is_its_sentence(samples):
