@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from typing import Any
 
@@ -29,8 +30,7 @@ def schema_of(kind: type) -> dict[str, Any]:
 
 def attributes(docstring: str) -> dict[str, str]:
     """The section ``Attributes`` of a docstring; a line may describe several."""
-    section = docstring.partition("Attributes:\n")[2]
-    lines = re.findall(
-        r"^        (\w+(?:, \w+)*): (.*?)(?=\n        \w+(?:, \w+)*:|\Z)", section, re.MULTILINE | re.DOTALL
-    )
+    # From 3.13 on the compiler takes the indentation off.
+    section = inspect.cleandoc(docstring).partition("Attributes:\n")[2]
+    lines = re.findall(r"^    (\w+(?:, \w+)*): (.*?)(?=\n    \w+(?:, \w+)*:|\Z)", section, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.split()).replace("``", "`") for names, text in lines for name in names.split(", ")}

@@ -45,6 +45,9 @@ PACKAGE = "edge-effdet"
 CONNECT_SECONDS = 20
 """How long a scheduler has to answer."""
 
+_FILE_SECONDS = 2
+"""How long a scheduler that starts has to write its file."""
+
 WORKERS_SECONDS = 120
 """How long a cluster may be without any worker, at the start and later on."""
 
@@ -172,7 +175,7 @@ def connect(address: str) -> Iterator[Any]:
     except ModuleNotFoundError as error:
         raise MissingDependency(error.name or "distributed", "dask", "to use a Dask cluster") from error
     try:
-        place = str(json.loads(Path(address).read_text("utf-8"))["address"]) if Path(address).is_file() else address
+        place = _read_scheduler_file(Path(address)) if Path(address).is_file() else address
         # Asked to connect to what is no address, a client tries for a minute and then ends in a traceback.
         scheme, host_and_port = parse_address(place)
         get_transport(scheme)
@@ -198,6 +201,22 @@ def connect(address: str) -> Iterator[Any]:
             yield client
     finally:
         own.setLevel(level)
+
+
+def _read_scheduler_file(path: Path) -> str:
+    """The address in a scheduler file. A scheduler that starts writes it bit by bit, so half of one is read again for a moment.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    end = time.monotonic() + _FILE_SECONDS
+    while True:
+        try:
+            return str(json.loads(path.read_text("utf-8"))["address"])
+        except ValueError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_FILE_SECONDS / 20)
 
 
 def wait_for_workers(client: Any) -> dict[str, int]:

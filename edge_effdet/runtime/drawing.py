@@ -167,7 +167,8 @@ def save_picture(path: Path, image: np.ndarray, quality: int = 92) -> None:
         Image.fromarray(image).save(content, format="JPEG", quality=quality)
     # Pillow itself would leave half a picture on a full disk, without an error.
     with atomic_output(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        # A copy: where a view of it is left in the traceback of a full disk, Python 3.13 raises a BufferError in place of that error.
+        temporary.write_bytes(content.getvalue())
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int, cell: Size | None = None) -> np.ndarray:

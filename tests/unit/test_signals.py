@@ -152,8 +152,10 @@ def test_whoever_asks_again_does_not_wait_for_a_library():
 
 
 WITH_A_WORKER = """
-import os, signal, time
+import os, signal, time, warnings
 from edge_effdet import signals
+# From 3.12 on Python warns of a fork beside threads.
+warnings.simplefilter("ignore", DeprecationWarning)
 signals._ONE_REQUEST = 0.05
 with signals.raising():
     worker = os.fork()

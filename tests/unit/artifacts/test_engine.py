@@ -178,9 +178,9 @@ def test_what_is_no_file_where_the_record_waits_is_refused(tmp_path: Path, monke
         waiting.symlink_to(tmp_path / ("x.onnx.json" if kind == "a link to a file" else "nowhere"))
     before, opened, tries = waiting.lstat(), os.open, iter(range(50))
 
-    def open_a_few_times(*given: Any) -> int:
+    def open_a_few_times(*given: Any, **named: Any) -> int:
         assert next(tries, None) is not None, "it never ends"
-        return opened(*given)
+        return opened(*given, **named)
 
     monkeypatch.setattr(os, "open", open_a_few_times)
     with pytest.raises(InputError, match=r"x\.onnx\.json\.new is a link, a pipe or a folder, .*; move it away"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,17 @@ def test_what_is_no_address_is_refused_at_once(address: str, engine: Path, data:
 def test_a_file_that_no_scheduler_wrote_is_no_address(engine: Path, data: Path):
     with pytest.raises(UsageError, match=r"tiny\.onnx\.json is neither"):
         evaluate_detector(engine, data, EvaluateConfig(dask=f"{engine}.json"))
+
+
+def test_a_file_that_a_scheduler_is_writing_is_read_again(tmp_path: Path):
+    path = tmp_path / "scheduler.json"
+    path.write_bytes(b"")
+    writing = threading.Timer(0.3, path.write_text, ['{"address": "tcp://127.0.0.1:8786"}'])
+    writing.start()
+    try:
+        assert spread._read_scheduler_file(path) == "tcp://127.0.0.1:8786"
+    finally:
+        writing.join()
 
 
 def test_a_scheduler_that_does_not_answer(engine: Path, data: Path, monkeypatch):
