@@ -117,10 +117,9 @@ def _gate_remarks(record: EngineRecord, gate: Verdict) -> list[str]:
         lines.append(
             f"\n{record.precision.upper()} by {record.backend} was built in place of what was not right: {failed}."
         )
-    unsaid = (
-        gate.decided_by in ("agreement", "nothing") and record.accuracy is not None and record.accuracy.drop is not None
-    )
-    if gate.decided_by == "interval" or unsaid or (gate.decided_by == "no limit" and gate.budget_was == "asked"):
+    # The table shows a drop that says nothing.
+    blind = gate.decided_by == "nothing" and record.accuracy is not None and record.accuracy.drop is not None
+    if gate.decided_by == "interval" or blind or (gate.decided_by == "no limit" and gate.budget_was == "asked"):
         lines.append(f"\nThe engine passes, though {gate.text}.")
     return lines
 

@@ -60,12 +60,10 @@ def blind(reference, agreement):
         (measured(None, None, WRONG), Budget(), False, "agreement"),
         ((None, WRONG), Budget(None, asked=True), True, "no limit"),
         ((None, None), Budget(), True, "nothing"),
-        # Of so low an AP nothing can be lost that the budget does not allow.
-        (blind(0.0, WRONG), Budget(), False, "agreement"),
-        (blind(0.01, RIGHT), Budget(), True, "agreement"),
+        # Of so low an AP nothing can be lost that the budget does not allow, and what is found is noise.
+        (blind(0.0, WRONG), Budget(), True, "nothing"),
+        (blind(0.01, RIGHT), Budget(), True, "nothing"),
         (blind(0.0, None), Budget(), True, "nothing"),
-        # The backend is right, and a detector that has learned next to nothing changes much in INT8.
-        (blind(0.0, FAR), Budget(), True, "agreement"),
         (blind(0.02, WRONG), Budget(), True, "drop"),
         (blind(0.02, WRONG), Budget(50, asked=True), True, "drop"),
         (blind(0.0, WRONG), Budget(-0.5, asked=True), False, "interval"),

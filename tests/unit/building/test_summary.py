@@ -49,7 +49,7 @@ def gated(tmp_path, **verdict) -> str:
     return build_report(Engine(path, record.spec, record.backend, "int8", record=record))
 
 
-@pytest.mark.parametrize("decided_by", ["agreement", "nothing", "interval"])
+@pytest.mark.parametrize("decided_by", ["nothing", "interval"])
 def test_what_no_drop_could_decide_is_said(tmp_path, decided_by):
     assert "\nThe engine passes, though FP32 itself has an AP of 0.0.\n" in gated(tmp_path, decided_by=decided_by)
 
