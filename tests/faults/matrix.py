@@ -192,6 +192,8 @@ class Bench:
         reference = self.reference(subject, FRESH)
         if tried.start == EARLIER:
             reference = self.reference(subject, EARLIER)
+        if circumstance.call is not None and not reference.calls:
+            raise Unavailable(f"{subject.name} changes no files")
         self._number += 1
         place = self.folder / f"case {self._number}"
         at, calls = "", None
