@@ -199,6 +199,9 @@ _EXPLANATION = (
     "- nothing else was left behind, by a run that was killed at the latest after the next one;",
     "- the next run of the same command, which nothing hampered, ended well.",
     "",
+    "The command above says at how many system calls each verb was tried at most. A journal may hold more tries, from runs that asked for more, and fewer, from runs "
+    "that were ended; what it holds is what is counted.",
+    "",
     "What happens at a system call happens before a call that opens a file for writing, writes, truncates, synchronises, renames, links or removes a file or "
     "a folder, in the command's own folders; calls of native libraries count too (`tests/faults/calls.c`). The networks are small ones with random weights, the "
     "inputs a dozen of drawn pictures, the backends onnxruntime and OpenVINO on the CPU. What a power cut does to a disk is not tried, nor file systems of a "
